@@ -1,0 +1,142 @@
+"""Drive a Hugging Face decoder layer by layer, without changing it.
+
+A *layer view* is a shallow copy of the user's decoder layer whose attention module points at an
+attention function of ours. Parameters, submodules and hooks are shared with the model; the model
+itself is never written to, so an ordinary `model.generate` may run beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+ATTENTION_NAME = "firp"
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class AttentionStep(Protocol):
+    """What stands behind the attention of every layer during one pass."""
+
+    def attend(
+        self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
+    ) -> Tensor:
+        """Attention of one layer.
+
+        Args:
+            layer_index: 0-based index of the layer.
+            query: [B, H, R, D] after rotary, a transposed view.
+            key, value: [B, Hkv, R, D], key after rotary.
+            scale: factor of the scores.
+            sliding_window: number of last positions seen, or None.
+
+        Returns:
+            [B, R, H, D].
+        """
+
+
+def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **_):
+    return firp_step.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention)
+
+
+def replace_submodule(view: nn.Module, name: str, submodule: nn.Module) -> None:
+    """Put `submodule` into the shallow copy `view` without touching the module it was copied from."""
+    view._modules = {**view._modules, name: submodule}
+
+
+def make_layer_view(layer: nn.Module) -> nn.Module:
+    """Return a view of one decoder layer whose attention calls the `AttentionStep` passed as `firp_step`."""
+    config = copy.copy(layer.self_attn.config)
+    config._attn_implementation_internal = ATTENTION_NAME
+    attention = copy.copy(layer.self_attn)
+    attention.config = config
+    view = copy.copy(layer)
+    replace_submodule(view, "self_attn", attention)
+    return view
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Raise ValueError, naming what is wrong, unless `model` is a decoder that layer views can drive."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"model: got {type(model).__name__} with model_type {model_type!r}, "
+            f"expected a causal decoder of type {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
+    if not hasattr(getattr(model, "model", None), "layers") or model.get_output_embeddings() is None:
+        raise ValueError(f"model: got {type(model).__name__}, expected a causal language model with a head")
+    if any("forward" in layer.__dict__ for layer in model.model.layers):
+        raise ValueError(
+            "model: its layers are dispatched over several devices by accelerate (device_map), which layer views "
+            "cannot follow; load the model on one device"
+        )
+
+
+class DecoderView:
+    """The parts of a causal decoder that a FIRP step needs, each callable on its own.
+
+    Args:
+        model: a Hugging Face causal language model of a supported type.
+        adapt_layer: optional function applied to each layer view, returning the view to use.
+        head: optional replacement of the model's own head.
+
+    Raises:
+        ValueError: `model` is not a decoder of a supported kind.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adapt_layer: Callable[[nn.Module], nn.Module] | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        check_supported(model)
+        self.config = model.config
+        self.decoder = model.model
+        views = [make_layer_view(layer) for layer in self.decoder.layers]
+        self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
+        self.head = head or model.get_output_embeddings()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embed_tokens.weight.dtype
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids [B, R] to hidden rows [B, R, d]."""
+        return self.decoder.embed_tokens(tokens)
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, R, D] of the position ids [B, R]."""
+        return self.decoder.rotary_emb(hidden, position_ids)
+
+    def run_layers(self, hidden: Tensor, position_ids: Tensor, step: AttentionStep, start: int, stop: int) -> Tensor:
+        """Pass hidden rows [B, R, d] at `position_ids` [B, R] through layers start..stop-1 (0-based)."""
+        position_embeddings = self.rotary(hidden, position_ids)
+        for layer in self.layers[start:stop]:
+            hidden = layer(
+                hidden,
+                attention_mask=None,
+                position_ids=position_ids,
+                position_embeddings=position_embeddings,
+                firp_step=step,
+            )
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden rows [..., d] after the last layer to scores [..., V], by the model's own norm and head."""
+        return self.head(self.decoder.norm(hidden))

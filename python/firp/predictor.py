@@ -1,0 +1,143 @@
+"""The FIRP predictor: one linear map per future offset, applied at the insertion layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+TREE_KINDS = ("dynamic", "static")
+MAX_NODES = 256
+
+
+class PredictorMismatch(ValueError):
+    """The predictor was trained for another base model."""
+
+
+class FirpPredictor(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="firp",
+    tags=["speculative-decoding", "firp"],
+    repo_url="https://arxiv.org/abs/2410.20488",
+):
+    """Predicts the hidden states of the next k positions at the insertion layer: pseudo[i, j] = weight[j] @ h[i].
+
+    Source: FIRP, arXiv 2410.20488, section 3.
+
+    Args:
+        num_offsets: k, how many future positions are predicted.
+        hidden_size: d, the width of the base model.
+        insertion_layer: t, the number of decoder layers below the prediction; 1 <= t <= num_layers - 1.
+        num_layers: L of the base model.
+        vocab_size: V of the base model.
+        architecture: class name of the base model, such as "LlamaForCausalLM".
+        base_model: its name, for people; not compared.
+        num_nodes: N, draft tree nodes, root included, that pay on the reference machine.
+        num_lookahead: P, nodes that get pseudo rows.
+        tree_kind: "dynamic" or "static".
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        num_offsets: int,
+        hidden_size: int,
+        insertion_layer: int,
+        num_layers: int,
+        vocab_size: int,
+        architecture: str = "LlamaForCausalLM",
+        base_model: str = "",
+        num_nodes: int = 8,
+        num_lookahead: int = 2,
+        tree_kind: str = "dynamic",
+    ) -> None:
+        super().__init__()
+        if num_offsets < 1:
+            raise ValueError(f"num_offsets: got {num_offsets}, expected at least 1")
+        if not 1 <= insertion_layer <= num_layers - 1:
+            raise ValueError(f"insertion_layer: got {insertion_layer}, expected 1..{num_layers - 1} ({num_layers} layers)")
+        check_tree(num_nodes, num_lookahead, tree_kind)
+        self.num_offsets = num_offsets
+        self.hidden_size = hidden_size
+        self.insertion_layer = insertion_layer
+        self.num_layers = num_layers
+        self.vocab_size = vocab_size
+        self.architecture = architecture
+        self.base_model = base_model
+        self.num_nodes = num_nodes
+        self.num_lookahead = num_lookahead
+        self.tree_kind = tree_kind
+        self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
+
+    @classmethod
+    def for_model(cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **tree) -> FirpPredictor:
+        """An untrained (identity) predictor for `model`."""
+        config = model.config
+        return cls(
+            num_offsets=num_offsets,
+            hidden_size=config.hidden_size,
+            insertion_layer=insertion_layer,
+            num_layers=config.num_hidden_layers,
+            vocab_size=config.vocab_size,
+            architecture=type(model).__name__,
+            base_model=config._name_or_path,
+            **tree,
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., d] at the insertion layer to pseudo rows [..., k, d]."""
+        return torch.einsum("kod,...d->...ko", self.weight, hidden)
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise PredictorMismatch, naming the field that differs, unless trained for a model like `model`."""
+        config = model.config
+        found = {
+            "architecture": type(model).__name__,
+            "hidden_size": config.hidden_size,
+            "num_layers": config.num_hidden_layers,
+            "vocab_size": config.vocab_size,
+        }
+        for field, value in found.items():
+            expected = getattr(self, field)
+            if value != expected:
+                raise PredictorMismatch(
+                    f"predictor: {field} differs: the predictor was trained for {expected!r}"
+                    f" ({self.base_model or 'unnamed base model'}), the model has {value!r}"
+                )
+
+
+def check_tree(num_nodes: int, num_lookahead: int, tree_kind: str = "dynamic") -> None:
+    """Raise ValueError, naming the field, unless N, P and the tree kind are usable."""
+    if not 1 <= num_nodes <= MAX_NODES:
+        raise ValueError(f"num_nodes: got {num_nodes}, expected 1..{MAX_NODES}")
+    if not 1 <= num_lookahead <= num_nodes:
+        raise ValueError(f"num_lookahead: got {num_lookahead}, expected 1..{num_nodes} (num_nodes)")
+    if tree_kind not in TREE_KINDS:
+        raise ValueError(f"tree_kind: got {tree_kind!r}, expected one of {', '.join(TREE_KINDS)}")
+
+
+def load_predictor(source: str | Path) -> FirpPredictor:
+    """Load a predictor from a folder or a hub id, with one clear error for a missing or damaged one.
+
+    Raises:
+        FileNotFoundError: `source` looks like a folder that is not there or lacks a file.
+        ValueError: a file that cannot be read as a predictor.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"predictor: {folder} has no {name}")
+    elif str(source).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"predictor: folder {str(source)!r} does not exist")
+    try:
+        predictor = FirpPredictor.from_pretrained(str(folder) if folder.is_dir() else str(source))
+    except Exception as error:
+        raise ValueError(f"predictor: cannot load {str(source)!r}: {error}") from error
+    return predictor.eval()

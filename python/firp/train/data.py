@@ -1,0 +1,114 @@
+"""Token sequences of the base model's own text, and batches of them in an order a resume can rebuild."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SORT_WINDOW_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class TextDataset:
+    """Prompts with the base model's answers, all sequences joined.
+
+    Attributes:
+        tokens: [total] token ids.
+        offsets: [n + 1] start of each sequence in `tokens`.
+        prompt_lengths: [n] tokens of each prompt; the rest is the answer.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    prompt_lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def length(self, index: int) -> int:
+        return int(self.offsets[index + 1] - self.offsets[index])
+
+    def sequence(self, index: int) -> Tensor:
+        return torch.from_numpy(self.tokens[self.offsets[index] : self.offsets[index + 1]].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the right with token 0.
+
+    Attributes:
+        tokens: [B, T].
+        lengths: [B] real tokens of each.
+        prompt_lengths: [B].
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    prompt_lengths: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.tokens.to(device), self.lengths.to(device), self.prompt_lengths.to(device))
+
+
+def load_dataset(path: str | Path) -> TextDataset:
+    """Read a file written by `firp distill`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that lacks an array or whose arrays disagree.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"data: file {str(path)!r} does not exist")
+    try:
+        with np.load(path) as arrays:
+            dataset = TextDataset(arrays["tokens"], arrays["offsets"], arrays["prompt_lengths"])
+    except Exception as error:
+        raise ValueError(f"data: cannot read {str(path)!r} as the output of `firp distill`: {error}") from error
+    if len(dataset.offsets) != len(dataset) + 1 or dataset.offsets[-1] != len(dataset.tokens):
+        raise ValueError(f"data: arrays of {str(path)!r} disagree on the number of sequences or tokens")
+    return dataset
+
+
+def split_held_out(dataset: TextDataset, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (training, held-out) sequence indices; held-out ones are spread evenly over the file."""
+    if not 1 <= held_out < len(dataset):
+        raise ValueError(f"held_out: got {held_out}, expected 1..{len(dataset) - 1} ({len(dataset)} sequences)")
+    chosen = np.linspace(0, len(dataset) - 1, held_out).round().astype(np.int64)
+    mask = np.zeros(len(dataset), dtype=bool)
+    mask[chosen] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def make_batch(dataset: TextDataset, indices: np.ndarray, max_length: int) -> Batch:
+    """Stack the sequences at `indices`, cut to `max_length` tokens."""
+    sequences = [dataset.sequence(i)[:max_length] for i in indices]
+    lengths = torch.tensor([len(s) for s in sequences])
+    tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    prompt_lengths = torch.from_numpy(dataset.prompt_lengths[indices].astype(np.int64))
+    return Batch(tokens, lengths, torch.minimum(prompt_lengths, lengths))
+
+
+def epoch_batches(dataset: TextDataset, indices: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Batches of one epoch: shuffled, sorted by length within windows to save padding, shuffled again.
+
+    The order depends on (seed, epoch) alone.
+    """
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(indices)
+    window = batch_size * SORT_WINDOW_BATCHES
+    batches = []
+    for start in range(0, len(order), window):
+        part = sorted(order[start : start + window], key=dataset.length)
+        batches += [np.array(part[i : i + batch_size]) for i in range(0, len(part), batch_size)]
+    random.shuffle(batches)
+    return batches
+
+
+def batch_for_step(dataset: TextDataset, indices: np.ndarray, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Sequence indices of training step `step`, counted from 0 over all epochs."""
+    per_epoch = len(epoch_batches(dataset, indices, batch_size, seed, 0))
+    return epoch_batches(dataset, indices, batch_size, seed, step // per_epoch)[step % per_epoch]

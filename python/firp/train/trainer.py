@@ -1,0 +1,241 @@
+"""`firp train`: ridge start, KL steps, held-out accuracy, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from firp.layer_view import DecoderView
+from firp.models import load_model
+from firp.predictor import FirpPredictor
+from firp.train.data import TextDataset, batch_for_step, epoch_batches, load_dataset, make_batch, split_held_out
+from firp.train.objective import OffsetScores, kl_objective, sample_anchors
+from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "train_log.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a training run.
+
+    Attributes:
+        model: base model, as `load_model` takes it.
+        data: file written by `firp distill`.
+        insertion_layer: t.
+        num_offsets: k.
+        steps: optimizer steps.
+        batch_size: sequences a step.
+        anchors: anchors drawn from each sequence.
+        max_length: sequences are cut to this many tokens.
+        learning_rate: peak of AdamW's, after a linear warm-up of `warmup` steps; then a cosine to a tenth.
+        offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
+        ridge_tokens: tokens behind the closed-form start; 0 starts from the identity.
+        held_out: sequences kept for accuracy.
+        seed: of data order and anchors.
+        dtype: dtype of the base model; the predictor itself trains in float32.
+    """
+
+    model: str
+    data: str
+    insertion_layer: int
+    num_offsets: int = 3
+    steps: int = 1000
+    batch_size: int = 8
+    anchors: int = 64
+    max_length: int = 512
+    learning_rate: float = 5e-4
+    warmup: int = 20
+    offset_decay: float = 0.8
+    ridge_tokens: int = 100_000
+    held_out: int = 64
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("num_offsets", "steps", "batch_size", "anchors", "held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.max_length <= self.num_offsets:
+            raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
+        if not 0 < self.learning_rate:
+            raise ValueError(f"learning_rate: got {self.learning_rate}, expected more than 0")
+
+    def learning_rate_at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call write(temporary path), then move the result to `path`: a kill leaves the old file or the new one."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(staging)
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+class Trainer:
+    """One training run in the folder `output`; a folder with a checkpoint of the same config is resumed."""
+
+    def __init__(self, config: TrainConfig, output: str | Path, device: str = "cpu", progress: bool = True) -> None:
+        self.config = config
+        self.output = Path(output)
+        self.device = torch.device(device)
+        self.progress = progress
+        self.dataset: TextDataset = load_dataset(config.data)
+        self.train_indices, self.held_out_indices = split_held_out(self.dataset, config.held_out)
+        self.model, _ = load_model(config.model, config.dtype, self.device)
+        self.model.requires_grad_(False)
+        self.view = DecoderView(self.model)
+        self.predictor = FirpPredictor.for_model(self.model, config.num_offsets, config.insertion_layer).to(self.device)
+        self.predictor.base_model = config.model
+        self.optimizer = torch.optim.AdamW([self.predictor.weight], lr=config.learning_rate, weight_decay=0.0)
+        self.offset_weights = config.offset_decay ** torch.arange(config.num_offsets, device=self.device)
+        self.step = 0
+        self.seconds = 0.0
+        self.output.mkdir(parents=True, exist_ok=True)
+
+    def run(self, time_limit_s: float | None = None, checkpoint_every: int = 50, evaluate_every: int = 200) -> bool:
+        """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint.
+
+        Returns:
+            True when all steps are done; the predictor then lies in `output`.
+        """
+        started = time.monotonic()
+        if (self.output / CHECKPOINT).is_file():
+            self.load_checkpoint()
+        else:
+            self.initialize()
+            self.save_checkpoint()
+        bar = tqdm(total=self.config.steps, initial=self.step, desc="train", disable=not self.progress, smoothing=0.05)
+        while self.step < self.config.steps:
+            step_started = time.monotonic()
+            scores = self.train_step()
+            self.seconds += time.monotonic() - step_started
+            self.log("train", scores, learning_rate=self.config.learning_rate_at(self.step - 1))
+            bar.update()
+            bar.set_postfix_str(" ".join(f"kl{j + 1}={x:.3f}" for j, x in enumerate(scores.kl / scores.count)))
+            done = self.step == self.config.steps
+            if self.step % evaluate_every == 0 or done:
+                self.log("held_out", self.evaluate())
+            out_of_time = time_limit_s is not None and time.monotonic() - started > time_limit_s
+            if self.step % checkpoint_every == 0 or done or out_of_time:
+                self.save_checkpoint()
+            if out_of_time and not done:
+                return False
+        bar.close()
+        self.predictor.save_pretrained(self.output)
+        return True
+
+    def initialize(self) -> None:
+        """Ridge start, logged with its held-out accuracy."""
+        config = self.config
+        if config.ridge_tokens:
+            accumulator = RidgeAccumulator(config.num_offsets, self.predictor.hidden_size, self.device)
+            bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=not self.progress)
+            for indices in epoch_batches(self.dataset, self.train_indices, config.batch_size, config.seed, 0):
+                batch = make_batch(self.dataset, indices, config.max_length).to(self.device)
+                before = accumulator.count
+                accumulator.add(hidden_at_insertion(self.view, batch, config.insertion_layer), batch.lengths)
+                bar.update(accumulator.count - before)
+                if accumulator.count >= config.ridge_tokens:
+                    break
+            bar.close()
+            with torch.no_grad():
+                self.predictor.weight.copy_(accumulator.solve())
+        self.log("ridge", self.evaluate())
+
+    def train_step(self) -> OffsetScores:
+        config = self.config
+        indices = batch_for_step(self.dataset, self.train_indices, config.batch_size, config.seed, self.step)
+        scores, gradient = self.objective(indices, seed=config.seed * 1_000_003 + self.step, want_gradient=True)
+        self.predictor.weight.grad = gradient
+        torch.nn.utils.clip_grad_norm_([self.predictor.weight], 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(self.step)
+        self.optimizer.step()
+        self.step += 1
+        return scores
+
+    def objective(self, indices: np.ndarray, seed: int, want_gradient: bool) -> tuple[OffsetScores, Tensor | None]:
+        config = self.config
+        batch = make_batch(self.dataset, indices, config.max_length)
+        generator = torch.Generator().manual_seed(seed)
+        anchors, valid = sample_anchors(batch, config.num_offsets, config.anchors, generator)
+        return kl_objective(
+            self.view,
+            self.predictor.weight,
+            batch.to(self.device),
+            config.insertion_layer,
+            anchors.to(self.device),
+            valid.to(self.device),
+            self.offset_weights,
+            want_gradient,
+        )
+
+    def evaluate(self) -> OffsetScores:
+        """Scores on the held-out sequences, at anchors that are the same at every call."""
+        parts = []
+        for start in range(0, len(self.held_out_indices), self.config.batch_size):
+            indices = self.held_out_indices[start : start + self.config.batch_size]
+            parts.append(self.objective(indices, seed=start, want_gradient=False)[0])
+        sums = [sum(getattr(part, name) for part in parts) for name in ("kl", "top1", "top4", "top10")]
+        return OffsetScores(*sums, count=sum(part.count for part in parts))
+
+    def log(self, event: str, scores: OffsetScores, **extra: float) -> None:
+        record = {"event": event, "step": self.step, "seconds": round(self.seconds, 3), **extra}
+        for name in ("kl", "top1", "top4", "top10"):
+            record[name] = [round(x, 5) for x in (getattr(scores, name) / scores.count).tolist()]
+        with open(self.output / LOG, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save_checkpoint(self) -> None:
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "seconds": self.seconds,
+            "weight": self.predictor.weight.detach(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_atomically(self.output / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def load_checkpoint(self) -> None:
+        """Continue from the checkpoint; log lines past it (of a run that was killed) are dropped.
+
+        Raises:
+            ValueError: a checkpoint that cannot be read, or of another configuration (the field is named).
+        """
+        path = self.output / CHECKPOINT
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"output: cannot read the checkpoint {path}: {error}") from error
+        for name, value in asdict(self.config).items():
+            if state["config"].get(name) != value:
+                raise ValueError(
+                    f"{name}: got {value!r}, but {path} was trained with {state['config'].get(name)!r}; "
+                    "choose another output folder or the same settings"
+                )
+        with torch.no_grad():
+            self.predictor.weight.copy_(state["weight"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        log = self.output / LOG
+        if log.is_file():
+            kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+            write_atomically(log, lambda staging: staging.write_text("".join(line + "\n" for line in kept)))
