@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 ATTENTION_NAME = "firp"
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class AttentionStep(Protocol):
@@ -72,6 +73,12 @@ def check_supported(model: PreTrainedModel) -> None:
         )
     if not hasattr(getattr(model, "model", None), "layers") or model.get_output_embeddings() is None:
         raise ValueError(f"model: got {type(model).__name__}, expected a causal language model with a head")
+    rope_type = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope_type not in SUPPORTED_ROPE_TYPES:
+        raise ValueError(
+            f"model: rope_type {rope_type!r} changes its frequencies with the longest position it sees, draft rows "
+            f"included; expected one of {', '.join(SUPPORTED_ROPE_TYPES)}"
+        )
     if any("forward" in layer.__dict__ for layer in model.model.layers):
         raise ValueError(
             "model: its layers are dispatched over several devices by accelerate (device_map), which layer views "
@@ -124,14 +131,17 @@ class DecoderView:
         """Cosines and sines [B, R, D] of the position ids [B, R]."""
         return self.decoder.rotary_emb(hidden, position_ids)
 
-    def run_layers(self, hidden: Tensor, position_ids: Tensor, step: AttentionStep, start: int, stop: int) -> Tensor:
-        """Pass hidden rows [B, R, d] at `position_ids` [B, R] through layers start..stop-1 (0-based)."""
-        position_embeddings = self.rotary(hidden, position_ids)
+    def run_layers(
+        self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], step: AttentionStep, start: int, stop: int
+    ) -> Tensor:
+        """Pass hidden rows [B, R, d] through layers start..stop-1 (0-based).
+
+        `position_embeddings` are those of the rows, from `rotary`.
+        """
         for layer in self.layers[start:stop]:
             hidden = layer(
                 hidden,
                 attention_mask=None,
-                position_ids=position_ids,
                 position_embeddings=position_embeddings,
                 firp_step=step,
             )

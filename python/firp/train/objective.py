@@ -110,8 +110,10 @@ def real_rows(view: DecoderView, tokens: Tensor, insertion_layer: int) -> tuple[
     """
     step = RecordingAttention(record_from=insertion_layer)
     position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    inserted = view.run_layers(view.embed(tokens), position_ids, step, 0, insertion_layer)
-    final = view.run_layers(inserted, position_ids, step, insertion_layer, view.num_layers)
+    embedded = view.embed(tokens)
+    position_embeddings = view.rotary(embedded, position_ids)
+    inserted = view.run_layers(embedded, position_embeddings, step, 0, insertion_layer)
+    final = view.run_layers(inserted, position_embeddings, step, insertion_layer, view.num_layers)
     return inserted, final, step.recorded
 
 
@@ -123,7 +125,7 @@ def pseudo_rows(view, weight, inserted, recorded, anchors, insertion_layer) -> T
     rows = torch.einsum("kod,bad->bako", weight.to(at_anchor.dtype), at_anchor).flatten(1, 2)
     position_ids = (anchors[..., None] + torch.arange(1, k + 1, device=anchors.device)).flatten(1)
     step = PseudoAttention(recorded, anchors, k)
-    rows = view.run_layers(rows, position_ids, step, insertion_layer, view.num_layers)
+    rows = view.run_layers(rows, view.rotary(rows, position_ids), step, insertion_layer, view.num_layers)
     return rows.unflatten(1, (count, k))
 
 

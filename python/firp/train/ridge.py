@@ -56,4 +56,5 @@ def hidden_at_insertion(view: DecoderView, batch: Batch, insertion_layer: int) -
     """Hidden states [B, T, d] after `insertion_layer` layers."""
     step = RecordingAttention(record_from=view.num_layers)
     position_ids = torch.arange(batch.tokens.shape[1], device=batch.tokens.device).expand(batch.tokens.shape)
-    return view.run_layers(view.embed(batch.tokens), position_ids, step, 0, insertion_layer)
+    embedded = view.embed(batch.tokens)
+    return view.run_layers(embedded, view.rotary(embedded, position_ids), step, 0, insertion_layer)

@@ -1,0 +1,193 @@
+"""The decoding engine: prefill, then steps that verify one draft tree and prepare the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import firp_kernels
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from firp.cpu_layers import adapt_head, adapt_layer
+from firp.layer_view import DecoderView
+from firp.predictor import FirpPredictor
+from firp.prefill import prefill
+from firp.state import DecodeState, StepRecord, gather_rows
+from firp.trees import Drafter, DraftTree, TreeConfig, root_only
+
+
+@dataclass
+class TreeAttention:
+    """Attention of one step's rows: write them behind the context, then attend to context and tree."""
+
+    ops: SimpleNamespace
+    cache: Tensor
+    context_lens: Tensor
+    tree: DraftTree
+    num_offsets: int
+
+    def attend(self, layer_index, query, key, value, scale, sliding_window):
+        key_cache, value_cache = self.cache[layer_index]
+        self.ops.write_cache(key.transpose(1, 2), value.transpose(1, 2), key_cache, value_cache, self.context_lens)
+        return self.ops.tree_attention(
+            query.transpose(1, 2),
+            key_cache,
+            value_cache,
+            self.context_lens,
+            self.tree.depths,
+            self.tree.ancestors,
+            self.tree.lookahead,
+            self.num_offsets,
+            scale,
+            sliding_window,
+        )
+
+
+class Engine:
+    """Decodes with one model and, unless decoding plainly, one predictor.
+
+    The model is never written to. Every emitted token is the model's own choice, whatever the predictor holds.
+
+    Args:
+        model: a Hugging Face causal decoder of a supported kind, on one device.
+        predictor: None decodes plainly, one token a step, through the same code.
+        tree: size and kind of the draft tree; None takes the one stored beside the predictor.
+        impl: implementation of every op, None for the owner on the device (see `firp_kernels.ops`).
+
+    Raises:
+        ValueError: a model of another kind, a predictor for another model (`PredictorMismatch`), a tree out of range.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        predictor: FirpPredictor | None = None,
+        tree: TreeConfig | None = None,
+        impl: str | None = None,
+    ) -> None:
+        self.ops = firp_kernels.bind(impl)
+        self.view = DecoderView(model, adapt_layer=adapt_layer, head=adapt_head(model))
+        self.predictor = predictor
+        self.num_offsets = 0
+        self.drafter = None
+        if predictor is not None:
+            predictor.check_model(model)
+            self.num_offsets = predictor.num_offsets
+            self.drafter = Drafter(tree or TreeConfig.of(predictor), self.num_offsets, self.ops)
+            self.weight = predictor.weight.detach().to(self.view.device, self.view.dtype)
+
+    @property
+    def max_rows(self) -> int:
+        """Cache slots one step writes: N + P * k."""
+        if self.drafter is None:
+            return 1
+        config = self.drafter.config
+        return config.num_nodes + config.num_lookahead * self.num_offsets
+
+    def check_lengths(self, prompt_lengths: list[int], max_new_tokens: int) -> None:
+        """Raise ValueError, with the numbers, for a request that cannot be decoded."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+        if not prompt_lengths or min(prompt_lengths) < 1:
+            raise ValueError("input_ids: got an empty prompt, expected at least one token")
+        limit = self.view.config.max_position_embeddings
+        if max(prompt_lengths) + max_new_tokens > limit:
+            raise ValueError(
+                f"max_new_tokens: prompt of {max(prompt_lengths)} tokens plus {max_new_tokens} new ones exceed the "
+                f"model's context of {limit}"
+            )
+
+    @torch.no_grad()
+    def start(self, prompts: list[Tensor], max_new_tokens: int, stop_tokens: list[int]) -> DecodeState:
+        """Prefill `prompts`, each [T] int64 without padding, and return the state before the first step.
+
+        Raises:
+            ValueError: an empty prompt, no token to generate, or more than the model's context holds.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        self.check_lengths(lengths, max_new_tokens)
+        device, config = self.view.device, self.view.config
+        heads = config.num_key_value_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        capacity = max(lengths) + max_new_tokens + self.max_rows
+        shape = (self.view.num_layers, 2, len(prompts), capacity, heads, width)
+        cache = torch.empty(shape, dtype=self.view.dtype, device=device)
+        for b, prompt in enumerate(prompts):
+            prefill(self.view, prompt[:-1].to(device), cache[:, :, b])
+        roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
+        return DecodeState(
+            cache=cache,
+            context_lens=torch.tensor([length - 1 for length in lengths], dtype=torch.int32, device=device),
+            tree=root_only(roots, num_lookahead=self.num_offsets),
+            finished=torch.zeros(len(prompts), dtype=torch.bool, device=device),
+            remaining=torch.full((len(prompts),), max_new_tokens, device=device),
+            stop_tokens=torch.tensor(stop_tokens, dtype=torch.long, device=device),
+        )
+
+    @torch.no_grad()
+    def step(self, state: DecodeState) -> StepRecord:
+        """One forward: verify the tree, commit what was accepted, emit it, draft the next tree."""
+        nodes, pseudo = self.forward(state)
+        tree = state.tree
+        depth = self.drafter.max_depth if self.drafter and tree.tokens.shape[1] > 1 else 0
+        path, num_accepted, bonus, _, last_slot, shift, status = self.ops.verify_tree(
+            self.view.logits(nodes), None, tree.tokens, tree.parents, tree.lookahead, depth
+        )
+        self.ops.commit_cache(state.cache, state.context_lens, path, num_accepted, state.finished)
+        record = self.emit(state, path, num_accepted, bonus, status)
+        root = bonus.clamp(min=0)
+        state.tree = root_only(root, 0) if pseudo is None else self.draft(pseudo, root, last_slot, shift)
+        return record
+
+    def forward(self, state: DecodeState) -> tuple[Tensor, Tensor | None]:
+        """Final hidden states of the node rows [B, N, d] and of the pseudo rows [B, P, k, d] (None without predictor)."""
+        tree, view, k = state.tree, self.view, self.num_offsets
+        num_nodes = tree.tokens.shape[1]
+        step = TreeAttention(self.ops, state.cache, state.context_lens, tree, k)
+        positions = (state.context_lens[:, None] + tree.depths).long()
+        if self.predictor is not None:
+            base = gather_rows(positions, tree.lookahead.long().clamp(min=0))
+            offsets = torch.arange(1, k + 1, device=positions.device)
+            positions = torch.cat([positions, (base[..., None] + offsets).flatten(1)], 1)
+        hidden = view.embed(tree.tokens)
+        cos, sin = view.rotary(hidden, positions)
+        if self.predictor is None:
+            return view.run_layers(hidden, (cos, sin), step, 0, view.num_layers), None
+        below = self.predictor.insertion_layer
+        hidden = view.run_layers(hidden, (cos[:, :num_nodes], sin[:, :num_nodes]), step, 0, below)
+        hidden = self.ops.predictor_projection(hidden, self.weight, tree.lookahead)
+        hidden = view.run_layers(hidden, (cos, sin), step, below, view.num_layers)
+        return hidden[:, :num_nodes], hidden[:, num_nodes:].unflatten(1, (-1, k))
+
+    def emit(self, state: DecodeState, path: Tensor, num_accepted: Tensor, bonus: Tensor, status: Tensor) -> StepRecord:
+        """Cut the accepted tokens at the first stop token and at the limit; update `finished` and `remaining`."""
+        accepted = gather_rows(state.tree.tokens, path[:, 1:].long().clamp(min=0))
+        index = torch.arange(path.shape[1], device=path.device)
+        tokens = torch.cat([accepted, bonus[:, None]], 1)
+        tokens = torch.where(index == num_accepted[:, None], bonus[:, None], tokens)
+        counts = torch.minimum(num_accepted.long() + 1, state.remaining)
+        counts = counts.masked_fill(state.finished | (status != 0), 0)
+        stops = torch.isin(tokens, state.stop_tokens) & (index < counts[:, None])
+        stopped = stops.any(1)
+        counts = torch.where(stopped, stops.int().argmax(1) + 1, counts)
+        state.remaining = state.remaining - counts
+        state.finished = state.finished | stopped | (state.remaining == 0) | (status != 0)
+        tokens = tokens.masked_fill(index >= counts[:, None], -1)
+        return StepRecord(tokens, counts, state.finished, status)
+
+    def draft(self, pseudo: Tensor, root: Tensor, last_slot: Tensor, shift: Tensor) -> DraftTree:
+        """Next tree from the pseudo rows [B, P, k, d] of the lookahead node nearest to the last accepted one.
+
+        If that node lies `shift` levels up, its offsets shift + 1 .. k serve depths 1 .. k - shift.
+        """
+        k = self.num_offsets
+        rows = gather_rows(pseudo, last_slot.long().clamp(min=0)[:, None])[:, 0]
+        index = torch.arange(k, device=rows.device) + shift[:, None]
+        rows = gather_rows(rows, index.clamp(max=k - 1))
+        probabilities = torch.softmax(self.view.logits(rows).float(), dim=-1)
+        probabilities = torch.nan_to_num(probabilities, nan=0.0)
+        ranks = min(self.drafter.num_ranks, probabilities.shape[-1])
+        top = probabilities.topk(ranks, dim=-1)
+        return self.drafter.draft(top.values, top.indices, root, (k - shift).clamp(min=0).to(torch.int32))
