@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from firp.choice import Chooser, Greedy
 from firp.cpu_layers import adapt_head, adapt_layer
 from firp.layer_view import DecoderView
 from firp.predictor import FirpPredictor
-from firp.prefill import prefill
+from firp.prefill import CHUNK_TOKENS, prefill
 from firp.state import DecodeState, StepRecord, gather_rows
 from firp.trees import Drafter, DraftTree, TreeConfig, root_only
 
@@ -67,24 +68,39 @@ class Engine:
         tree: TreeConfig | None = None,
         impl: str | None = None,
     ) -> None:
+        self.model = model
         self.ops = firp_kernels.bind(impl)
         self.view = DecoderView(model, adapt_layer=adapt_layer, head=adapt_head(model))
         self.predictor = predictor
+        self.tree = None
         self.num_offsets = 0
-        self.drafter = None
+        self._drafters: dict[int, Drafter | None] = {}
         if predictor is not None:
             predictor.check_model(model)
             self.num_offsets = predictor.num_offsets
-            self.drafter = Drafter(tree or TreeConfig.of(predictor), self.num_offsets, self.ops)
+            self.tree = tree or TreeConfig.of(predictor)
+            self._shrinks = tree is None
             self.weight = predictor.weight.detach().to(self.view.device, self.view.dtype)
+
+    def drafter(self, batch_size: int) -> Drafter | None:
+        """What drafts for a batch of this size; None where it decodes plainly.
+
+        A tree that was asked for serves every batch size; the predictor's own shrinks as the batch grows.
+        """
+        if self.predictor is None:
+            return None
+        if batch_size not in self._drafters:
+            config = self.tree.for_batch(batch_size) if self._shrinks else self.tree
+            plain = config.num_nodes == 1
+            self._drafters[batch_size] = None if plain else Drafter(config, self.num_offsets, self.ops)
+        return self._drafters[batch_size]
 
     @property
     def max_rows(self) -> int:
-        """Cache slots one step writes: N + P * k."""
-        if self.drafter is None:
+        """Cache slots one step writes at most: N + P * k."""
+        if self.tree is None:
             return 1
-        config = self.drafter.config
-        return config.num_nodes + config.num_lookahead * self.num_offsets
+        return self.tree.num_nodes + self.tree.num_lookahead * self.num_offsets
 
     def check_lengths(self, prompt_lengths: list[int], max_new_tokens: int) -> None:
         """Raise ValueError, with the numbers, for a request that cannot be decoded."""
@@ -100,8 +116,22 @@ class Engine:
             )
 
     @torch.no_grad()
-    def start(self, prompts: list[Tensor], max_new_tokens: int, stop_tokens: list[int]) -> DecodeState:
+    def start(
+        self,
+        prompts: list[Tensor],
+        max_new_tokens: int,
+        stop_tokens: list[int],
+        plain: bool = False,
+        chunk_tokens: int | None = None,
+    ) -> DecodeState:
         """Prefill `prompts`, each [T] int64 without padding, and return the state before the first step.
+
+        Args:
+            prompts: B token tensors.
+            max_new_tokens: tokens after which a sequence ends.
+            stop_tokens: ids that end a sequence.
+            plain: decode this run without drafting.
+            chunk_tokens: prompt tokens that pass the model at once; None takes the engine's default.
 
         Raises:
             ValueError: an empty prompt, no token to generate, or more than the model's context holds.
@@ -115,45 +145,61 @@ class Engine:
         shape = (self.view.num_layers, 2, len(prompts), capacity, heads, width)
         cache = torch.empty(shape, dtype=self.view.dtype, device=device)
         for b, prompt in enumerate(prompts):
-            prefill(self.view, prompt[:-1].to(device), cache[:, :, b])
+            prefill(self.view, prompt[:-1].to(device), cache[:, :, b], chunk_tokens or CHUNK_TOKENS)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
+        drafts = not plain and self.drafter(len(prompts)) is not None
         return DecodeState(
             cache=cache,
             context_lens=torch.tensor([length - 1 for length in lengths], dtype=torch.int32, device=device),
-            tree=root_only(roots, num_lookahead=self.num_offsets),
+            tree=root_only(roots, num_lookahead=int(drafts)),
+            sequence=torch.arange(len(prompts), device=device),
             finished=torch.zeros(len(prompts), dtype=torch.bool, device=device),
             remaining=torch.full((len(prompts),), max_new_tokens, device=device),
             stop_tokens=torch.tensor(stop_tokens, dtype=torch.long, device=device),
+            plain=plain,
         )
 
     @torch.no_grad()
-    def step(self, state: DecodeState) -> StepRecord:
-        """One forward: verify the tree, commit what was accepted, emit it, draft the next tree."""
+    def step(self, state: DecodeState, choose: Chooser | None = None) -> StepRecord:
+        """One forward: verify the tree, commit what was accepted, emit it, draft the next tree.
+
+        Args:
+            state: changed in place.
+            choose: turns scores into tokens (`firp.choice`); None is greedy.
+        """
         nodes, pseudo = self.forward(state)
-        tree = state.tree
-        depth = self.drafter.max_depth if self.drafter and tree.tokens.shape[1] > 1 else 0
-        path, num_accepted, bonus, _, last_slot, shift, status = self.ops.verify_tree(
-            self.view.logits(nodes), None, tree.tokens, tree.parents, tree.lookahead, depth
-        )
+        logits = self.view.logits(nodes)
+        max_depth = self.num_offsets if state.tree.tokens.shape[1] > 1 else 0
+        choose = choose or Greedy(self.ops)
+        (path, num_accepted, bonus, _, last_slot, shift, status), scores = choose(logits, state, max_depth)
         self.ops.commit_cache(state.cache, state.context_lens, path, num_accepted, state.finished)
-        record = self.emit(state, path, num_accepted, bonus, status)
+        tokens, counts = self.emit(state, path, num_accepted, bonus, status)
         root = bonus.clamp(min=0)
-        state.tree = root_only(root, 0) if pseudo is None else self.draft(pseudo, root, last_slot, shift)
-        return record
+        state.tree = self.draft(state, pseudo, root, last_slot, shift)
+        return StepRecord(tokens, counts, state.finished, status, path, logits, scores)
+
+    def compact(self, state: DecodeState) -> DecodeState:
+        """Let finished sequences leave the batch; the tree grows with the room they leave."""
+        if not bool(state.finished.any()):
+            return state
+        state = state.keep((~state.finished).nonzero()[:, 0])
+        if state.tree.lookahead.shape[1] == 0 and not state.plain and self.drafter(state.batch_size) is not None:
+            state.tree = root_only(state.tree.tokens[:, 0], num_lookahead=1)
+        return state
 
     def forward(self, state: DecodeState) -> tuple[Tensor, Tensor | None]:
-        """Final hidden states of the node rows [B, N, d] and of the pseudo rows [B, P, k, d] (None without predictor)."""
+        """Final hidden states of the node rows [B, N, d] and of the pseudo rows [B, P, k, d] (None without)."""
         tree, view, k = state.tree, self.view, self.num_offsets
         num_nodes = tree.tokens.shape[1]
         step = TreeAttention(self.ops, state.cache, state.context_lens, tree, k)
         positions = (state.context_lens[:, None] + tree.depths).long()
-        if self.predictor is not None:
+        if tree.lookahead.shape[1]:
             base = gather_rows(positions, tree.lookahead.long().clamp(min=0))
             offsets = torch.arange(1, k + 1, device=positions.device)
             positions = torch.cat([positions, (base[..., None] + offsets).flatten(1)], 1)
         hidden = view.embed(tree.tokens)
         cos, sin = view.rotary(hidden, positions)
-        if self.predictor is None:
+        if not tree.lookahead.shape[1]:
             return view.run_layers(hidden, (cos, sin), step, 0, view.num_layers), None
         below = self.predictor.insertion_layer
         hidden = view.run_layers(hidden, (cos[:, :num_nodes], sin[:, :num_nodes]), step, 0, below)
@@ -161,8 +207,14 @@ class Engine:
         hidden = view.run_layers(hidden, (cos, sin), step, below, view.num_layers)
         return hidden[:, :num_nodes], hidden[:, num_nodes:].unflatten(1, (-1, k))
 
-    def emit(self, state: DecodeState, path: Tensor, num_accepted: Tensor, bonus: Tensor, status: Tensor) -> StepRecord:
-        """Cut the accepted tokens at the first stop token and at the limit; update `finished` and `remaining`."""
+    def emit(
+        self, state: DecodeState, path: Tensor, num_accepted: Tensor, bonus: Tensor, status: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cut the accepted tokens at the first stop token and at the limit; update `finished` and `remaining`.
+
+        Returns:
+            tokens [B, max_depth + 1] int64, -1 past the end, and counts [B] int64, as in `StepRecord`.
+        """
         accepted = gather_rows(state.tree.tokens, path[:, 1:].long().clamp(min=0))
         index = torch.arange(path.shape[1], device=path.device)
         tokens = torch.cat([accepted, bonus[:, None]], 1)
@@ -174,20 +226,24 @@ class Engine:
         counts = torch.where(stopped, stops.int().argmax(1) + 1, counts)
         state.remaining = state.remaining - counts
         state.finished = state.finished | stopped | (state.remaining == 0) | (status != 0)
-        tokens = tokens.masked_fill(index >= counts[:, None], -1)
-        return StepRecord(tokens, counts, state.finished, status)
+        return tokens.masked_fill(index >= counts[:, None], -1), counts
 
-    def draft(self, pseudo: Tensor, root: Tensor, last_slot: Tensor, shift: Tensor) -> DraftTree:
+    def draft(
+        self, state: DecodeState, pseudo: Tensor | None, root: Tensor, last_slot: Tensor, shift: Tensor
+    ) -> DraftTree:
         """Next tree from the pseudo rows [B, P, k, d] of the lookahead node nearest to the last accepted one.
 
         If that node lies `shift` levels up, its offsets shift + 1 .. k serve depths 1 .. k - shift.
         """
+        drafter = None if state.plain else self.drafter(state.batch_size)
+        if pseudo is None or drafter is None:
+            return root_only(root, num_lookahead=int(drafter is not None))
         k = self.num_offsets
         rows = gather_rows(pseudo, last_slot.long().clamp(min=0)[:, None])[:, 0]
         index = torch.arange(k, device=rows.device) + shift[:, None]
         rows = gather_rows(rows, index.clamp(max=k - 1))
         probabilities = torch.softmax(self.view.logits(rows).float(), dim=-1)
         probabilities = torch.nan_to_num(probabilities, nan=0.0)
-        ranks = min(self.drafter.num_ranks, probabilities.shape[-1])
+        ranks = min(drafter.num_ranks, probabilities.shape[-1])
         top = probabilities.topk(ranks, dim=-1)
-        return self.drafter.draft(top.values, top.indices, root, (k - shift).clamp(min=0).to(torch.int32))
+        return drafter.draft(top.values, top.indices, root, (k - shift).clamp(min=0).to(torch.int32))

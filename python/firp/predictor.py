@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 TREE_KINDS = ("dynamic", "static")
 MAX_NODES = 256
+SHIPPED = Path(__file__).parent / "predictors"
 
 
 class PredictorMismatch(ValueError):
@@ -79,6 +80,7 @@ class FirpPredictor(
     def for_model(cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **tree) -> FirpPredictor:
         """An untrained (identity) predictor for `model`."""
         config = model.config
+        name = config._name_or_path
         return cls(
             num_offsets=num_offsets,
             hidden_size=config.hidden_size,
@@ -86,7 +88,7 @@ class FirpPredictor(
             num_layers=config.num_hidden_layers,
             vocab_size=config.vocab_size,
             architecture=type(model).__name__,
-            base_model=config._name_or_path,
+            base_model=Path(name).name if Path(name).is_dir() else name,
             **tree,
         )
 
@@ -141,3 +143,15 @@ def load_predictor(source: str | Path) -> FirpPredictor:
     except Exception as error:
         raise ValueError(f"predictor: cannot load {str(source)!r}: {error}") from error
     return predictor.eval()
+
+
+def default_predictor(name: str) -> FirpPredictor:
+    """The predictor that ships in the package for the base model `name`, such as "smollm2-135m".
+
+    Raises:
+        ValueError: none ships for that model.
+    """
+    shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())
+    if name not in shipped:
+        raise ValueError(f"predictor: none ships for model {name!r}, expected one of {', '.join(shipped)}; train one with `firp train`")
+    return load_predictor(SHIPPED / name)

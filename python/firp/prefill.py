@@ -48,10 +48,10 @@ class PrefillAttention:
         return out.transpose(1, 2)
 
 
-def prefill(view: DecoderView, tokens: Tensor, cache: Tensor) -> None:
+def prefill(view: DecoderView, tokens: Tensor, cache: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> None:
     """Write keys and values of `tokens` [T] into `cache` [L, 2, S, Hkv, D], in chunks, positions from 0."""
-    for start in range(0, len(tokens), CHUNK_TOKENS):
-        chunk = tokens[start : start + CHUNK_TOKENS][None]
+    for start in range(0, len(tokens), chunk_tokens):
+        chunk = tokens[start : start + chunk_tokens][None]
         position_ids = torch.arange(start, start + chunk.shape[1], device=tokens.device)[None]
         hidden = view.embed(chunk)
         view.run_layers(

@@ -18,21 +18,38 @@ class DecodeState:
         cache: [L, 2, B, S, Hkv, D] keys and values of every layer; slots past context_lens hold anything.
         context_lens: [B] int32 committed tokens; the tree's root is not among them.
         tree: the draft tree that the next step verifies.
+        sequence: [B] int64 index of each sequence in the caller's batch.
         finished: [B] bool; a finished sequence is frozen.
         remaining: [B] int64 tokens that may still be emitted.
         stop_tokens: [n] int64 ids that end a sequence, emitted themselves.
+        plain: this run drafts nothing.
     """
 
     cache: Tensor
     context_lens: Tensor
     tree: DraftTree
+    sequence: Tensor
     finished: Tensor
     remaining: Tensor
     stop_tokens: Tensor
+    plain: bool = False
 
     @property
     def batch_size(self) -> int:
         return self.context_lens.shape[0]
+
+    def keep(self, index: Tensor) -> DecodeState:
+        """The run over the sequences at `index` [n] alone."""
+        return DecodeState(
+            cache=self.cache[:, :, index],
+            context_lens=self.context_lens[index],
+            tree=self.tree.keep(index),
+            sequence=self.sequence[index],
+            finished=self.finished[index],
+            remaining=self.remaining[index],
+            stop_tokens=self.stop_tokens,
+            plain=self.plain,
+        )
 
 
 @dataclass(frozen=True)
@@ -44,12 +61,18 @@ class StepRecord:
         counts: [B] int64 tokens emitted, 0 for a sequence that was finished before.
         finished: [B] bool after the step.
         status: [B] int32, 1 where the model's own scores were NaN.
+        path: [B, max_depth + 1] int32 accepted nodes, root first; token i was chosen at node path[i].
+        logits: [B, N, V] the model's scores of every node.
+        scores: [B, N, V] what tokens were chosen from, the logits themselves for greedy decoding.
     """
 
     tokens: Tensor
     counts: Tensor
     finished: Tensor
     status: Tensor
+    path: Tensor
+    logits: Tensor
+    scores: Tensor | None
 
 
 @dataclass

@@ -32,6 +32,10 @@ class DraftTree:
     ancestors: Tensor
     lookahead: Tensor
 
+    def keep(self, index: Tensor) -> DraftTree:
+        """The trees of the sequences at `index` [n] alone."""
+        return DraftTree(*(tensor[index] for tensor in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class TreeConfig:
@@ -70,6 +74,12 @@ class TreeConfig:
     def of(cls, predictor: FirpPredictor) -> TreeConfig:
         """The tree stored beside a predictor."""
         return cls(predictor.num_nodes, predictor.num_lookahead, predictor.tree_kind)
+
+    def for_batch(self, batch_size: int) -> TreeConfig:
+        """The same kind of tree with a batch's share of the rows: N and P divided by B, at least 1."""
+        nodes = max(1, self.num_nodes // batch_size)
+        lookahead = max(1, min(nodes, self.num_lookahead // batch_size))
+        return TreeConfig(nodes, lookahead, self.kind, self.paths if nodes == self.num_nodes else None)
 
     def rank_paths(self, num_offsets: int) -> list[tuple[int, ...]]:
         """Static paths in the order of their nodes, parents first; at most `num_offsets` deep."""
@@ -126,12 +136,6 @@ class Drafter:
         if self.config.kind == "static":
             return 1 + max((rank for path in self.paths for rank in path), default=0)
         return min(max(self.config.num_nodes - 1, 1), MAX_RANKS)
-
-    @property
-    def max_depth(self) -> int:
-        if self.config.num_nodes == 1:
-            return 0
-        return max(map(len, self.paths)) if self.paths else self.num_offsets
 
     def draft(self, probabilities: Tensor, candidates: Tensor, root_token: Tensor, num_offsets: Tensor) -> DraftTree:
         """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable."""

@@ -1,0 +1,187 @@
+"""How a step turns the model's scores into tokens: greedy, processed, sampled, or on the walked path only.
+
+A chooser is called once a step with the node rows' logits and returns what `verify_tree` returns. Sampling draws by
+inverse CDF with a uniform that depends only on (seed, sequence, absolute position): a sampled run of FIRP equals a
+sampled run of plain decoding token for token, whatever the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from firp.processors import process_tree
+from firp.state import DecodeState
+
+_GOLDEN = -7046029254386353131
+_MIX = (-4658895280553007687, -7723592293110705685)
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mixed(value: Tensor) -> Tensor:
+    value = (value ^ _shifted(value, 30)) * _MIX[0]
+    value = (value ^ _shifted(value, 27)) * _MIX[1]
+    return value ^ _shifted(value, 31)
+
+
+def uniforms(seed: int, sequence: Tensor, position: Tensor) -> Tensor:
+    """Uniforms in [0, 1) with 24 bits, a pure function of (seed, sequence, position).
+
+    Args:
+        seed: any int64.
+        sequence: [B] int64 index of each sequence in the caller's batch.
+        position: [B, n] int64 absolute positions of the tokens to be drawn.
+
+    Returns:
+        [B, n] float32.
+
+    Source: the finalizer of splitmix64 (Steele, Lea, Flood 2014), applied once per key.
+    """
+    key = _mixed(_mixed(torch.full_like(sequence, seed) + _GOLDEN) ^ (sequence + 1) * _GOLDEN)
+    bits = _mixed(_mixed(key[:, None] + position * _GOLDEN) ^ position)
+    return _shifted(bits, 40).to(torch.float32) / (1 << 24)
+
+
+class Chooser(Protocol):
+    """Turns one step's scores into tokens."""
+
+    def __call__(
+        self, logits: Tensor, state: DecodeState, max_depth: int
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Choose along the tree.
+
+        Args:
+            logits: [B, N, V] the model's own.
+            state: before the step's commit.
+            max_depth: the deepest walk.
+
+        Returns:
+            What `verify_tree` returns, and the scores [B, N, V] that were chosen from (None: delivered already).
+        """
+
+
+class Greedy:
+    """The argmax of the model's own scores."""
+
+    def __init__(self, ops: SimpleNamespace) -> None:
+        self.ops = ops
+
+    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        tree = state.tree
+        return self.ops.verify_tree(logits, None, tree.tokens, tree.parents, tree.lookahead, max_depth), logits
+
+
+class Vectorised:
+    """Processed scores of every node at once, then argmax or draw on the device.
+
+    Args:
+        ops: from `firp_kernels.bind`.
+        processors: all vectorised, prepared by `firp.processors.without_padding`.
+        seed: None takes the argmax, a number draws.
+        history: gives the tokens so far of sequence i of the caller's batch, root included, without padding.
+        padding: padding tokens of each prompt of the caller's batch.
+    """
+
+    def __init__(
+        self,
+        ops: SimpleNamespace,
+        processors: LogitsProcessorList,
+        seed: int | None,
+        history: Callable[[int], Tensor],
+        padding: list[int],
+    ) -> None:
+        self.ops = ops
+        self.processors = processors
+        self.seed = seed
+        self.history = history
+        self.padding = padding
+
+    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        tree, sequences = state.tree, state.sequence.tolist()
+        histories = [self.history(i) for i in sequences]
+        scores = process_tree(self.processors, logits, tree, histories, [self.padding[i] for i in sequences])
+        if self.seed is None:
+            chosen = self.ops.verify_tree(scores, None, tree.tokens, tree.parents, tree.lookahead, max_depth)
+        else:
+            levels = torch.arange(1, max_depth + 2, device=logits.device)
+            drawn = uniforms(self.seed, state.sequence, state.context_lens.long()[:, None] + levels)
+            probabilities = torch.softmax(scores, dim=-1)
+            chosen = self.ops.verify_tree(
+                probabilities, drawn, tree.tokens, tree.parents, tree.lookahead, max_depth
+            )
+        return chosen, scores
+
+
+class Sequential:
+    """Processors of any kind, called once per emitted token, in order, with the tokens so far.
+
+    One sequence walks its tree: a node's scores are processed when the walk reaches it. A batch decodes plainly (root
+    only), so that a processor sees the whole padded batch at every token, as in Hugging Face.
+
+    Args:
+        ops: from `firp_kernels.bind`.
+        processors: any.
+        seed: None takes the argmax, a number draws.
+        deliver: called with (sequence, token, processed scores [V], logits [V]) as soon as a token of the walk is
+            chosen; returns whether that sequence ends there.
+        padded_history: the tokens so far of the whole caller's batch, padded, [B, T].
+    """
+
+    def __init__(
+        self,
+        ops: SimpleNamespace,
+        processors: LogitsProcessorList,
+        seed: int | None,
+        deliver: Callable[[int, int, Tensor, Tensor], bool],
+        padded_history: Callable[[], Tensor],
+    ) -> None:
+        self.ops = ops
+        self.processors = processors
+        self.seed = seed
+        self.deliver = deliver
+        self.padded_history = padded_history
+
+    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[tuple[Tensor, ...], None]:
+        tree = state.tree
+        batch, num_nodes, vocab = logits.shape
+        parents, tokens = tree.parents[0].tolist(), tree.tokens[0].tolist()
+        one_hot = torch.zeros_like(logits, dtype=torch.float32)
+        node, level = 0, 0
+        while True:
+            row = logits[:, node].float()
+            scores = self.processors(self.padded_history(), row.clone())
+            broken = scores.isnan().any(-1)
+            choices = self._choose(scores, state, level)
+            one_hot[:, node] = torch.nn.functional.one_hot(choices, vocab).float()
+            one_hot[broken, node] = float("nan")
+            ended = [
+                bool(state.finished[b]) or bool(broken[b]) or self.deliver(b, int(choices[b]), scores[b], row[b])
+                for b in range(batch)
+            ]
+            state.finished |= torch.tensor(ended, device=logits.device) & ~state.finished
+            children = [c for c in range(1, num_nodes) if parents[c] == node and tokens[c] == int(choices[0])]
+            if batch > 1 or ended[0] or not children or level == max_depth:
+                break
+            node, level = children[0], level + 1
+        return self.ops.verify_tree(one_hot, None, tree.tokens, tree.parents, tree.lookahead, level), None
+
+    def _choose(self, scores: Tensor, state: DecodeState, level: int) -> Tensor:
+        if self.seed is None:
+            return scores.argmax(-1)
+        position = state.context_lens.long()[:, None] + level + 1
+        drawn = uniforms(self.seed, state.sequence, position)
+        batch, device = scores.shape[0], scores.device
+        root = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        alone = torch.full((batch, 1), -1, dtype=torch.int32, device=device)
+        none = torch.empty(batch, 0, dtype=torch.int32, device=device)
+        probabilities = torch.softmax(scores, dim=-1)[:, None]
+        return self.ops.verify_tree(probabilities, drawn, root, alone, none, 0)[2].clamp(min=0)

@@ -1,0 +1,69 @@
+"""Which fields of a `GenerationConfig` are served, which are refused, and what to use instead.
+
+Every field stands in exactly one table; a field that none of them knows is refused as soon as it is set, so that
+nothing is ever ignored.
+"""
+
+from __future__ import annotations
+
+from transformers import GenerationConfig
+
+SERVED = frozenset(
+    "max_length max_new_tokens min_length min_new_tokens max_time stop_strings do_sample temperature top_k top_p min_p "
+    "top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty encoder_repetition_penalty no_repeat_ngram_size "
+    "encoder_no_repeat_ngram_size bad_words_ids renormalize_logits forced_bos_token_id forced_eos_token_id "
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias "
+    "guidance_scale watermarking_config num_return_sequences output_scores output_logits return_dict_in_generate "
+    "pad_token_id bos_token_id eos_token_id prefill_chunk_size".split()
+)
+
+# Fields without meaning for decoding one token after another with a decoder-only model in this engine.
+WITHOUT_EFFECT = frozenset(
+    "early_stopping length_penalty decoder_start_token_id num_assistant_tokens num_assistant_tokens_schedule "
+    "assistant_confidence_threshold max_matching_ngram_size assistant_lookbehind target_lookbehind "
+    "assistant_ensemble_weight disable_compile transformers_version _from_model_config "
+    "continuous_batching_config speculation_type".split()
+)
+
+_BEAMS = "FIRP follows one sequence at a time; call model.generate without custom_generate for beams"
+_DRAFTER = "FIRP is the drafter here; call model.generate without custom_generate for another one"
+_CACHE = "FIRP decodes over a static cache of its own"
+
+# field -> (values that change nothing, what to do instead)
+REFUSED: dict[str, tuple[tuple, str]] = {
+    "num_beams": ((None, 1), _BEAMS),
+    "num_beam_groups": ((None, 1), _BEAMS),
+    "diversity_penalty": ((None, 0.0), _BEAMS),
+    "constraints": ((None,), _BEAMS),
+    "force_words_ids": ((None,), _BEAMS),
+    "penalty_alpha": ((None, 0.0), "contrastive search is not served; call model.generate without custom_generate"),
+    "dola_layers": ((None,), "DoLa is not served; call model.generate without custom_generate"),
+    "low_memory": ((None, False), "it belongs to contrastive search, which is not served"),
+    "use_mtp": ((None, False), _DRAFTER),
+    "prompt_lookup_num_tokens": ((None,), _DRAFTER),
+    "assistant_early_exit": ((None,), _DRAFTER),
+    "is_assistant": ((None, False), "a FIRP model cannot be the assistant of another"),
+    "use_cache": ((None, True), _CACHE),
+    "cache_implementation": ((None, "dynamic", "static"), _CACHE),
+    "cache_config": ((None,), _CACHE),
+    "max_cache_len": ((None,), _CACHE),
+    "compile_config": ((None,), "the engine decides how its layers are compiled"),
+    "token_healing": ((None, False), "heal the prompt before generating"),
+    "output_attentions": ((None, False), "attention weights are never materialised; use model(...) on the result"),
+    "output_hidden_states": ((None, False), "hidden states are not kept; use model(..., output_hidden_states=True)"),
+}
+
+
+def check_options(config: GenerationConfig) -> None:
+    """Raise ValueError, naming the field and the alternative, for an option that is not served."""
+    for name, value in vars(config).items():
+        if name in SERVED or name in WITHOUT_EFFECT:
+            continue
+        if name not in REFUSED:
+            if value is None or name.startswith("_"):
+                continue
+            raise ValueError(f"{name}: got {value!r}, an option that FIRP does not know and so does not ignore")
+        harmless, instead = REFUSED[name]
+        if not any(value is allowed or value == allowed for allowed in harmless):
+            expected = " or ".join(repr(allowed) for allowed in harmless)
+            raise ValueError(f"{name}: got {value!r}, expected {expected}: {instead}")

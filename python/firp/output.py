@@ -1,0 +1,100 @@
+"""The host's side of a run: tokens so far, stopping criteria, streamer, scores that were asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation.streamers import BaseStreamer
+
+from firp.state import DecodeStats
+
+
+@dataclass
+class FirpOutput(GenerateDecoderOnlyOutput):
+    """What `return_dict_in_generate=True` returns: Hugging Face's output and the run's statistics.
+
+    Attributes:
+        stats: `DecodeStats` over all sequences.
+    """
+
+    stats: DecodeStats | None = None
+
+
+class Output:
+    """Tokens of B sequences as they are emitted.
+
+    Args:
+        padded: [B, T] the caller's prompts, padding included.
+        prompts: B tensors [T_b], padding stripped.
+        max_new_tokens: tokens at which a sequence ends.
+        stop_tokens: ids at which a sequence ends, emitted themselves.
+        criteria: further stopping criteria, called once per emitted token with one sequence [1, T].
+        streamer: receives every token as it is emitted; one sequence only.
+        keep_scores, keep_logits: whether processed scores, raw logits of emitted tokens are kept.
+    """
+
+    def __init__(
+        self,
+        padded: Tensor,
+        prompts: list[Tensor],
+        max_new_tokens: int,
+        stop_tokens: list[int],
+        criteria: StoppingCriteriaList,
+        streamer: BaseStreamer | None = None,
+        keep_scores: bool = False,
+        keep_logits: bool = False,
+    ) -> None:
+        self.padded = padded
+        self.prompts = prompts
+        self.max_new_tokens = max_new_tokens
+        self.stop_tokens = set(stop_tokens)
+        self.criteria = criteria
+        self.streamer = streamer
+        self.emitted: list[list[int]] = [[] for _ in prompts]
+        self.scores: list[list[Tensor]] | None = [[] for _ in prompts] if keep_scores else None
+        self.logits: list[list[Tensor]] | None = [[] for _ in prompts] if keep_logits else None
+
+    def deliver(self, sequence: int, token: int, scores: Tensor | None, logits: Tensor | None) -> bool:
+        """Append one token to a sequence; return whether the sequence ends with it.
+
+        Args:
+            scores, logits: [V] that the token was chosen from, processed and raw; kept if asked for.
+        """
+        emitted = self.emitted[sequence]
+        emitted.append(token)
+        for kept, row in ((self.scores, scores), (self.logits, logits)):
+            if kept is not None:
+                kept[sequence].append(row.float().clone())
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor([token]))
+        ended = token in self.stop_tokens or len(emitted) >= self.max_new_tokens
+        if self.criteria:
+            so_far = None if self.scores is None else tuple(row[None] for row in self.scores[sequence])
+            ended |= bool(self.criteria(self.history(sequence)[None], so_far)[0])
+        return ended
+
+    def history(self, sequence: int) -> Tensor:
+        """Prompt and emitted tokens of one sequence, without padding, [T_b + emitted]."""
+        prompt = self.prompts[sequence]
+        return torch.cat([prompt, torch.tensor(self.emitted[sequence], dtype=torch.long, device=prompt.device)])
+
+    def padded_history(self, pad_token: int) -> Tensor:
+        """Prompts as the caller gave them and emitted tokens [B, T + longest], finished sequences padded."""
+        if len(self.prompts) == 1:
+            return self.history(0)[None]
+        longest = max(map(len, self.emitted))
+        rows = [emitted + [pad_token] * (longest - len(emitted)) for emitted in self.emitted]
+        new = torch.tensor(rows, dtype=torch.long, device=self.padded.device).view(len(rows), longest)
+        return torch.cat([self.padded, new], 1)
+
+    def stacked(self, kept: list[list[Tensor]] | None) -> tuple[Tensor, ...] | None:
+        """Kept rows as one [B, V] tensor per generated position; zeros past a sequence's end."""
+        if kept is None:
+            return None
+        nothing = torch.zeros_like(kept[0][0])
+        longest = max(map(len, kept))
+        return tuple(torch.stack([rows[i] if i < len(rows) else nothing for rows in kept]) for i in range(longest))
