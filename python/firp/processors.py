@@ -10,6 +10,7 @@ Four kinds of processor, told apart by exact type:
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,28 +61,44 @@ def without_padding(processors: LogitsProcessorList) -> LogitsProcessorList:
     return stripped
 
 
-def node_histories(tree: DraftTree, histories: list[Tensor]) -> dict[tuple[int, int], tuple[list[int], Tensor]]:
-    """Tokens before the choice at every real node, grouped so that a group's rows have one length.
+@dataclass(frozen=True)
+class HistoryGroup:
+    """Nodes whose histories have one length.
+
+    Attributes:
+        sequences, nodes: [n] int64, which rows of [B, N].
+        tokens: [n, T] int64 tokens before the choice at each, without padding.
+        padding: how many padding tokens Hugging Face would have in front.
+    """
+
+    sequences: Tensor
+    nodes: Tensor
+    tokens: Tensor
+    padding: int
+
+
+def node_histories(tree: DraftTree, histories: list[Tensor], padding: list[int]) -> list[HistoryGroup]:
+    """Tokens before the choice at every real node: history up to the root, then the path to the node.
 
     Args:
         tree: [B, N].
         histories: B token tensors [T_b], each ending in the root's token.
-
-    Returns:
-        (sequence, depth) to (nodes, [len(nodes), T_b + depth] tokens).
+        padding: padding tokens of each prompt.
     """
     tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
-    groups = {}
+    grouped: dict[tuple[int, int], list[tuple[int, int, list[int]]]] = {}
     for b, history in enumerate(histories):
-        paths: dict[int, list[int]] = {0: []}
-        by_depth: dict[int, list[int]] = {0: [0]}
-        for node in range(1, len(parents[b])):
-            if parents[b][node] >= 0:
-                paths[node] = paths[parents[b][node]] + [tokens[b][node]]
-                by_depth.setdefault(len(paths[node]), []).append(node)
-        for depth, nodes in by_depth.items():
-            tails = torch.tensor([paths[node] for node in nodes], dtype=torch.long, device=history.device)
-            groups[b, depth] = nodes, torch.cat([history.expand(len(nodes), -1), tails.view(len(nodes), depth)], 1)
+        paths = {0: history.tolist()}
+        for node in range(len(parents[b])):
+            parent = parents[b][node]
+            if parent >= 0:
+                paths[node] = paths[parent] + [tokens[b][node]]
+            if node in paths:
+                grouped.setdefault((len(paths[node]), padding[b]), []).append((b, node, paths[node]))
+    groups = []
+    for (_, pad), rows in grouped.items():
+        columns = (torch.tensor(column, dtype=torch.long, device=tree.tokens.device) for column in zip(*rows, strict=True))
+        groups.append(HistoryGroup(*columns, padding=pad))
     return groups
 
 
@@ -107,10 +124,10 @@ def process_tree(
             dummy = torch.zeros(flat.shape[0], 1, dtype=torch.long, device=flat.device)
             scores = processor(dummy, flat).view_as(scores)
             continue
-        groups = groups or node_histories(tree, histories)
+        groups = groups or node_histories(tree, histories, padding)
         scores = scores.clone()
-        for (b, _), (nodes, history) in groups.items():
-            if type(processor) in BY_LENGTH and padding[b]:
-                history = torch.nn.functional.pad(history, (padding[b], 0))
-            scores[b, nodes] = processor(history, scores[b, nodes])
+        for group in groups:
+            by_length = type(processor) in BY_LENGTH
+            tokens = torch.nn.functional.pad(group.tokens, (group.padding, 0)) if by_length else group.tokens
+            scores[group.sequences, group.nodes] = processor(tokens, scores[group.sequences, group.nodes])
     return scores

@@ -166,14 +166,20 @@ class Drafter:
             visible,
         )
 
+    def _within(self, available: int) -> Tensor:
+        """[N] bool: nodes whose path uses ranks below `available` only (a vocabulary may be smaller than a rank)."""
+        within = [True] + [max(path) < available for path in self.paths]
+        return torch.tensor(within + [False] * (self.config.num_nodes - len(within)))
+
     def _static(self, candidates: Tensor, root_token: Tensor, num_offsets: Tensor) -> DraftTree:
-        batch, k, _ = candidates.shape
+        available = candidates.shape[2]
         device = candidates.device
         parents, depths, ranks, visible = (tensor.to(device) for tensor in self._template)
         is_root = torch.arange(len(parents), device=device) == 0
-        real = ((depths <= num_offsets[:, None]) & (parents >= 0)) | is_root
+        drafted = (depths <= num_offsets[:, None]) & (parents >= 0) & self._within(available).to(device)
+        real = drafted | is_root
         level = (depths.long() - 1).clamp(min=0)
-        tokens = torch.where(real, candidates[:, level, ranks], 0)
+        tokens = torch.where(real, candidates[:, level, ranks.clamp(max=available - 1)], 0)
         tokens[:, 0] = root_token
         own = torch.eye(len(parents), dtype=torch.bool, device=device)
         ancestors = pack_ancestors(torch.where(real[..., None], visible, own))

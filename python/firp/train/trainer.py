@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from firp.layer_view import DecoderView
 from firp.models import load_model
-from firp.predictor import FirpPredictor
+from firp.predictor import FirpPredictor, load_predictor
 from firp.train.data import TextDataset, batch_for_step, epoch_batches, load_dataset, make_batch, split_held_out
 from firp.train.objective import OffsetScores, kl_objective, sample_anchors
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
@@ -41,6 +41,7 @@ class TrainConfig:
         learning_rate: peak of AdamW's, after a linear warm-up of `warmup` steps; then a cosine to a tenth.
         offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
         ridge_tokens: tokens behind the closed-form start; 0 starts from the identity.
+        start_from: folder or hub id of a predictor to go on from, instead of the closed form.
         held_out: sequences kept for accuracy.
         seed: of data order and anchors.
         dtype: dtype of the base model; the predictor itself trains in float32.
@@ -58,6 +59,7 @@ class TrainConfig:
     warmup: int = 20
     offset_decay: float = 0.8
     ridge_tokens: int = 100_000
+    start_from: str | None = None
     held_out: int = 64
     seed: int = 0
     dtype: str = "float32"
@@ -142,9 +144,14 @@ class Trainer:
         return True
 
     def initialize(self) -> None:
-        """Ridge start, logged with its held-out accuracy."""
+        """Start from another predictor or from the closed form, and log the held-out accuracy of that start."""
         config = self.config
-        if config.ridge_tokens:
+        if config.start_from is not None:
+            start = load_predictor(config.start_from)
+            self.check_same_place(start)
+            with torch.no_grad():
+                self.predictor.weight.copy_(start.weight)
+        elif config.ridge_tokens:
             accumulator = RidgeAccumulator(config.num_offsets, self.predictor.hidden_size, self.device)
             bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=not self.progress)
             for indices in epoch_batches(self.dataset, self.train_indices, config.batch_size, config.seed, 0):
@@ -157,7 +164,14 @@ class Trainer:
             bar.close()
             with torch.no_grad():
                 self.predictor.weight.copy_(accumulator.solve())
-        self.log("ridge", self.evaluate())
+        self.log("start", self.evaluate())
+
+    def check_same_place(self, start: FirpPredictor) -> None:
+        """Raise ValueError, naming the field, unless `start` predicts the same offsets at the same layer."""
+        start.check_model(self.model)
+        for name in ("insertion_layer", "num_offsets"):
+            if getattr(start, name) != getattr(self.config, name):
+                raise ValueError(f"{name}: got {getattr(self.config, name)}, but start_from has {getattr(start, name)}")
 
     def train_step(self) -> OffsetScores:
         config = self.config

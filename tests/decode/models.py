@@ -1,0 +1,132 @@
+"""Tiny random models, predictors and trees for tests of the engine."""
+
+from __future__ import annotations
+
+import random
+
+import firp
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+EOS, PAD = 3, 0
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "llama3-rope": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "linear-rope": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ),
+    "yarn-rope": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 6}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
+}  # fmt: skip
+PREDICTORS = ("random", "zero", "identity", "nan", "inf", "huge")
+
+
+def tiny_model(
+    seed: int, family: str = "llama", vocab: int = 7, kv_heads: int = 2, tied: bool = False, dtype=torch.float64
+) -> PreTrainedModel:
+    """A random decoder whose greedy output varies: 4 layers of width 32, weights three times the usual size."""
+    config_class, model_class, extra = FAMILIES[family]
+    torch.manual_seed(seed)
+    config = config_class(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=256,
+        eos_token_id=EOS,
+        bos_token_id=1,
+        pad_token_id=PAD,
+        tie_word_embeddings=tied,
+        **extra,
+    )
+    model = model_class(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    return model
+
+
+def tiny_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_offsets: int = 3, layer: int = 2):
+    """A predictor of any kind, useful or hostile."""
+    predictor = firp.FirpPredictor.for_model(model, num_offsets, layer).to(model.dtype)
+    with torch.no_grad():
+        weight = predictor.weight
+        if kind == "random":
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
+        elif kind in ("zero", "nan", "inf", "huge"):
+            weight.fill_({"zero": 0.0, "nan": float("nan"), "inf": float("inf"), "huge": 1e30}[kind])
+    return predictor
+
+
+def random_tree(rng: random.Random, num_offsets: int = 3) -> firp.TreeConfig:
+    """A random size and kind; static trees have random prefix-closed rank paths half of the time."""
+    num_nodes = rng.choice((1, 2, 3, 5, 8, 13, 33))
+    kind = rng.choice(("dynamic", "static"))
+    paths = None
+    if kind == "static" and rng.random() < 0.5:
+        chosen = {()}
+        while len(chosen) < num_nodes:
+            parent = rng.choice([path for path in sorted(chosen) if len(path) < num_offsets])
+            chosen.add(parent + (rng.randrange(7),))
+        paths = tuple(sorted(chosen - {()}))
+    return firp.TreeConfig(num_nodes, rng.randint(1, num_nodes), kind, paths)
+
+
+def ragged_batch(rng: random.Random, batch: int, vocab: int, longest: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded prompts [B, T] and their attention mask; the last prompt is unpadded."""
+    lengths = [rng.randint(1, longest) for _ in range(batch - 1)] + [longest]
+    ids = torch.full((batch, longest), PAD)
+    mask = torch.zeros_like(ids)
+    for b, length in enumerate(lengths):
+        ids[b, longest - length :] = torch.tensor([rng.randrange(4, vocab) for _ in range(length)])
+        mask[b, longest - length :] = 1
+    return ids, mask
+
+
+def hf_alone(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, **options) -> list[list[int]]:
+    """New tokens of Hugging Face's own `generate`, each prompt alone and unpadded."""
+    out = []
+    for row, keep in zip(ids, mask.bool(), strict=True):
+        prompt = row[keep][None]
+        out.append(model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :].tolist())
+    return out
+
+
+def new_tokens(sequences: torch.Tensor, prompt_length: int) -> list[list[int]]:
+    """New tokens of a batch, cut behind the first end-of-sequence token."""
+    rows = sequences[:, prompt_length:].tolist()
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
