@@ -187,6 +187,7 @@ class Engine:
             state.tree = root_only(state.tree.tokens[:, 0], num_lookahead=1)
         return state
 
+    @torch.no_grad()
     def forward(self, state: DecodeState) -> tuple[Tensor, Tensor | None]:
         """Final hidden states of the node rows [B, N, d] and of the pseudo rows [B, P, k, d] (None without)."""
         tree, view, k = state.tree, self.view, self.num_offsets

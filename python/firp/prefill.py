@@ -48,6 +48,7 @@ class PrefillAttention:
         return out.transpose(1, 2)
 
 
+@torch.no_grad()
 def prefill(view: DecoderView, tokens: Tensor, cache: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> None:
     """Write keys and values of `tokens` [T] into `cache` [L, 2, S, Hkv, D], in chunks, positions from 0."""
     for start in range(0, len(tokens), chunk_tokens):
