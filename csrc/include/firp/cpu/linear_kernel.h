@@ -1,0 +1,213 @@
+// One instruction set's kernel of linear.h; included with FIRP_ISA and FIRP_VECTOR_BYTES defined.
+
+namespace firp::cpu::FIRP_ISA {
+
+constexpr int64_t kLanes = FIRP_VECTOR_BYTES / 4;
+
+
+typedef float Floats __attribute__((vector_size(FIRP_VECTOR_BYTES)));
+typedef float LooseFloats __attribute__((vector_size(FIRP_VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(FIRP_VECTOR_BYTES)));
+typedef uint32_t LooseWords __attribute__((vector_size(FIRP_VECTOR_BYTES), aligned(2), may_alias));
+
+// One rounding, in every tile alike: a compiler left to contract a * b + c by itself may not treat all tiles the same.
+static inline __attribute__((always_inline)) Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__x86_64__) && FIRP_VECTOR_BYTES == 64
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__x86_64__) && FIRP_VECTOR_BYTES == 32
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+// A step of the width, and how part `part` of its weights becomes a vector of floats: for bfloat16 the even elements,
+// then the odd ones. The prepared input has the same order.
+template <typename T>
+struct Step;
+
+template <>
+struct Step<float> {
+  static constexpr int64_t size = kLanes;
+  static constexpr int parts = 1;
+  static inline __attribute__((always_inline)) Floats load(const float* from, int) {
+    return *reinterpret_cast<const LooseFloats*>(from);
+  }
+};
+
+template <>
+struct Step<bfloat16> {
+  static constexpr int64_t size = 2 * kLanes;
+  static constexpr int parts = 2;
+  static inline __attribute__((always_inline)) Floats load(const bfloat16* from, int part) {
+    const Words words = *reinterpret_cast<const LooseWords*>(from);
+    return reinterpret_cast<Floats>(part == 0 ? words << 16 : words & 0xffff0000u);
+  }
+};
+
+template <typename T>
+void prepare(const T* input, int64_t input_stride, int64_t rows, int64_t width, float* prepared) {
+  constexpr int64_t step = Step<T>::size;
+  const int64_t stride = prepared_width(width), whole = width - width % step;
+  for (int64_t r = 0; r < rows; ++r, input += input_stride, prepared += stride) {
+    T rest[step] = {};
+    std::memcpy(rest, input + whole, (width - whole) * sizeof(T));
+    for (int64_t i = 0; i < stride; i += step) {
+      for (int part = 0; part < Step<T>::parts; ++part) {
+        const Floats values = i < whole ? Step<T>::load(input + i, part) : i == whole ? Step<T>::load(rest, part) : Floats{};
+        *reinterpret_cast<LooseFloats*>(prepared + i + part * kLanes) = values;
+      }
+    }
+  }
+}
+
+typedef float Quad __attribute__((vector_size(16)));
+typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
+
+// The lanes folded to four; `sum` and `sums_of_four` go on from there in the same order.
+static inline __attribute__((always_inline)) Quad fold(Floats values) {
+  Quad quads[kLanes / 4];
+  std::memcpy(quads, &values, sizeof(values));
+  for (int64_t half = kLanes / 8; half >= 1; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) quads[i] += quads[i + half];
+  }
+  return quads[0];
+}
+
+static inline __attribute__((always_inline)) float sum(Floats values) {
+  const Quad quad = fold(values);
+  return (quad[0] + quad[2]) + (quad[1] + quad[3]);
+}
+
+static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats b, Floats c, Floats d) {
+  const Quad p = fold(a), q = fold(b), r = fold(c), s = fold(d);
+  const Quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+  const Quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+  return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
+}
+
+static inline __attribute__((always_inline)) void store_four(Quad values, float* out) {
+  *reinterpret_cast<LooseQuad*>(out) = values;
+}
+
+static inline __attribute__((always_inline)) void store_four(Quad values, bfloat16* out) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) store(values[i], out + i);
+}
+
+// `outs` outputs of `rows` rows, both known to the compiler so that sums stay in registers. Weight rows are
+// weight_stride elements apart; what lies `ahead` elements further on is read soon.
+template <typename T, int outs, int rows>
+static inline __attribute__((always_inline)) void products(
+    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, int64_t ahead,
+    Floats (&sums)[outs][rows]) {
+  for (int64_t i = 0; i < width; i += Step<T>::size) {
+#pragma GCC unroll 8
+    for (int part = 0; part < Step<T>::parts; ++part) {
+      Floats x[rows];
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) x[r] = *reinterpret_cast<const LooseFloats*>(input + r * stride + i + part * kLanes);
+#pragma GCC unroll 4
+      for (int o = 0; o < outs; ++o) {
+        const T* from = weight + o * weight_stride + i;
+        if (part == 0) __builtin_prefetch(from + ahead);
+        const Floats loaded = Step<T>::load(from, part);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) sums[o][r] = fused(loaded, x[r], sums[o][r]);
+      }
+    }
+  }
+}
+
+// Sums to outputs, `outputs` elements from one row to the next.
+template <typename T, int outs, int rows>
+static inline __attribute__((always_inline)) void finish(
+    const Floats (&sums)[outs][rows], const T* bias, T* output, int64_t outputs) {
+  static_assert(outs == 1 || outs == 4);
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r, output += outputs) {
+    if constexpr (outs == 4) {
+      Quad four = sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]);
+      if (bias) four += Quad{to_float(bias[0]), to_float(bias[1]), to_float(bias[2]), to_float(bias[3])};
+      store_four(four, output);
+    } else {
+      store(sum(sums[0][r]) + (bias ? to_float(*bias) : 0.0f), output);
+    }
+  }
+}
+
+template <int outs, int rows>
+static void from_floats(
+    const float* input, const float* weight, int64_t stride, const bfloat16* bias, bfloat16* output, int64_t outputs) {
+  Floats sums[outs][rows] = {};
+  products<float, outs, rows>(input, stride, weight, stride, stride, 0, sums);
+  finish(sums, bias, output, outputs);
+}
+
+// `ahead` as in `products`. The last, partial step of the weight is read from a copy padded with zeros.
+template <typename T, int outs, int rows>
+static void tile(const Linear<T>& args, int64_t first, int64_t row, int64_t ahead) {
+  constexpr int64_t step = Step<T>::size;
+  const int64_t stride = prepared_width(args.width), whole = args.width - args.width % step;
+  const float* input = args.prepared + row * stride;
+  const T* weight = args.weight + first * args.weight_stride;
+  Floats sums[outs][rows] = {};
+  products<T, outs, rows>(input, stride, weight, args.weight_stride, whole, ahead, sums);
+  if (whole < args.width) {
+    T rest[outs][step] = {};
+    for (int o = 0; o < outs; ++o) {
+      std::memcpy(rest[o], weight + o * args.weight_stride + whole, (args.width - whole) * sizeof(T));
+    }
+    products<T, outs, rows>(input + whole, stride, rest[0], step, step, 0, sums);
+  }
+  finish(sums, args.bias ? args.bias + first : nullptr, args.output + row * args.outputs + first, args.outputs);
+}
+
+// All rows of `outs` outputs. The first tile reads the weight rows from memory and asks for those after the next; the
+// others find them in cache.
+template <typename T, int outs>
+static void all_rows(const Linear<T>& args, int64_t first) {
+  for (int64_t row = 0; row < args.rows;) {
+    const int64_t left = args.rows - row, ahead = row == 0 ? 2 * outs * args.weight_stride : 0;
+    const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+    if (take == 3) tile<T, outs, 3>(args, first, row, ahead);
+    if (take == 2) tile<T, outs, 2>(args, first, row, ahead);
+    if (take == 1) tile<T, outs, 1>(args, first, row, ahead);
+    row += take;
+  }
+}
+
+// Many rows repay writing `outs` bfloat16 weight rows once as floats, in the order of the prepared input.
+template <int outs>
+static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64_t first) {
+  const int64_t stride = prepared_width(args.width);
+  prepare(args.weight + first * args.weight_stride, args.weight_stride, outs, args.width, scratch);
+  const bfloat16* bias = args.bias ? args.bias + first : nullptr;
+  for (int64_t row = 0; row < args.rows;) {
+    const int64_t left = args.rows - row;
+    const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+    const float* input = args.prepared + row * stride;
+    bfloat16* output = args.output + row * args.outputs + first;
+    if (take == 3) from_floats<outs, 3>(input, scratch, stride, bias, output, args.outputs);
+    if (take == 2) from_floats<outs, 2>(input, scratch, stride, bias, output, args.outputs);
+    if (take == 1) from_floats<outs, 1>(input, scratch, stride, bias, output, args.outputs);
+    row += take;
+  }
+}
+
+// `scratch`: scratch_size floats.
+template <typename T>
+void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (args.rows >= kManyRows) {
+      for (; first + 4 <= last; first += 4) all_rows_widened<4>(args, scratch, first);
+      for (; first < last; ++first) all_rows_widened<1>(args, scratch, first);
+    }
+  }
+  for (; first + 4 <= last; first += 4) all_rows<T, 4>(args, first);
+  for (; first < last; ++first) all_rows<T, 1>(args, first);
+}
+
+}  // namespace firp::cpu::FIRP_ISA
