@@ -10,9 +10,10 @@ from firp_kernels.ops import (
     verify_tree,
     write_cache,
 )
+from firp_kernels.version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
+    "__version__",
     "bind",
     "commit_cache",
     "draft_tree",

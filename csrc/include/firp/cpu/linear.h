@@ -10,37 +10,11 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 #include "firp/cpu/isa.h"
+#include "firp/cpu/number.h"
+#include "firp/cpu/vectors.h"
 
 namespace firp::cpu {
-
-struct bfloat16 {
-  uint16_t bits;
-};
-
-inline float to_float(bfloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, sizeof(out));
-  return out;
-}
-
-inline float to_float(float value) { return value; }
-
-inline void store(float value, float* out) { *out = value; }
-
-// Round to nearest, ties to even; NaN stays NaN.
-inline void store(float value, bfloat16* out) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  out->bits = value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // Weights are [outputs, width] with rows weight_stride apart; bias may be null. `prepared` is what `prepare` made.
 template <typename T>
@@ -63,47 +37,8 @@ inline int64_t scratch_size(int64_t width) { return 4 * prepared_width(width); }
 
 }  // namespace firp::cpu
 
-#define FIRP_ISA portable
-#define FIRP_VECTOR_BYTES 16
-#include "firp/cpu/linear_kernel.h"
-#undef FIRP_ISA
-#undef FIRP_VECTOR_BYTES
-
-#if defined(__x86_64__)
-#define FIRP_ISA avx2
-#define FIRP_VECTOR_BYTES 32
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#include "firp/cpu/linear_kernel.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef FIRP_ISA
-#undef FIRP_VECTOR_BYTES
-
-#define FIRP_ISA avx512
-#define FIRP_VECTOR_BYTES 64
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,fma")
-#endif
-#include "firp/cpu/linear_kernel.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef FIRP_ISA
-#undef FIRP_VECTOR_BYTES
-#endif
+#define FIRP_KERNEL "firp/cpu/linear_kernel.h"
+#include "firp/cpu/for_each_isa.h"
 
 namespace firp::cpu {
 

@@ -2,27 +2,6 @@
 
 namespace firp::cpu::FIRP_ISA {
 
-constexpr int64_t kLanes = FIRP_VECTOR_BYTES / 4;
-
-
-typedef float Floats __attribute__((vector_size(FIRP_VECTOR_BYTES)));
-typedef float LooseFloats __attribute__((vector_size(FIRP_VECTOR_BYTES), aligned(4), may_alias));
-typedef uint32_t Words __attribute__((vector_size(FIRP_VECTOR_BYTES)));
-typedef uint32_t LooseWords __attribute__((vector_size(FIRP_VECTOR_BYTES), aligned(2), may_alias));
-
-// One rounding, in every tile alike: a compiler left to contract a * b + c by itself may not treat all tiles the same.
-static inline __attribute__((always_inline)) Floats fused(Floats a, Floats b, Floats c) {
-#if defined(__x86_64__) && FIRP_VECTOR_BYTES == 64
-  return _mm512_fmadd_ps(a, b, c);
-#elif defined(__x86_64__) && FIRP_VECTOR_BYTES == 32
-  return _mm256_fmadd_ps(a, b, c);
-#elif defined(__aarch64__)
-  return vfmaq_f32(c, a, b);
-#else
-  return a * b + c;
-#endif
-}
-
 // A step of the width, and how part `part` of its weights becomes a vector of floats: for bfloat16 the even elements,
 // then the odd ones. The prepared input has the same order.
 template <typename T>
@@ -61,24 +40,6 @@ void prepare(const T* input, int64_t input_stride, int64_t rows, int64_t width, 
       }
     }
   }
-}
-
-typedef float Quad __attribute__((vector_size(16)));
-typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
-
-// The lanes folded to four; `sum` and `sums_of_four` go on from there in the same order.
-static inline __attribute__((always_inline)) Quad fold(Floats values) {
-  Quad quads[kLanes / 4];
-  std::memcpy(quads, &values, sizeof(values));
-  for (int64_t half = kLanes / 8; half >= 1; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) quads[i] += quads[i + half];
-  }
-  return quads[0];
-}
-
-static inline __attribute__((always_inline)) float sum(Floats values) {
-  const Quad quad = fold(values);
-  return (quad[0] + quad[2]) + (quad[1] + quad[3]);
 }
 
 static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats b, Floats c, Floats d) {

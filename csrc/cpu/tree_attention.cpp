@@ -1,0 +1,105 @@
+// firp::tree_attention on a CPU: checks, threads, registration.
+#include "firp/cpu/tree_attention.h"
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include "checks.h"
+
+namespace firp {
+namespace {
+
+template <typename T>
+void run(cpu::TreeAttention<T> args, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, at::Tensor& output) {
+  args.query = static_cast<const T*>(query.const_data_ptr());
+  args.key = static_cast<const T*>(key.const_data_ptr());
+  args.value = static_cast<const T*>(value.const_data_ptr());
+  args.output = static_cast<T*>(output.mutable_data_ptr());
+  const int64_t batch = query.size(0), pairs = batch * args.kv_heads;
+  // A task widens and transposes its keys itself, so a head's rows are shared out only as far as threads are idle.
+  const int64_t threads = at::get_num_threads();
+  const int64_t parts = pairs % threads == 0 ? 1 : std::min<int64_t>(args.rows, threads);
+  const cpu::Isa isa = cpu::best_isa();
+  at::parallel_for(0, pairs * parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t pair = task / parts, part = task % parts;
+      const int64_t from = part * args.rows / parts, to = (part + 1) * args.rows / parts;
+      cpu::tree_attention(isa, args, pair / args.kv_heads, pair % args.kv_heads, from, to);
+    }
+  });
+}
+
+template <typename T>
+cpu::TreeAttention<T> describe(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& context_lens,
+    const at::Tensor& depths, const at::Tensor& ancestors, const at::Tensor& lookahead, int64_t num_offsets, double scale,
+    int64_t window) {
+  return {
+      nullptr, query.stride(0), query.stride(1), query.stride(2), nullptr, nullptr, key.stride(0), key.stride(1),
+      key.stride(2), value.stride(0), value.stride(1), value.stride(2), nullptr, context_lens.const_data_ptr<int32_t>(),
+      depths.const_data_ptr<int32_t>(), ancestors.const_data_ptr<int32_t>(), lookahead.const_data_ptr<int32_t>(),
+      query.size(1), depths.size(1), lookahead.size(1), num_offsets, query.size(2), key.size(2), query.size(3), window,
+      static_cast<float>(scale)};
+}
+
+at::Tensor dense_rows(const at::Tensor& tensor) { return tensor.stride(3) == 1 ? tensor : tensor.contiguous(); }
+
+at::Tensor tree_attention(
+    const at::Tensor& query, const at::Tensor& key_cache, const at::Tensor& value_cache, const at::Tensor& context_lens,
+    const at::Tensor& depths, const at::Tensor& ancestors, const at::Tensor& lookahead, int64_t num_offsets, double scale,
+    std::optional<int64_t> sliding_window) {
+  check_same_cpu({{"query", query}, {"key_cache", key_cache}, {"value_cache", value_cache}, {"context_lens", context_lens},
+                  {"depths", depths}, {"ancestors", ancestors}, {"lookahead", lookahead}});
+  check_shape("query", query, {kAny, kAny, kAny, kAny});
+  const int64_t batch = query.size(0), rows = query.size(1), heads = query.size(2), width = query.size(3);
+  check_shape("key_cache", key_cache, {batch, kAny, kAny, width});
+  check_shape("value_cache", value_cache, key_cache.sizes());
+  check_shape("context_lens", context_lens, {batch});
+  check_shape("depths", depths, {batch, kAny});
+  const int64_t num_nodes = depths.size(1);
+  check_num_nodes("depths", num_nodes);
+  check_shape("ancestors", ancestors, {batch, num_nodes, (num_nodes + 31) / 32});
+  check_shape("lookahead", lookahead, {batch, kAny});
+  check_float("query", query);
+  check_dtype("key_cache", key_cache, query.scalar_type());
+  check_dtype("value_cache", value_cache, query.scalar_type());
+  check_dtype("context_lens", context_lens, at::kInt);
+  check_dtype("depths", depths, at::kInt);
+  check_dtype("ancestors", ancestors, at::kInt);
+  check_dtype("lookahead", lookahead, at::kInt);
+  TORCH_CHECK_VALUE(
+      key_cache.size(2) > 0 && heads % key_cache.size(2) == 0, "query: ", heads, " heads are no multiple of the cache's ",
+      key_cache.size(2), " heads");
+  TORCH_CHECK_VALUE(num_offsets >= 0, "num_offsets: got ", num_offsets, ", expected at least 0");
+  const int64_t with_pseudo = num_nodes + lookahead.size(1) * num_offsets;
+  TORCH_CHECK_VALUE(
+      rows == num_nodes || rows == with_pseudo, "query: got ", rows, " rows, expected ", num_nodes, " (nodes) or ",
+      with_pseudo, " (with pseudo rows)");
+  TORCH_CHECK_VALUE(
+      !sliding_window || *sliding_window >= 1, "sliding_window: got ", sliding_window.value_or(0),
+      ", expected at least 1 or None");
+  const at::Tensor lens = context_lens.contiguous(), levels = depths.contiguous(), masks = ancestors.contiguous();
+  const at::Tensor nodes = lookahead.contiguous();
+  check_room(lens, rows, key_cache.size(1));
+  check_lookahead(nodes, num_nodes);
+
+  const at::Tensor q = dense_rows(query), k = dense_rows(key_cache), v = dense_rows(value_cache);
+  at::Tensor output = at::empty(query.sizes(), query.options().memory_format(at::MemoryFormat::Contiguous));
+  const auto go = [&](auto number) {
+    using T = decltype(number);
+    run(describe<T>(q, k, v, lens, levels, masks, nodes, num_offsets, scale, sliding_window.value_or(0)), q, k, v, output);
+  };
+  switch (query.scalar_type()) {
+    case at::kFloat: go(float{}); break;
+    case at::kBFloat16: go(cpu::bfloat16{}); break;
+    case at::kHalf: go(cpu::float16{}); break;
+    default: go(double{}); break;
+  }
+  return output;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(firp, CPU, library) { library.impl("tree_attention", tree_attention); }
+
+}  // namespace firp

@@ -1,0 +1,1 @@
+"""Triton kernels, one op a file; imported on an op's first call."""

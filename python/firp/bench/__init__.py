@@ -1,0 +1,1 @@
+"""`firp bench`: decoding methods side by side, in one run."""

@@ -1,0 +1,99 @@
+"""Builds `firp_kernels._C` where a compiler is at hand; without one the package installs as pure Python.
+
+FIRP_BUILD=cpu|cuda|none overrides what is built. By default the CPU part is always tried, the CUDA part where nvcc and
+a CUDA build of torch are present; whether a GPU is visible does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+CHOICES = ("cpu", "cuda", "none")
+CUDA_ARCHITECTURES = ("80", "90", "100")
+
+
+def notice(text: str) -> None:
+    print(f"firp_kernels: {text}", file=sys.stderr)
+
+
+def read_sources() -> dict[str, dict[str, str]]:
+    """{device: {op: source file}} of csrc/sources.txt."""
+    table: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {}}
+    for line in (ROOT / "csrc/sources.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            device, op, source = line.split()
+            table[device][op] = source
+    return table
+
+
+def wanted() -> str:
+    """What to build: the choice in FIRP_BUILD, or what the machine's tools allow."""
+    choice = os.environ.get("FIRP_BUILD")
+    if choice is not None and choice not in CHOICES:
+        raise SystemExit(f"FIRP_BUILD: got {choice!r}, expected one of {', '.join(CHOICES)}")
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        if choice in ("cpu", "cuda"):
+            raise SystemExit(f"FIRP_BUILD={choice} needs torch at build time: pip install --no-build-isolation") from None
+        if choice is None:
+            notice("torch is not importable while building, so no extension is built (pip install --no-build-isolation)")
+        return "none"
+    if choice is not None:
+        return choice
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        notice("no C++ compiler found: installing without the extension; the torch reference serves every op on a CPU")
+        return "none"
+    return "cuda" if torch.version.cuda and cpp_extension.CUDA_HOME else "cpu"
+
+
+def extensions(choice: str) -> dict:
+    if choice == "none":
+        return {}
+    import torch
+    from torch.utils import cpp_extension
+
+    class Build(cpp_extension.BuildExtension):
+        """A compiler error leaves a pure-Python install, unless FIRP_BUILD asked for the extension."""
+
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                if "FIRP_BUILD" in os.environ:
+                    raise
+                notice(f"the extension did not compile and is left out: {error}")
+                self.extensions = []
+
+    table = read_sources()
+    if choice == "cpu":
+        table["cuda"] = {}
+    names = {device: ",".join(f'"{op}"' for op in ops) for device, ops in table.items()}
+    cuda_version = torch.version.cuda if choice == "cuda" else ""
+    macros = [
+        ("FIRP_CPU_OPS", names["cpu"]),
+        ("FIRP_CUDA_OPS", names["cuda"]),
+        ("FIRP_TORCH_VERSION", f'"{torch.__version__}"'),
+        ("FIRP_CUDA_VERSION", f'"{cuda_version}"'),
+    ]
+    make = cpp_extension.CUDAExtension if choice == "cuda" else cpp_extension.CppExtension
+    architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+    sources = sorted({source for ops in table.values() for source in ops.values()})
+    extension = make(
+        "firp_kernels._C",
+        ["csrc/module.cpp", *sources],
+        include_dirs=[str(ROOT / "csrc/include")],
+        define_macros=macros,
+        extra_compile_args={"cxx": ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off"], "nvcc": ["-O3", "-std=c++20", *architectures]},
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build.with_options(use_ninja=True)}}
+
+
+setup(**extensions(wanted()))
