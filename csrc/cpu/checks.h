@@ -66,4 +66,29 @@ inline void check_lookahead(const at::Tensor& lookahead, int64_t num_nodes) {
   }
 }
 
+// The root first, every other node behind its parent; `parents` [B, N] is dense.
+inline void check_parents(const at::Tensor& parents) {
+  const int32_t* links = parents.const_data_ptr<int32_t>();
+  const int64_t num_nodes = parents.size(1);
+  for (int64_t i = 0; i < parents.numel(); ++i) {
+    const int64_t node = i % num_nodes;
+    TORCH_CHECK_VALUE(node != 0 || links[i] == -1, "parents: node 0 is the root, expected parent -1, got ", links[i]);
+    TORCH_CHECK_VALUE(
+        links[i] >= -1 && (node == 0 || links[i] < node), "parents: got ", links[i], " for node ", node,
+        ", a parent must be -1 or come before its child");
+  }
+}
+
+// The dimensions behind `first` lie densely in memory, so that bytes can be copied.
+inline void check_dense_slots(const char* name, const at::Tensor& tensor, int64_t first) {
+  const int64_t last = tensor.dim() - 1;
+  TORCH_CHECK_VALUE(
+      tensor.size(last) <= 1 || tensor.stride(last) == 1, name, ": got a strided last dimension, expected a dense one");
+  if (first < last) {
+    TORCH_CHECK_VALUE(
+        first + 1 > last || tensor.size(first) <= 1 || first == 1 || tensor.stride(first) == tensor.size(last), name,
+        ": got strided heads, expected dense slots");
+  }
+}
+
 }  // namespace firp
