@@ -39,7 +39,7 @@ cpu::TreeAttention<T> describe(
       key.stride(2), value.stride(0), value.stride(1), value.stride(2), nullptr, context_lens.const_data_ptr<int32_t>(),
       depths.const_data_ptr<int32_t>(), ancestors.const_data_ptr<int32_t>(), lookahead.const_data_ptr<int32_t>(),
       query.size(1), depths.size(1), lookahead.size(1), num_offsets, query.size(2), key.size(2), query.size(3), window,
-      static_cast<float>(scale)};
+      scale};
 }
 
 at::Tensor dense_rows(const at::Tensor& tensor) { return tensor.stride(3) == 1 ? tensor : tensor.contiguous(); }

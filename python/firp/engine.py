@@ -19,6 +19,10 @@ from firp.state import DecodeState, StepRecord, gather_rows
 from firp.trees import Drafter, DraftTree, TreeConfig, root_only
 
 
+# Up to this many pseudo rows share the head's pass with the node rows: reading the head twice costs more.
+SHARED_HEAD_ROWS = 16
+
+
 @dataclass
 class TreeAttention:
     """Attention of one step's rows: write them behind the context, then attend to context and tree."""
@@ -167,15 +171,18 @@ class Engine:
             state: changed in place.
             choose: turns scores into tokens (`firp.choice`); None is greedy.
         """
-        nodes, pseudo = self.forward(state)
-        logits = self.view.logits(nodes)
+        rows, num_nodes = self.forward(state), state.tree.tokens.shape[1]
+        shares_head = rows.shape[1] - num_nodes <= SHARED_HEAD_ROWS
+        logits = self.view.logits(rows if shares_head else rows[:, :num_nodes])
+        pseudo = (logits if shares_head else rows)[:, num_nodes:]
+        logits = logits[:, :num_nodes]
         max_depth = self.num_offsets if state.tree.tokens.shape[1] > 1 else 0
         choose = choose or Greedy(self.ops)
         (path, num_accepted, bonus, _, last_slot, shift, status), scores = choose(logits, state, max_depth)
         self.ops.commit_cache(state.cache, state.context_lens, path, num_accepted, state.finished)
         tokens, counts = self.emit(state, path, num_accepted, bonus, status)
         root = bonus.clamp(min=0)
-        state.tree = self.draft(state, pseudo, root, last_slot, shift)
+        state.tree = self.draft(state, pseudo, shares_head, root, last_slot, shift)
         return StepRecord(tokens, counts, state.finished, status, path, logits, scores)
 
     def compact(self, state: DecodeState) -> DecodeState:
@@ -188,8 +195,8 @@ class Engine:
         return state
 
     @torch.no_grad()
-    def forward(self, state: DecodeState) -> tuple[Tensor, Tensor | None]:
-        """Final hidden states of the node rows [B, N, d] and of the pseudo rows [B, P, k, d] (None without)."""
+    def forward(self, state: DecodeState) -> Tensor:
+        """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
         tree, view, k = state.tree, self.view, self.num_offsets
         num_nodes = tree.tokens.shape[1]
         step = TreeAttention(self.ops, state.cache, state.context_lens, tree, k)
@@ -201,12 +208,11 @@ class Engine:
         hidden = view.embed(tree.tokens)
         cos, sin = view.rotary(hidden, positions)
         if not tree.lookahead.shape[1]:
-            return view.run_layers(hidden, (cos, sin), step, 0, view.num_layers), None
+            return view.run_layers(hidden, (cos, sin), step, 0, view.num_layers)
         below = self.predictor.insertion_layer
         hidden = view.run_layers(hidden, (cos[:, :num_nodes], sin[:, :num_nodes]), step, 0, below)
         hidden = self.ops.predictor_projection(hidden, self.weight, tree.lookahead)
-        hidden = view.run_layers(hidden, (cos, sin), step, below, view.num_layers)
-        return hidden[:, :num_nodes], hidden[:, num_nodes:].unflatten(1, (-1, k))
+        return view.run_layers(hidden, (cos, sin), step, below, view.num_layers)
 
     def emit(
         self, state: DecodeState, path: Tensor, num_accepted: Tensor, bonus: Tensor, status: Tensor
@@ -230,21 +236,20 @@ class Engine:
         return tokens.masked_fill(index >= counts[:, None], -1), counts
 
     def draft(
-        self, state: DecodeState, pseudo: Tensor | None, root: Tensor, last_slot: Tensor, shift: Tensor
+        self, state: DecodeState, pseudo: Tensor, are_logits: bool, root: Tensor, last_slot: Tensor, shift: Tensor
     ) -> DraftTree:
-        """Next tree from the pseudo rows [B, P, k, d] of the lookahead node nearest to the last accepted one.
+        """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one.
 
-        If that node lies `shift` levels up, its offsets shift + 1 .. k serve depths 1 .. k - shift.
+        If that node lies `shift` levels up, its offsets shift + 1 .. k serve depths 1 .. k - shift. `pseudo` holds the
+        rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
         """
         drafter = None if state.plain else self.drafter(state.batch_size)
-        if pseudo is None or drafter is None:
+        if pseudo.shape[1] == 0 or drafter is None:
             return root_only(root, num_lookahead=int(drafter is not None))
         k = self.num_offsets
-        rows = gather_rows(pseudo, last_slot.long().clamp(min=0)[:, None])[:, 0]
-        index = torch.arange(k, device=rows.device) + shift[:, None]
-        rows = gather_rows(rows, index.clamp(max=k - 1))
-        probabilities = torch.softmax(self.view.logits(rows).float(), dim=-1)
-        probabilities = torch.nan_to_num(probabilities, nan=0.0)
-        ranks = min(drafter.num_ranks, probabilities.shape[-1])
-        top = probabilities.topk(ranks, dim=-1)
-        return drafter.draft(top.values, top.indices, root, (k - shift).clamp(min=0).to(torch.int32))
+        offset = (torch.arange(k, device=pseudo.device) + shift[:, None]).clamp(max=k - 1)
+        rows = gather_rows(pseudo, last_slot.long().clamp(min=0)[:, None] * k + offset)
+        logits = (rows if are_logits else self.view.logits(rows)).float()
+        top = logits.topk(min(drafter.num_ranks, logits.shape[-1]), dim=-1)
+        probabilities = (top.values - logits.logsumexp(-1, keepdim=True)).exp().nan_to_num(nan=0.0)
+        return drafter.draft(probabilities, top.indices, root, (k - shift).clamp(min=0).to(torch.int32))

@@ -1,7 +1,7 @@
 // Instruction sets the CPU kernels are compiled for, and the choice among them at run time.
 //
-// A kernel file is included once per set through FIRP_FOR_EACH_ISA-style blocks (see linear.h): the same source with
-// vectors of another width. Nothing here knows torch.
+// A kernel file is compiled once per set by for_each_isa.h: the same source with vectors of another width. Nothing under
+// include/ knows torch. Sets are ordered: each includes those before it.
 #pragma once
 
 #include <cstdlib>
@@ -9,16 +9,19 @@
 
 namespace firp::cpu {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512_bf16 };
 
 inline const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+  constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+  return names[static_cast<int>(isa)];
 }
 
 inline Isa detect_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) return Isa::avx512;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) {
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::portable;

@@ -58,6 +58,9 @@ static inline __attribute__((always_inline)) void store_four(Quad values, bfloat
   for (int i = 0; i < 4; ++i) store(values[i], out + i);
 }
 
+// Rows of a tile: as many sums as the registers hold.
+constexpr int64_t kTileRows = FIRP_VECTOR_BYTES == 64 ? 6 : 3;
+
 // `outs` outputs of `rows` rows, both known to the compiler so that sums stay in registers. Weight rows are
 // weight_stride elements apart; what lies `ahead` elements further on is read soon.
 template <typename T, int outs, int rows>
@@ -68,14 +71,14 @@ static inline __attribute__((always_inline)) void products(
 #pragma GCC unroll 8
     for (int part = 0; part < Step<T>::parts; ++part) {
       Floats x[rows];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int r = 0; r < rows; ++r) x[r] = *reinterpret_cast<const LooseFloats*>(input + r * stride + i + part * kLanes);
 #pragma GCC unroll 4
       for (int o = 0; o < outs; ++o) {
         const T* from = weight + o * weight_stride + i;
         if (part == 0) __builtin_prefetch(from + ahead);
         const Floats loaded = Step<T>::load(from, part);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) sums[o][r] = fused(loaded, x[r], sums[o][r]);
       }
     }
@@ -87,7 +90,7 @@ template <typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void finish(
     const Floats (&sums)[outs][rows], const T* bias, T* output, int64_t outputs) {
   static_assert(outs == 1 || outs == 4);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int r = 0; r < rows; ++r, output += outputs) {
     if constexpr (outs == 4) {
       Quad four = sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]);
@@ -132,7 +135,12 @@ template <typename T, int outs>
 static void all_rows(const Linear<T>& args, int64_t first) {
   for (int64_t row = 0; row < args.rows;) {
     const int64_t left = args.rows - row, ahead = row == 0 ? 2 * outs * args.weight_stride : 0;
-    const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+    const int64_t tiles = (left + kTileRows - 1) / kTileRows, take = (left + tiles - 1) / tiles;
+    if constexpr (kTileRows == 6) {
+      if (take == 6) tile<T, outs, 6>(args, first, row, ahead);
+      if (take == 5) tile<T, outs, 5>(args, first, row, ahead);
+      if (take == 4) tile<T, outs, 4>(args, first, row, ahead);
+    }
     if (take == 3) tile<T, outs, 3>(args, first, row, ahead);
     if (take == 2) tile<T, outs, 2>(args, first, row, ahead);
     if (take == 1) tile<T, outs, 1>(args, first, row, ahead);
@@ -148,9 +156,14 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
   const bfloat16* bias = args.bias ? args.bias + first : nullptr;
   for (int64_t row = 0; row < args.rows;) {
     const int64_t left = args.rows - row;
-    const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+    const int64_t tiles = (left + kTileRows - 1) / kTileRows, take = (left + tiles - 1) / tiles;
     const float* input = args.prepared + row * stride;
     bfloat16* output = args.output + row * args.outputs + first;
+    if constexpr (kTileRows == 6) {
+      if (take == 6) from_floats<outs, 6>(input, scratch, stride, bias, output, args.outputs);
+      if (take == 5) from_floats<outs, 5>(input, scratch, stride, bias, output, args.outputs);
+      if (take == 4) from_floats<outs, 4>(input, scratch, stride, bias, output, args.outputs);
+    }
     if (take == 3) from_floats<outs, 3>(input, scratch, stride, bias, output, args.outputs);
     if (take == 2) from_floats<outs, 2>(input, scratch, stride, bias, output, args.outputs);
     if (take == 1) from_floats<outs, 1>(input, scratch, stride, bias, output, args.outputs);

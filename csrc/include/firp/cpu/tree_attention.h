@@ -35,7 +35,7 @@ struct TreeAttention {
   const int32_t* ancestors;
   const int32_t* lookahead;
   int64_t rows, num_nodes, num_lookahead, num_offsets, heads, kv_heads, width, window;
-  float scale;
+  double scale;
 };
 
 // What one row sees: context slots from `first`, and these rows of the step.
@@ -92,7 +92,7 @@ void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t k
         for (int64_t d = 0; d < args.width; ++d) {
           weights[e] += static_cast<double>(to_float(query[d])) * static_cast<double>(to_float(keys[slot(e) * args.key_slot + d]));
         }
-        weights[e] *= static_cast<double>(args.scale);
+        weights[e] *= args.scale;
         peak = std::max(peak, weights[e]);
       }
       for (int64_t e = 0; e < count; ++e) {
@@ -121,7 +121,7 @@ void tree_attention(
     Isa isa, const TreeAttention<T>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
   if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bfloat16>) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512) return avx512::tree_attention(args, batch, kv_head, first_row, last_row);
+    if (isa >= Isa::avx512) return avx512::tree_attention(args, batch, kv_head, first_row, last_row);
     if (isa == Isa::avx2) return avx2::tree_attention(args, batch, kv_head, first_row, last_row);
 #endif
     portable::tree_attention(args, batch, kv_head, first_row, last_row);

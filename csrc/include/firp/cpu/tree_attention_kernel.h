@@ -127,6 +127,7 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
   const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], width = args.width;
   const int64_t count = (last_row - first_row) * group, padded = (width + kPair - 1) / kPair * kPair;
   const int64_t tail_blocks = (args.rows + kBlock - 1) / kBlock, tail_slots = tail_blocks * kBlock;
+  const float scale = static_cast<float>(args.scale);
   const int64_t whole = context / kBlock * kBlock, rest = context - whole;
   const T* keys = args.key + batch * args.key_batch + kv_head * args.key_head;
   const T* values = args.value + batch * args.value_batch + kv_head * args.value_head;
@@ -163,7 +164,7 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
       for (int64_t i = 0; i < some; ++i) {
         float* row = scores + i * kBlock;
         const int64_t first = views[(q + i) / group].first - start;
-        for (int64_t e = 0; e < kBlock; e += kLanes) save(load(row + e) * broadcast(args.scale), row + e);
+        for (int64_t e = 0; e < kBlock; e += kLanes) save(load(row + e) * broadcast(scale), row + e);
         factors[q + i] = first >= kBlock ? 1.0f : soften(row, std::max<int64_t>(first, 0), kBlock, peaks[q + i], totals[q + i]);
         all_see_all &= first <= 0;
       }
@@ -201,7 +202,7 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
       const int64_t shared = std::clamp<int64_t>(rest - done, 0, last), first = std::clamp<int64_t>(view.first - whole - done, 0, shared);
       if (shared) multiply<1>(queries + q * padded, padded, block_keys, kBlock, width, scores, kBlock, kBlock, nullptr);
       for (int64_t e = shared; e < last; ++e) scores[e] = tail_scores[q * tail_slots + view.tail[done + e - rest]];
-      for (int64_t e = 0; e < last; ++e) scores[e] *= args.scale;
+      for (int64_t e = 0; e < last; ++e) scores[e] *= scale;
       const float factor = soften(scores, first, last, peaks[q], totals[q]);
       multiply<1>(
           scores + first, kBlock, block_values + first * padded, padded, shared - first, sums + q * padded, padded, padded, &factor);

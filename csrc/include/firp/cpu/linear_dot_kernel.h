@@ -1,0 +1,84 @@
+// The bfloat16 linear of linear.h for CPUs that multiply bfloat16 pairs directly (AVX-512 BF16): no widening, half the
+// instructions. Inputs are prepared as bfloat16 rows padded with zeros.
+
+namespace firp::cpu::avx512_bf16 {
+
+constexpr int64_t kStep = 32;
+constexpr int64_t kTileRows = 6;
+
+inline void prepare(const bfloat16* input, int64_t input_stride, int64_t rows, int64_t width, float* prepared) {
+  char* to = reinterpret_cast<char*>(prepared);
+  const int64_t bytes = width * 2, stride = prepared_width(width) * 2;
+  for (int64_t r = 0; r < rows; ++r, input += input_stride, to += stride) {
+    std::memcpy(to, input, bytes);
+    std::memset(to + bytes, 0, stride - bytes);
+  }
+}
+
+// Four sums of sixteen lanes each.
+static inline __attribute__((always_inline)) __m128 sums_of_four(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+template <int outs, int rows>
+static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, int64_t ahead) {
+  const int64_t stride = prepared_width(args.width), whole = args.width / kStep * kStep;
+  const bfloat16* input = reinterpret_cast<const bfloat16*>(args.prepared) + row * stride;
+  const bfloat16* weight = args.weight + first * args.weight_stride;
+  __m512 sums[4][rows];
+#pragma GCC unroll 4
+  for (int o = 0; o < 4; ++o) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) sums[o][r] = _mm512_setzero_ps();
+  }
+  const auto step = [&](int64_t i, __mmask32 mask) __attribute__((always_inline)) {
+    __m512bh x[rows];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) x[r] = (__m512bh)_mm512_loadu_si512(input + r * stride + i);
+#pragma GCC unroll 4
+    for (int o = 0; o < outs; ++o) {
+      const bfloat16* from = weight + o * args.weight_stride + i;
+      __builtin_prefetch(from + ahead);
+      const __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(mask, from);
+#pragma GCC unroll 6
+      for (int r = 0; r < rows; ++r) sums[o][r] = _mm512_dpbf16_ps(sums[o][r], w, x[r]);
+    }
+  };
+  for (int64_t i = 0; i < whole; i += kStep) step(i, 0xffffffffu);
+  if (whole < args.width) step(whole, (1u << (args.width - whole)) - 1);
+
+  const bfloat16* bias = args.bias ? args.bias + first : nullptr;
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+    float values[4];
+    _mm_storeu_ps(values, sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]));
+    bfloat16* output = args.output + (row + r) * args.outputs + first;
+    for (int o = 0; o < outs; ++o) store(values[o] + (bias ? to_float(bias[o]) : 0.0f), output + o);
+  }
+}
+
+template <int outs>
+static void all_rows(const Linear<bfloat16>& args, int64_t first) {
+  for (int64_t row = 0; row < args.rows;) {
+    const int64_t left = args.rows - row, tiles = (left + kTileRows - 1) / kTileRows, take = (left + tiles - 1) / tiles;
+    const int64_t ahead = row == 0 ? 2 * outs * args.weight_stride : 0;
+    if (take == 6) tile<outs, 6>(args, first, row, ahead);
+    if (take == 5) tile<outs, 5>(args, first, row, ahead);
+    if (take == 4) tile<outs, 4>(args, first, row, ahead);
+    if (take == 3) tile<outs, 3>(args, first, row, ahead);
+    if (take == 2) tile<outs, 2>(args, first, row, ahead);
+    if (take == 1) tile<outs, 1>(args, first, row, ahead);
+    row += take;
+  }
+}
+
+inline void linear(const Linear<bfloat16>& args, int64_t first, int64_t last) {
+  for (; first + 4 <= last; first += 4) all_rows<4>(args, first);
+  for (; first < last; ++first) all_rows<1>(args, first);
+}
+
+}  // namespace firp::cpu::avx512_bf16
