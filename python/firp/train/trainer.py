@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from firp.files import write_atomically
 from firp.layer_view import DecoderView
 from firp.models import load_model
 from firp.predictor import FirpPredictor, load_predictor
@@ -78,16 +78,6 @@ class TrainConfig:
             return self.learning_rate * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
         return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call write(temporary path), then move the result to `path`: a kill leaves the old file or the new one."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(staging)
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 class Trainer:

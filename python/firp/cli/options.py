@@ -1,0 +1,56 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+from transformers import PreTrainedModel
+
+from firp.predictor import FirpPredictor, SHIPPED, default_predictor, load_predictor
+from firp.trees import TreeConfig
+
+Model = Annotated[str, typer.Option(help="Base model: a folder, a hub id, or smollm2-135m.")]
+Predictor = Annotated[str | None, typer.Option(help="Folder or hub id; default: the one shipped for the model.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
+Nodes = Annotated[int | None, typer.Option("--nodes", "-N", help="Draft tree nodes, root included.")]
+Lookahead = Annotated[int | None, typer.Option("--lookahead", "-P", help="Nodes that look ahead.")]
+TreeKind = Annotated[str | None, typer.Option(help="dynamic or static.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Prompt as it is, without the chat template.")]
+
+
+def choose_device(device: str | None) -> str:
+    """The device asked for, or the best there is; ValueError for one that is not there."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device: got {device!r}, expected cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: got 'cuda', but torch sees no CUDA device here")
+    return device
+
+
+def find_predictor(model_name: str, predictor: str | None) -> FirpPredictor:
+    """The predictor asked for, or the one shipped for the model."""
+    if predictor is None:
+        return default_predictor(model_name)
+    return default_predictor(predictor) if (SHIPPED / predictor).is_dir() else load_predictor(predictor)
+
+
+def make_tree(predictor: FirpPredictor, nodes: int | None, lookahead: int | None, kind: str | None) -> TreeConfig | None:
+    """The predictor's own tree with what was asked for changed; None where nothing was."""
+    if nodes is None and lookahead is None and kind is None:
+        return None
+    nodes = predictor.num_nodes if nodes is None else nodes
+    lookahead = min(predictor.num_lookahead, nodes) if lookahead is None else lookahead
+    return TreeConfig(nodes, lookahead, kind or predictor.tree_kind)
+
+
+def stop_tokens(model: PreTrainedModel) -> list[int]:
+    """Ids that end an answer, from the model's generation config."""
+    stops = model.generation_config.eos_token_id
+    return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)

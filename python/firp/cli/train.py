@@ -1,0 +1,63 @@
+"""`firp distill` and `firp train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firp.cli import options
+from firp.train.distill import DistillConfig
+from firp.train.distill import distill as run_distill
+from firp.train.trainer import TrainConfig, Trainer
+
+
+def distill(
+    prompts: Annotated[str, typer.Option(help="JSONL file of prompts.")],
+    output: Annotated[Path, typer.Option(help="File to write, .npz.")],
+    model: options.Model = "smollm2-135m",
+    limit: Annotated[int | None, typer.Option(help="Prompts taken; default all.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 192,
+    batch_size: Annotated[int, typer.Option(help="Prompts answered at once.")] = 16,
+    temperature: Annotated[float, typer.Option(help="Of every second batch; the others are greedy.")] = 0.7,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Longer prompts are left out.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = None,
+) -> None:
+    """Let the base model answer prompts: the text a predictor is trained on. Run again to go on after a stop."""
+    config = DistillConfig(model, prompts, limit, max_new_tokens, batch_size, temperature, max_prompt_tokens, seed, dtype)
+    print(f"wrote {run_distill(config, output, options.choose_device(device))}")
+
+
+def train(
+    data: Annotated[str, typer.Option(help="File written by `firp distill`.")],
+    output: Annotated[Path, typer.Option(help="Folder of the predictor, its checkpoint and log.")],
+    model: options.Model = "smollm2-135m",
+    insertion_layer: Annotated[int, typer.Option(help="t: decoder layers below the prediction.")] = 20,
+    num_offsets: Annotated[int, typer.Option(help="k: future positions predicted.")] = 3,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    anchors: Annotated[int, typer.Option(help="Anchors drawn from each sequence.")] = 64,
+    max_length: Annotated[int, typer.Option(help="Sequences are cut to this many tokens.")] = 512,
+    learning_rate: Annotated[float, typer.Option(help="Peak of AdamW's.")] = 5e-4,
+    ridge_tokens: Annotated[int, typer.Option(help="Tokens behind the closed-form start; 0: identity.")] = 100_000,
+    start_from: Annotated[str | None, typer.Option(help="Predictor to go on from instead.")] = None,
+    held_out: Annotated[int, typer.Option(help="Sequences kept for accuracy.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of data order and anchors.")] = 0,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
+) -> None:
+    """Train a predictor; run the same command again to resume exactly."""
+    config = TrainConfig(
+        model=model, data=data, insertion_layer=insertion_layer, num_offsets=num_offsets, steps=steps,
+        batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
+        ridge_tokens=ridge_tokens, start_from=start_from, held_out=held_out, seed=seed, dtype=dtype,
+    )  # fmt: skip
+    trainer = Trainer(config, output, options.choose_device(device))
+    if trainer.run(time_limit):
+        print(f"wrote {output}")
+    else:
+        print(f"stopped at step {trainer.step} of {steps}; run the same command to go on")

@@ -1,0 +1,160 @@
+"""`firp distill`: the base model answers prompts, so that a predictor trains on the model's own text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from firp.engine import Engine
+from firp.files import write_atomically
+from firp.generate import generate
+from firp.models import load_model
+from firp.prompts import encode, load_prompts
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Everything that decides the text.
+
+    Attributes:
+        model: base model, as `load_model` takes it.
+        prompts: JSONL file (`firp.prompts`), first turns.
+        limit: prompts taken, None for all.
+        max_new_tokens: tokens of an answer at most.
+        batch_size: prompts answered at once.
+        temperature: of every second batch; the others are greedy.
+        max_prompt_tokens: longer prompts are left out.
+        seed: of sampling.
+        dtype: of the base model.
+    """
+
+    model: str
+    prompts: str
+    limit: int | None = None
+    max_new_tokens: int = 192
+    batch_size: int = 16
+    temperature: float = 0.7
+    max_prompt_tokens: int = 512
+    seed: int = 0
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "max_prompt_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: got {self.temperature}, expected more than 0")
+
+
+def _check_resumable(parts: Path, config: DistillConfig) -> None:
+    """Remember the settings beside the parts; raise ValueError if those there were made with others."""
+    record = parts / "config.json"
+    if record.is_file():
+        for name, value in json.loads(record.read_text()).items():
+            if getattr(config, name) != value:
+                raise ValueError(
+                    f"{name}: got {getattr(config, name)!r}, but {parts} was begun with {value!r}; "
+                    "choose another output or the same settings"
+                )
+    else:
+        write_atomically(record, lambda path: path.write_text(json.dumps(asdict(config))))
+
+
+def _answer(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], greedy: bool, config: DistillConfig, batch: int
+) -> list[list[int]]:
+    """Answers of one batch, end token kept."""
+    longest = max(map(len, rows))
+    device = engine.model.device
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    options = {} if greedy else {"temperature": config.temperature, "top_k": 0, "top_p": 1.0}
+    out = generate(
+        engine.model, ids, attention_mask=mask, engine=engine, seed=config.seed * 1_000_003 + batch,
+        max_new_tokens=config.max_new_tokens, do_sample=not greedy, **options,
+    )  # fmt: skip
+    stops = {tokenizer.eos_token_id, engine.model.generation_config.eos_token_id}
+    answers = []
+    for row in out[:, longest:].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+        answers.append(row[:end])
+    return answers
+
+
+def distill(config: DistillConfig, output: str | Path, device: str = "cpu", progress: bool = True) -> Path:
+    """Answer the prompts batch by batch and write what `firp train` reads; go on where an earlier run was cut off.
+
+    Finished batches lie in `OUTPUT.parts/` until all are there.
+
+    Returns:
+        the file, arrays as in `firp.train.data.TextDataset` plus `greedy` [n] and `ids` [n].
+
+    Raises:
+        ValueError, FileNotFoundError: unreadable prompts, a bad setting, parts of a run with other settings.
+    """
+    output = Path(output)
+    if output.suffix != ".npz":
+        raise ValueError(f"output: got {str(output)!r}, expected a name ending in .npz")
+    prompts = load_prompts(config.prompts, config.limit)
+    parts = output.with_name(output.name + ".parts")
+    _check_resumable(parts, config)
+    model, tokenizer = load_model(config.model, config.dtype, device)
+    kept = [(p.id, encode(tokenizer, [{"role": "user", "content": p.turns[0]}])) for p in prompts]
+    kept = sorted((item for item in kept if len(item[1]) <= config.max_prompt_tokens), key=lambda item: len(item[1]))
+    if not kept:
+        raise ValueError(f"max_prompt_tokens: no prompt has at most {config.max_prompt_tokens} tokens")
+    batches = [kept[i : i + config.batch_size] for i in range(0, len(kept), config.batch_size)]
+    engine = Engine(model)
+    bar = tqdm(total=len(kept), desc="distill", unit="prompt", disable=not progress)
+    for index, batch in enumerate(batches):
+        part = parts / f"{index:06d}.npz"
+        if not part.is_file():
+            greedy = index % 2 == 0
+            rows = [row for _, row in batch]
+            answers = _answer(engine, tokenizer, rows, greedy, config, index)
+            _write_part(part, [p for p, _ in batch], rows, answers, greedy, model)
+            seconds = bar.format_dict["elapsed"]
+            bar.set_postfix_str(f"{sum(map(len, answers)) / max(seconds - getattr(bar, 'seconds', 0.0), 1e-9):.0f} tokens/s")
+            bar.seconds = seconds
+        bar.update(len(batch))
+    bar.close()
+    _join([parts / f"{index:06d}.npz" for index in range(len(batches))], output)
+    shutil.rmtree(parts)
+    return output
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    def write(staging: Path) -> None:
+        with open(staging, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_atomically(path, write)
+
+
+def _write_part(
+    path: Path, ids: list[str], prompts: list[list[int]], answers: list[list[int]], greedy: bool, model: PreTrainedModel
+) -> None:
+    dtype = np.uint16 if model.config.vocab_size <= 2**16 else np.uint32
+    sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    _save(
+        path,
+        tokens=np.concatenate([np.array(sequence, dtype) for sequence in sequences]),
+        lengths=np.array([len(sequence) for sequence in sequences], np.int64),
+        prompt_lengths=np.array([len(prompt) for prompt in prompts], np.int32),
+        greedy=np.full(len(ids), greedy),
+        ids=np.array(ids),
+    )
+
+
+def _join(parts: list[Path], output: Path) -> None:
+    loaded = [dict(np.load(part)) for part in parts]
+    arrays = {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0]}
+    arrays["offsets"] = np.concatenate([[0], arrays.pop("lengths").cumsum()])
+    _save(output, **arrays)
