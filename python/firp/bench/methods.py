@@ -1,0 +1,118 @@
+"""Decoding methods that `firp bench` runs side by side, each greedy, each on one prompt at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from firp.engine import Engine
+from firp.generate import generate
+from firp.predictor import FirpPredictor
+from firp.state import DecodeStats
+from firp.trees import TreeConfig
+
+PROMPT_LOOKUP_TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt decoded by one method.
+
+    Attributes:
+        tokens: new tokens, the stop token included.
+        seconds: the whole call, prefill included.
+        stats: decode steps and the tokens they delivered.
+    """
+
+    tokens: list[int]
+    seconds: float
+    stats: DecodeStats
+
+
+Method = Callable[[Tensor, int], Run]
+
+
+def _timed(decode: Callable[[], object], device: torch.device) -> tuple[object, float]:
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    synchronize()
+    started = time.perf_counter()
+    out = decode()
+    synchronize()
+    return out, time.perf_counter() - started
+
+
+def engine_method(engine: Engine) -> Method:
+    """FIRP, or plain decoding, in this package's engine."""
+
+    def run(ids: Tensor, max_new_tokens: int) -> Run:
+        out, seconds = _timed(
+            lambda: generate(
+                engine.model, ids, engine=engine, max_new_tokens=max_new_tokens, do_sample=False,
+                return_dict_in_generate=True,
+            ),
+            ids.device,
+        )  # fmt: skip
+        return Run(out.sequences[0, ids.shape[1] :].tolist(), seconds, out.stats)
+
+    return run
+
+
+def hugging_face_method(model: PreTrainedModel, **options) -> Method:
+    """Hugging Face `generate`. Its prefill delivers the first token, so decode steps deliver the others."""
+
+    def run(ids: Tensor, max_new_tokens: int) -> Run:
+        forwards = [0]
+
+        def count(*_) -> None:
+            forwards[0] += 1
+
+        handle = model.register_forward_pre_hook(count)
+        try:
+            out, seconds = _timed(
+                lambda: model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, **options
+                ),
+                ids.device,
+            )
+        finally:
+            handle.remove()
+        tokens = out[0, ids.shape[1] :].tolist()
+        return Run(tokens, seconds, DecodeStats(steps=forwards[0] - 1, tokens=len(tokens) - 1))
+
+    return run
+
+
+METHODS = ("ar", "firp", "hf", "prompt-lookup")
+
+
+def make_methods(
+    names: list[str], model: PreTrainedModel, predictor: FirpPredictor | None, tree: TreeConfig | None
+) -> dict[str, Method]:
+    """The methods asked for, by name.
+
+    Raises:
+        ValueError: an unknown name, one given twice, or `firp` without a predictor.
+    """
+    made: dict[str, Method] = {}
+    for name in names:
+        if name not in METHODS or name in made:
+            raise ValueError(f"methods: got {name!r}{' twice' if name in made else ''}, expected some of {', '.join(METHODS)}")
+        if name == "firp":
+            if predictor is None:
+                raise ValueError("predictor: got None, expected one for the method 'firp'")
+            made[name] = engine_method(Engine(model, predictor, tree))
+        elif name == "ar":
+            made[name] = engine_method(Engine(model))
+        elif name == "hf":
+            made[name] = hugging_face_method(model)
+        else:
+            made[name] = hugging_face_method(model, prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
+    return made

@@ -1,0 +1,171 @@
+"""Interleaved runs of several methods over prompts, and what they add up to."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from firp.bench.equality import Difference, compare
+from firp.bench.methods import Method, Run
+from firp.prompts import Prompt, encode
+from firp.state import DecodeStats
+from firp_kernels import __version__, registry
+
+TAU_FORMULA = "tokens delivered by decode steps / decode steps (prefill excluded, misses and bonus token included)"
+
+
+@dataclass
+class Results:
+    """runs[method][repeat][i] holds the runs of prompt i, one per turn; inputs[i] its token ids per turn."""
+
+    prompts: list[Prompt]
+    runs: dict[str, list[list[list[Run]]]] = field(default_factory=dict)
+    inputs: list[list[Tensor]] = field(default_factory=list)
+
+
+def _converse(
+    method: Method, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, device, max_new_tokens: int, all_turns: bool, raw: bool
+) -> tuple[list[Run], list[Tensor]]:
+    messages: list[dict] = []
+    runs, inputs = [], []
+    for turn in prompt.turns if all_turns else prompt.turns[:1]:
+        messages.append({"role": "user", "content": turn})
+        ids = torch.tensor([encode(tokenizer, messages, raw)], device=device)
+        runs.append(method(ids, max_new_tokens))
+        inputs.append(ids)
+        messages.append({"role": "assistant", "content": tokenizer.decode(runs[-1].tokens, skip_special_tokens=True)})
+    return runs, inputs
+
+
+def run_methods(
+    methods: dict[str, Method],
+    prompts: list[Prompt],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    repeats: int = 1,
+    all_turns: bool = False,
+    raw: bool = False,
+    progress: bool = True,
+) -> Results:
+    """Run every method on every prompt, `repeats` times, interleaved prompt by prompt in rotating order.
+
+    Raises:
+        ValueError: max_new_tokens or repeats below 1, or a prompt past the model's context.
+    """
+    for name, value in (("max_new_tokens", max_new_tokens), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    results = Results(prompts, {name: [] for name in methods})
+    names = list(methods)
+    for method in methods.values():
+        _converse(method, prompts[0], tokenizer, model.device, min(8, max_new_tokens), False, raw)
+    bar = tqdm(total=repeats * len(prompts) * len(methods), desc="bench", disable=not progress)
+    for repeat in range(repeats):
+        for per_repeat in results.runs.values():
+            per_repeat.append([])
+        for i, prompt in enumerate(prompts):
+            shift = (repeat + i) % len(names)
+            for name in names[shift:] + names[:shift]:
+                runs, inputs = _converse(methods[name], prompt, tokenizer, model.device, max_new_tokens, all_turns, raw)
+                results.runs[name][repeat].append(runs)
+                if len(results.inputs) == i:
+                    results.inputs.append(inputs)
+                bar.update()
+    bar.close()
+    return results
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def _speed(results: Results, name: str, chosen: list[int]) -> list[float]:
+    """Tokens per second of each repeat over the chosen prompts."""
+    speeds = []
+    for repeat in results.runs[name]:
+        runs = [run for i in chosen for run in repeat[i]]
+        speeds.append(sum(len(run.tokens) for run in runs) / sum(run.seconds for run in runs))
+    return speeds
+
+
+def _summary(results: Results, chosen: list[int], differences: dict[str, list[Difference]] | None) -> dict[str, dict]:
+    """One entry per method over the prompts with the indices `chosen`."""
+    speeds = {name: _speed(results, name, chosen) for name in results.runs}
+    summary = {}
+    for name, repeats in results.runs.items():
+        stats = DecodeStats()
+        for i in chosen:
+            for run in repeats[0][i]:
+                stats.merge(run.stats)
+        entry = {
+            "tokens": sum(len(run.tokens) for i in chosen for run in repeats[0][i]),
+            "steps": stats.steps,
+            "tau": stats.tau,
+            "accepted_per_position": stats.accepted_per_position,
+            "tokens_per_second": _spread(speeds[name]),
+        }
+        for base in ("ar", "hf"):
+            if base in speeds:
+                entry[f"speedup_vs_{base}"] = _spread([a / b for a, b in zip(speeds[name], speeds[base], strict=True)])
+        if differences is not None:
+            found = [d for d in differences[name] if d.index in chosen]
+            total = sum(len(results.runs[name][0][i]) for i in chosen)
+            entry["identical_to_hf"] = {
+                "identical": total - len(found),
+                "total": total,
+                "differences": [[d.prompt, d.position, d.gap, d.gap_float64] for d in found],
+            }
+        summary[name] = entry
+    return summary
+
+
+def report(results: Results, model: PreTrainedModel, settings: dict) -> dict:
+    """The JSON document of a bench: environment, settings, methods over all prompts and per category."""
+    differences = compare(results, model) if "hf" in results.runs else None
+    everything = list(range(len(results.prompts)))
+    categories = sorted({prompt.category for prompt in results.prompts})
+    document = {
+        "environment": environment(model),
+        "settings": settings,
+        "tau": TAU_FORMULA,
+        "methods": _summary(results, everything, differences),
+        "categories": {},
+    }
+    for category in categories:
+        chosen = [i for i in everything if results.prompts[i].category == category]
+        document["categories"][category] = {"methods": _summary(results, chosen, differences)}
+    return document
+
+
+def environment(model: PreTrainedModel) -> dict:
+    """What the figures were measured on."""
+    extension, _ = registry.load_extension()
+    on_gpu = model.device.type == "cuda"
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "firp_kernels": __version__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "extension": None if extension is None else extension.build_info(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,65 @@
+"""`firp bench`: decoding methods side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firp.bench.methods import make_methods
+from firp.bench.report import plot as draw
+from firp.bench.report import print_table
+from firp.bench.runner import report, run_methods
+from firp.cli import options
+from firp.files import write_atomically
+from firp.models import load_model
+from firp.prompts import load_prompts
+
+OWN_PROMPTS = Path(__file__).resolve().parents[3] / "benchmarks/prompts.jsonl"
+
+
+def bench(
+    model: options.Model = "smollm2-135m",
+    predictor: options.Predictor = None,
+    prompts: Annotated[Path, typer.Option(help="JSONL file; default: the project's own.")] = OWN_PROMPTS,
+    limit: Annotated[int | None, typer.Option(help="Prompts taken, spread evenly over the file.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 96,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = None,
+    methods: Annotated[str, typer.Option(help="Comma-separated: ar, firp, hf, prompt-lookup.")] = "ar,firp,hf,prompt-lookup",
+    repeats: Annotated[int, typer.Option(help="Interleaved repeats.")] = 3,
+    nodes: options.Nodes = None,
+    lookahead: options.Lookahead = None,
+    tree_kind: options.TreeKind = None,
+    all_turns: Annotated[bool, typer.Option("--all-turns", help="Whole conversations, not first turns.")] = False,
+    raw: options.Raw = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to draw tokens per second.")] = None,
+) -> None:
+    """Run decoding methods on the same prompts, interleaved, and report tau, tokens/s, ratios and equality."""
+    names = [name.strip() for name in methods.split(",")]
+    loaded = load_prompts(prompts, limit)
+    drafter = options.find_predictor(model, predictor) if "firp" in names else None
+    tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
+    base, tokenizer = load_model(model, dtype, options.choose_device(device))
+    made = make_methods(names, base, drafter, tree)
+    results = run_methods(made, loaded, base, tokenizer, max_new_tokens, repeats, all_turns, raw)
+    settings = {
+        "model": model,
+        "predictor": predictor or model,
+        "prompts": prompts.name,
+        "num_prompts": len(loaded),
+        "max_new_tokens": max_new_tokens,
+        "repeats": repeats,
+        "tree": None if drafter is None else [
+            nodes or drafter.num_nodes, lookahead or drafter.num_lookahead, tree_kind or drafter.tree_kind
+        ],
+    }  # fmt: skip
+    document = report(results, base, settings)
+    print_table(document)
+    if json_path is not None:
+        write_atomically(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
+    if plot is not None:
+        draw(document, plot)
