@@ -104,7 +104,7 @@ def tree_attention(
     out = [node_out / total]
     if rows > num_nodes:
         out.append(_pseudo_rows(grouped, key_cache, value_cache, context_lens, scores, weighted, num_nodes, num_offsets, scale, sliding_window))
-    return torch.cat(out, 3).permute(0, 3, 1, 2, 4).reshape(batch, rows, heads, width).to(query.dtype)
+    return torch.cat(out, 3).permute(0, 3, 1, 2, 4).reshape(batch, rows, heads, width).to(query.dtype).contiguous()
 
 
 def _pseudo_rows(

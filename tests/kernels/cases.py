@@ -1,0 +1,91 @@
+"""Random inputs of the ops: trees of every shape, ragged lengths, empty slots, poisoned dead slots."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from firp_kernels import reference
+
+
+def random_tree(rng: random.Random, batch: int, num_nodes: int, kind: str = "random") -> tuple[Tensor, Tensor, Tensor]:
+    """Parents, depths [B, N] and ancestors [B, N, M]; the last nodes of some sequences are padding."""
+    parents = torch.full((batch, num_nodes), -1, dtype=torch.int32)
+    depths = torch.zeros(batch, num_nodes, dtype=torch.int32)
+    visible = torch.eye(num_nodes, dtype=torch.bool).repeat(batch, 1, 1)
+    for b in range(batch):
+        for node in range(1, rng.randint(1, num_nodes)):
+            parent = {"chain": node - 1, "star": 0, "random": rng.randrange(node)}[kind]
+            parents[b, node] = parent
+            depths[b, node] = depths[b, parent] + 1
+            visible[b, node] |= visible[b, parent]
+    return parents, depths, reference.pack_ancestors(visible)
+
+
+def attention_case(seed: int, dtype: torch.dtype, window: int | None) -> list:
+    """Arguments of `tree_attention`; what lies behind the step's rows in the cache is NaN."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    batch, num_nodes = rng.randint(1, 3), rng.choice((1, 2, 5, 8, 33, 70))
+    slots, offsets = rng.randint(0, min(num_nodes, 4)), rng.randint(1, 3)
+    parents, depths, ancestors = random_tree(rng, batch, num_nodes, rng.choice(("chain", "star", "random")))
+    real = (parents >= 0).sum(1).tolist()
+    lookahead = torch.tensor([[rng.randint(-1, real[b]) for _ in range(slots)] for b in range(batch)], dtype=torch.int32)
+    rows = rng.choice((num_nodes, num_nodes + slots * offsets))
+    kv_heads, group, width = rng.choice((1, 2, 3)), rng.choice((1, 3, 4)), rng.choice((8, 16, 64, 80, 96, 128))
+    lens = torch.tensor([rng.choice((0, 1, 30, 63, 64, 65, 130, 200)) for _ in range(batch)], dtype=torch.int32)
+    capacity = int(lens.max()) + rows + rng.randint(0, 5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    query = normal(batch, kv_heads * group, rows, width).transpose(1, 2)
+    key, value = normal(batch, capacity, kv_heads, width), normal(batch, capacity, kv_heads, width)
+    for b, length in enumerate(lens.tolist()):
+        key[b, length + rows :] = float("nan")
+        value[b, length + rows :] = float("nan")
+    return [query, key, value, lens, depths, ancestors, lookahead.view(batch, slots), offsets, width**-0.5, window]
+
+
+def draft_case(seed: int) -> list:
+    """Arguments of `draft_tree`, with ties and now and then a NaN."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    batch, k, vocab = rng.randint(1, 3), rng.randint(1, 4), rng.choice((5, 17, 40))
+    num_nodes = rng.choice((1, 2, 5, 9, 33, 70))
+    marginals = torch.softmax(torch.randn(batch, k, vocab, generator=generator) * 3, -1)
+    if rng.random() < 0.5:
+        marginals = (marginals * 8).round() / 8
+    top = marginals.topk(min(rng.randint(1, 6), vocab), -1)
+    probabilities = top.values.clone()
+    if rng.random() < 0.1:
+        probabilities[0, 0, 0] = float("nan")
+    root = torch.randint(0, vocab, (batch,), generator=generator)
+    usable = torch.randint(0, k + 1, (batch,), generator=generator).to(torch.int32)
+    return [probabilities, top.indices, root, usable, num_nodes, rng.randint(1, num_nodes)]
+
+
+def verify_case(seed: int, dtype: torch.dtype, samples: bool) -> list:
+    """Arguments of `verify_tree` over a drafted tree, with ties and now and then a NaN."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    draft = draft_case(seed)
+    tokens, parents, _, _, lookahead = reference.draft_tree(*draft)
+    batch, num_nodes = tokens.shape
+    vocab, max_depth = int(tokens.max()) + 5, rng.randint(0, 4)
+    scores = torch.randn(batch, num_nodes, vocab, generator=generator).to(dtype)
+    if rng.random() < 0.3:
+        scores = (scores * 2).round()
+    if rng.random() < 0.2:
+        scores[rng.randrange(batch), rng.randrange(num_nodes), rng.randrange(vocab)] = float("nan")
+    uniforms = None
+    if samples:
+        scores = torch.softmax(scores.float(), -1)
+        uniforms = torch.rand(batch, max_depth + 1, generator=generator)
+        if rng.random() < 0.3:
+            scores = (scores * 4).round() / 4
+    if rng.random() < 0.2:
+        lookahead = lookahead[:, :0]
+    return [scores, uniforms, tokens, parents, lookahead, max_depth]

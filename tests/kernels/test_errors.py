@@ -1,0 +1,94 @@
+"""A bad argument is refused with its name, by the C++ implementation as by the reference."""
+
+import firp_kernels as kernels
+import pytest
+import torch
+from cases import attention_case, draft_case, verify_case
+from test_implementations import implementations
+
+
+def replaced(args, **changes):
+    args = list(args)
+    for index, value in changes.items():
+        args[int(index[1:])] = value
+    return args
+
+
+def ints(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def bad_attention():
+    good = attention_case(3, torch.float32, None)
+    query, key, lens, depths, lookahead = good[0], good[1], good[3], good[4], good[6]
+    yield "query", replaced(good, _0=query[0])
+    yield "query", replaced(good, _0=query[:, :-1] if query.shape[1] > depths.shape[1] else query.repeat(1, 3, 1, 1))
+    yield "key_cache", replaced(good, _1=key.double())
+    yield "value_cache", replaced(good, _2=key[:, :-1])
+    yield "context_lens", replaced(good, _3=lens.long())
+    yield "context_lens", replaced(good, _3=lens + 10_000)
+    yield "context_lens", replaced(good, _3=lens - 10_000)
+    yield "depths", replaced(good, _4=torch.zeros(query.shape[0], 257, dtype=torch.int32))
+    yield "ancestors", replaced(good, _5=good[5][..., :0])
+    if lookahead.numel():
+        yield "lookahead", replaced(good, _6=torch.full_like(lookahead, depths.shape[1]))
+    yield "num_offsets", replaced(good, _7=-1)
+    yield "sliding_window", replaced(good, _9=0)
+
+
+def bad_verify():
+    good = verify_case(5, torch.float32, False)
+    parents = good[3]
+    yield "scores", replaced(good, _0=good[0][0])
+    yield "uniforms", replaced(good, _1=torch.zeros(1, 99))
+    yield "tokens", replaced(good, _2=good[2].int())
+    yield "parents", replaced(good, _3=torch.zeros_like(parents))
+    yield "lookahead", replaced(good, _4=torch.full((parents.shape[0], 1), 999, dtype=torch.int32))
+    yield "max_depth", replaced(good, _5=-1)
+    cycle = parents.clone()
+    cycle[:, 1:] = parents.shape[1]
+    if parents.shape[1] > 1:
+        yield "parents", replaced(good, _3=cycle)
+
+
+def bad_draft():
+    good = draft_case(4)
+    yield "probabilities", replaced(good, _0=good[0].double())
+    yield "candidates", replaced(good, _1=good[1][..., :0])
+    yield "root_token", replaced(good, _2=good[2].int())
+    yield "num_offsets", replaced(good, _3=good[3] + 99)
+    yield "num_nodes", replaced(good, _4=257)
+    yield "num_nodes", replaced(good, _4=0)
+    yield "num_lookahead", replaced(good, _5=good[4] + 1)
+
+
+def bad_commit():
+    cache, done = torch.zeros(1, 2, 1, 8, 1, 2), torch.tensor([False])
+    good = [cache, ints(2), torch.tensor([[0, 2, 3]], dtype=torch.int32), ints(2), done]
+    yield "num_accepted", replaced(good, _3=ints(3))
+    yield "path", replaced(good, _2=torch.tensor([[0, 3, 2]], dtype=torch.int32))
+    yield "path", replaced(good, _2=torch.tensor([[1, 2, 3]], dtype=torch.int32))
+    yield "context_lens", replaced(good, _1=ints(6))
+    yield "finished", replaced(good, _4=ints(0))
+
+
+def bad_linear():
+    yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), None]
+    yield "weight", [torch.zeros(2, 5), torch.zeros(4, 5).double(), None]
+    yield "bias", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(5)]
+
+
+CASES = {"tree_attention": bad_attention, "verify_tree": bad_verify, "draft_tree": bad_draft, "commit_cache": bad_commit, "linear": bad_linear}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_arguments(name):
+    for impl in implementations(name):
+        for argument, args in CASES[name]():
+            with pytest.raises((ValueError, TypeError), match=argument):
+                getattr(kernels, name)(*args, impl=impl)
+
+
+def test_unknown_implementation():
+    with pytest.raises(ValueError, match="impl: got 'fast'"):
+        kernels.linear(torch.zeros(1, 2), torch.zeros(3, 2), impl="fast")
