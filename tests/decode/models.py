@@ -99,6 +99,7 @@ def random_tree(rng: random.Random, num_offsets: int = 3) -> firp.TreeConfig:
     paths = None
     if kind == "static" and rng.random() < 0.5:
         chosen = {()}
+        num_nodes = min(num_nodes, 1 + sum(7**depth for depth in range(1, num_offsets + 1)))
         while len(chosen) < num_nodes:
             parent = rng.choice([path for path in sorted(chosen) if len(path) < num_offsets])
             chosen.add(parent + (rng.randrange(7),))
