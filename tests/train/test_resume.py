@@ -1,0 +1,82 @@
+"""Interrupted training goes on bit for bit; interrupted files are whole or not there."""
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_model
+
+import firp
+from firp.files import write_atomically
+from firp.train.trainer import CHECKPOINT, TrainConfig, Trainer
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    model = tiny_model(1, vocab=11, dtype=torch.float32)
+    monkeypatch.setattr("firp.train.trainer.load_model", lambda *_: (model, None))
+    random = np.random.default_rng(0)
+    lengths = random.integers(12, 30, 40)
+    np.savez(
+        tmp_path / "data.npz",
+        tokens=random.integers(4, 11, lengths.sum()).astype(np.uint16),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        prompt_lengths=np.full(40, 4, np.int32),
+    )
+    return lambda **changes: TrainConfig(
+        **{"model": "tiny", "data": str(tmp_path / "data.npz"), "insertion_layer": 2, "num_offsets": 2, "steps": 6,
+           "batch_size": 4, "anchors": 4, "max_length": 32, "held_out": 4, "ridge_tokens": 200, **changes}
+    )  # fmt: skip
+
+
+def test_resume_is_exact(setup, tmp_path):
+    whole = Trainer(setup(), tmp_path / "whole", progress=False)
+    assert whole.run()
+    while not Trainer(setup(), tmp_path / "parts", progress=False).run(time_limit_s=0.0):
+        pass
+    weights = [firp.load_predictor(tmp_path / name).weight for name in ("whole", "parts")]
+    assert torch.equal(*weights)
+    logs = [(tmp_path / name / "train_log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    assert len(logs[0]) == len(logs[1])
+
+
+def test_a_killed_step_leaves_the_last_checkpoint(setup, tmp_path, monkeypatch):
+    trainer = Trainer(setup(), tmp_path / "run", progress=False)
+    trainer.run(time_limit_s=0.0)
+    before = (tmp_path / "run" / CHECKPOINT).read_bytes()
+
+    def torn(state, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint()
+    assert (tmp_path / "run" / CHECKPOINT).read_bytes() == before
+    assert not [path for path in (tmp_path / "run").iterdir() if CHECKPOINT in path.name and path.name != CHECKPOINT]
+
+
+def test_other_settings_do_not_resume(setup, tmp_path):
+    Trainer(setup(), tmp_path / "run", progress=False).run(time_limit_s=0.0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        Trainer(setup(learning_rate=1e-5), tmp_path / "run", progress=False).run()
+
+
+def test_a_damaged_checkpoint_is_named(setup, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="output: cannot read the checkpoint"):
+        Trainer(setup(), tmp_path / "run", progress=False).run()
+
+
+@pytest.mark.parametrize("field, value", [("insertion_layer", 0), ("insertion_layer", 4), ("num_offsets", 0), ("steps", 0), ("held_out", 40)])
+def test_bad_settings(setup, tmp_path, field, value):
+    with pytest.raises(ValueError, match=field):
+        Trainer(setup(**{field: value}), tmp_path / "run", progress=False)
+
+
+def test_write_atomically_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(OSError):
+        write_atomically(path, lambda staging: (_ for _ in ()).throw(OSError("disk full")))
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
