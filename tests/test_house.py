@@ -4,7 +4,6 @@ import ast
 from pathlib import Path
 
 import firp_kernels
-
 from firp_kernels import ops, reference
 
 ROOT = Path(__file__).parents[1]

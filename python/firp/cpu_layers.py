@@ -6,11 +6,11 @@ import copy
 from collections.abc import Callable
 
 import torch
-from firp_kernels import registry
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from firp.layer_view import replace_submodule
+from firp_kernels import registry
 
 FEW_ROW_DTYPES = (torch.bfloat16, torch.float32)
 

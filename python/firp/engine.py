@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import firp_kernels
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import firp_kernels
 from firp.choice import Chooser, Greedy
 from firp.cpu_layers import adapt_head, adapt_layer
 from firp.layer_view import DecoderView
@@ -17,7 +17,6 @@ from firp.predictor import FirpPredictor
 from firp.prefill import CHUNK_TOKENS, prefill
 from firp.state import DecodeState, StepRecord, gather_rows
 from firp.trees import Drafter, DraftTree, TreeConfig, root_only
-
 
 # Up to this many pseudo rows share the head's pass with the node rows: reading the head twice costs more.
 SHARED_HEAD_ROWS = 16

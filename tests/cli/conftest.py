@@ -3,12 +3,11 @@
 import sys
 from pathlib import Path
 
+import firp
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-import firp
 
 
 @pytest.fixture(scope="session")

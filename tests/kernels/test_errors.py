@@ -1,10 +1,11 @@
 """A bad argument is refused with its name, by the C++ implementation as by the reference."""
 
-import firp_kernels as kernels
 import pytest
 import torch
 from cases import attention_case, draft_case, verify_case
 from test_implementations import implementations
+
+import firp_kernels as kernels
 
 
 def replaced(args, **changes):

@@ -1,10 +1,10 @@
 """Every implementation that is at hand equals the oracle: integers exactly, floats within stated bounds."""
 
-import firp_kernels as kernels
 import pytest
 import torch
 from cases import attention_case, draft_case, verify_case
 
+import firp_kernels as kernels
 from firp_kernels import ops, reference, registry
 
 BUILT = [name for name in ops.SCHEMAS if registry.owner(name, "cpu") == "extension"]

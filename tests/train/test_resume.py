@@ -1,13 +1,12 @@
 """Interrupted training goes on bit for bit; interrupted files are whole or not there."""
 
+import firp
 import numpy as np
 import pytest
 import torch
-from models import tiny_model
-
-import firp
 from firp.files import write_atomically
 from firp.train.trainer import CHECKPOINT, TrainConfig, Trainer
+from models import tiny_model
 
 
 @pytest.fixture

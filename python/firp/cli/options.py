@@ -8,7 +8,7 @@ import torch
 import typer
 from transformers import PreTrainedModel
 
-from firp.predictor import FirpPredictor, SHIPPED, default_predictor, load_predictor
+from firp.predictor import SHIPPED, FirpPredictor, default_predictor, load_predictor
 from firp.trees import TreeConfig
 
 Model = Annotated[str, typer.Option(help="Base model: a folder, a hub id, or smollm2-135m.")]
@@ -38,7 +38,8 @@ def find_predictor(model_name: str, predictor: str | None) -> FirpPredictor:
     """The predictor asked for, or the one shipped for the model."""
     if predictor is None:
         return default_predictor(model_name)
-    return default_predictor(predictor) if (SHIPPED / predictor).is_dir() else load_predictor(predictor)
+    shipped = {folder.name for folder in SHIPPED.iterdir()}
+    return default_predictor(predictor) if predictor in shipped else load_predictor(predictor)
 
 
 def make_tree(predictor: FirpPredictor, nodes: int | None, lookahead: int | None, kind: str | None) -> TreeConfig | None:

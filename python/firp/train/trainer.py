@@ -70,7 +70,7 @@ class TrainConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.max_length <= self.num_offsets:
             raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
-        if not 0 < self.learning_rate:
+        if not self.learning_rate > 0:
             raise ValueError(f"learning_rate: got {self.learning_rate}, expected more than 0")
 
     def learning_rate_at(self, step: int) -> float:
