@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -158,7 +160,7 @@ def commit_cache(cache, context_lens, path, num_accepted, finished) -> None:
         if not 1 <= count <= path.shape[1]:
             raise ValueError(f"num_accepted: got {count - 1}, expected 0..{path.shape[1] - 1} (path has {path.shape[1]} entries)")
         nodes = path[b, :count].tolist()
-        if nodes[0] != 0 or any(b <= a for a, b in zip(nodes, nodes[1:])):
+        if nodes[0] != 0 or any(b <= a for a, b in itertools.pairwise(nodes)):
             raise ValueError(f"path: got {nodes}, expected increasing nodes from 0")
         _room(context_lens[b : b + 1], nodes[-1] + 1, cache.shape[3])
 

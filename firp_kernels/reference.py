@@ -111,7 +111,7 @@ def _pseudo_rows(
     grouped, key_cache, value_cache, context_lens, scores, weighted, num_nodes, num_offsets, scale, sliding_window
 ) -> Tensor:
     """Pseudo rows: context and nodes, already scored, joined with each row's own chain of pseudo rows."""
-    batch, kv_heads, group, rows, width = grouped.shape
+    batch, _kv_heads, _group, rows, _width = grouped.shape
     wide, k = grouped.dtype, num_offsets
     count = rows - num_nodes
     sequence = torch.arange(batch, device=grouped.device)[:, None]

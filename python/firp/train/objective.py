@@ -119,7 +119,7 @@ def real_rows(view: DecoderView, tokens: Tensor, insertion_layer: int) -> tuple[
 
 def pseudo_rows(view, weight, inserted, recorded, anchors, insertion_layer) -> Tensor:
     """Predict at the anchors and pass the pseudo rows through the layers above: [B, A, k, d]."""
-    batch, count = anchors.shape
+    _batch, count = anchors.shape
     k = weight.shape[0]
     at_anchor = inserted.gather(1, anchors[..., None].expand(-1, -1, inserted.shape[-1]))
     rows = torch.einsum("kod,bad->bako", weight.to(at_anchor.dtype), at_anchor).flatten(1, 2)
