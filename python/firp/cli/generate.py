@@ -18,7 +18,7 @@ from firp.generate import generate as firp_generate
 from firp.models import load_model
 from firp.prompts import encode
 
-DEFAULT_PROMPT = "Write a short story about a lighthouse keeper who finds a message in a bottle."
+DEFAULT_PROMPT = "Natalia sold 48 clips in April and half as many in May. How many did she sell in all? Explain each step."
 
 
 class MeasuredEngine(Engine):
