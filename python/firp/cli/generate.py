@@ -18,7 +18,7 @@ from firp.generate import generate as firp_generate
 from firp.models import load_model
 from firp.prompts import encode
 
-DEFAULT_PROMPT = "Natalia sold 48 clips in April and half as many in May. How many did she sell in all? Explain each step."
+DEFAULT_PROMPT = "Nora buys 4 notebooks at 3 dollars each and 2 pens at 1.50 dollars each. She pays with a 20 dollar bill. How much change does she get?"
 
 
 class MeasuredEngine(Engine):
