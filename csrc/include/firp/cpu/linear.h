@@ -32,6 +32,39 @@ inline int64_t prepared_width(int64_t width) { return (width + 31) / 32 * 32; }
 // Rows from which bfloat16 weights are widened once instead of with every use; measured on AVX2.
 constexpr int64_t kManyRows = 10;
 
+constexpr int64_t kLineBytes = 64;
+
+// Into the second-level cache: the hardware's own prefetcher follows, and the first-level cache keeps the inputs.
+// Inlined early: a compiler may take a function that only prefetches for one without effect, and drop its calls.
+__attribute__((always_inline)) inline void fetch_soon(const char* line) { __builtin_prefetch(line, 0, 2); }
+
+// Rows of the next tile, of those left: tiles of about one size.
+inline int64_t tile_rows(int64_t left, int64_t most) {
+  const int64_t tiles = (left + most - 1) / most;
+  return (left + tiles - 1) / tiles;
+}
+
+// Which weights to ask for while `outs` outputs from `first` on are computed: a block of the same size, some blocks
+// ahead, line after line in the order of memory whatever the order of use, shared out among the tiles of the rows.
+struct Fetch {
+  static constexpr int64_t kBlocksAhead = 4;
+
+  // A tile takes `step` elements of each weight row at a time.
+  template <typename T>
+  Fetch(const Linear<T>& args, int64_t first, int64_t outs, int64_t most_rows, int64_t step) {
+    const int64_t tiles = (args.rows + most_rows - 1) / most_rows, steps = (args.width + step - 1) / step;
+    const int64_t block = outs * args.weight_stride * static_cast<int64_t>(sizeof(T));
+    lines = (block + kLineBytes * steps * tiles - 1) / (kLineBytes * steps * tiles);
+    begin = reinterpret_cast<const char*>(args.weight + first * args.weight_stride) + kBlocksAhead * block;
+    share = lines * steps * kLineBytes;
+  }
+
+  const char* start(int64_t tile) const { return begin + tile * share; }
+
+  const char* begin;
+  int64_t lines, share;
+};
+
 // Floats of scratch one thread needs: four weight rows, widened.
 inline int64_t scratch_size(int64_t width) { return 4 * prepared_width(width); }
 
@@ -42,10 +75,10 @@ inline int64_t scratch_size(int64_t width) { return 4 * prepared_width(width); }
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512bf16"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512bf16")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16")
 #endif
 #include "firp/cpu/linear_dot_kernel.h"
 #if defined(__clang__)

@@ -24,8 +24,9 @@ static inline __attribute__((always_inline)) __m128 sums_of_four(__m512 a, __m51
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
+// `soon` is what this tile asks for of the weights to come, `lines` cache lines a step.
 template <int outs, int rows>
-static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, int64_t ahead) {
+static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, const char* soon, int64_t lines) {
   const int64_t stride = prepared_width(args.width), whole = args.width / kStep * kStep;
   const bfloat16* input = reinterpret_cast<const bfloat16*>(args.prepared) + row * stride;
   const bfloat16* weight = args.weight + first * args.weight_stride;
@@ -39,11 +40,10 @@ static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, int64
     __m512bh x[rows];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; ++r) x[r] = (__m512bh)_mm512_loadu_si512(input + r * stride + i);
+    for (int64_t l = 0; l < lines; ++l, soon += kLineBytes) fetch_soon(soon);
 #pragma GCC unroll 4
     for (int o = 0; o < outs; ++o) {
-      const bfloat16* from = weight + o * args.weight_stride + i;
-      __builtin_prefetch(from + ahead);
-      const __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(mask, from);
+      const __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(mask, weight + o * args.weight_stride + i);
 #pragma GCC unroll 6
       for (int r = 0; r < rows; ++r) sums[o][r] = _mm512_dpbf16_ps(sums[o][r], w, x[r]);
     }
@@ -51,27 +51,28 @@ static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, int64
   for (int64_t i = 0; i < whole; i += kStep) step(i, 0xffffffffu);
   if (whole < args.width) step(whole, (1u << (args.width - whole)) - 1);
 
-  const bfloat16* bias = args.bias ? args.bias + first : nullptr;
+  float bias[4] = {};
+  for (int o = 0; args.bias && o < outs; ++o) bias[o] = to_float(args.bias[first + o]);
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r) {
-    float values[4];
-    _mm_storeu_ps(values, sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]));
-    bfloat16* output = args.output + (row + r) * args.outputs + first;
-    for (int o = 0; o < outs; ++o) store(values[o] + (bias ? to_float(bias[o]) : 0.0f), output + o);
+    const __m128 four = _mm_add_ps(sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]), _mm_loadu_ps(bias));
+    const __m128i halves = (__m128i)_mm_cvtneps_pbh(four);
+    std::memcpy(args.output + (row + r) * args.outputs + first, &halves, outs * sizeof(bfloat16));
   }
 }
 
 template <int outs>
 static void all_rows(const Linear<bfloat16>& args, int64_t first) {
-  for (int64_t row = 0; row < args.rows;) {
-    const int64_t left = args.rows - row, tiles = (left + kTileRows - 1) / kTileRows, take = (left + tiles - 1) / tiles;
-    const int64_t ahead = row == 0 ? 2 * outs * args.weight_stride : 0;
-    if (take == 6) tile<outs, 6>(args, first, row, ahead);
-    if (take == 5) tile<outs, 5>(args, first, row, ahead);
-    if (take == 4) tile<outs, 4>(args, first, row, ahead);
-    if (take == 3) tile<outs, 3>(args, first, row, ahead);
-    if (take == 2) tile<outs, 2>(args, first, row, ahead);
-    if (take == 1) tile<outs, 1>(args, first, row, ahead);
+  const Fetch fetch(args, first, outs, kTileRows, kStep);
+  for (int64_t row = 0, index = 0; row < args.rows; ++index) {
+    const int64_t take = tile_rows(args.rows - row, kTileRows), lines = fetch.lines;
+    const char* soon = fetch.start(index);
+    if (take == 6) tile<outs, 6>(args, first, row, soon, lines);
+    if (take == 5) tile<outs, 5>(args, first, row, soon, lines);
+    if (take == 4) tile<outs, 4>(args, first, row, soon, lines);
+    if (take == 3) tile<outs, 3>(args, first, row, soon, lines);
+    if (take == 2) tile<outs, 2>(args, first, row, soon, lines);
+    if (take == 1) tile<outs, 1>(args, first, row, soon, lines);
     row += take;
   }
 }

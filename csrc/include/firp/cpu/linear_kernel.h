@@ -62,12 +62,13 @@ static inline __attribute__((always_inline)) void store_four(Quad values, bfloat
 constexpr int64_t kTileRows = FIRP_VECTOR_BYTES == 64 ? 6 : 3;
 
 // `outs` outputs of `rows` rows, both known to the compiler so that sums stay in registers. Weight rows are
-// weight_stride elements apart; what lies `ahead` elements further on is read soon.
+// weight_stride elements apart. Every step asks for `lines` cache lines of the weights to come, from `soon` on.
 template <typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void products(
-    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, int64_t ahead,
-    Floats (&sums)[outs][rows]) {
+    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, const char* soon,
+    int64_t lines, Floats (&sums)[outs][rows]) {
   for (int64_t i = 0; i < width; i += Step<T>::size) {
+    for (int64_t l = 0; l < lines; ++l, soon += kLineBytes) fetch_soon(soon);
 #pragma GCC unroll 8
     for (int part = 0; part < Step<T>::parts; ++part) {
       Floats x[rows];
@@ -75,9 +76,7 @@ static inline __attribute__((always_inline)) void products(
       for (int r = 0; r < rows; ++r) x[r] = *reinterpret_cast<const LooseFloats*>(input + r * stride + i + part * kLanes);
 #pragma GCC unroll 4
       for (int o = 0; o < outs; ++o) {
-        const T* from = weight + o * weight_stride + i;
-        if (part == 0) __builtin_prefetch(from + ahead);
-        const Floats loaded = Step<T>::load(from, part);
+        const Floats loaded = Step<T>::load(weight + o * weight_stride + i, part);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) sums[o][r] = fused(loaded, x[r], sums[o][r]);
       }
@@ -106,44 +105,44 @@ template <int outs, int rows>
 static void from_floats(
     const float* input, const float* weight, int64_t stride, const bfloat16* bias, bfloat16* output, int64_t outputs) {
   Floats sums[outs][rows] = {};
-  products<float, outs, rows>(input, stride, weight, stride, stride, 0, sums);
+  products<float, outs, rows>(input, stride, weight, stride, stride, nullptr, 0, sums);
   finish(sums, bias, output, outputs);
 }
 
-// `ahead` as in `products`. The last, partial step of the weight is read from a copy padded with zeros.
+// The last, partial step of the weight is read from a copy padded with zeros.
 template <typename T, int outs, int rows>
-static void tile(const Linear<T>& args, int64_t first, int64_t row, int64_t ahead) {
+static void tile(const Linear<T>& args, int64_t first, int64_t row, const char* soon, int64_t lines) {
   constexpr int64_t step = Step<T>::size;
   const int64_t stride = prepared_width(args.width), whole = args.width - args.width % step;
   const float* input = args.prepared + row * stride;
   const T* weight = args.weight + first * args.weight_stride;
   Floats sums[outs][rows] = {};
-  products<T, outs, rows>(input, stride, weight, args.weight_stride, whole, ahead, sums);
+  products<T, outs, rows>(input, stride, weight, args.weight_stride, whole, soon, lines, sums);
   if (whole < args.width) {
     T rest[outs][step] = {};
     for (int o = 0; o < outs; ++o) {
       std::memcpy(rest[o], weight + o * args.weight_stride + whole, (args.width - whole) * sizeof(T));
     }
-    products<T, outs, rows>(input + whole, stride, rest[0], step, step, 0, sums);
+    products<T, outs, rows>(input + whole, stride, rest[0], step, step, nullptr, 0, sums);
   }
   finish(sums, args.bias ? args.bias + first : nullptr, args.output + row * args.outputs + first, args.outputs);
 }
 
-// All rows of `outs` outputs. The first tile reads the weight rows from memory and asks for those after the next; the
-// others find them in cache.
+// All rows of `outs` outputs: the first tile reads the weight rows from memory, the others find them in cache.
 template <typename T, int outs>
 static void all_rows(const Linear<T>& args, int64_t first) {
-  for (int64_t row = 0; row < args.rows;) {
-    const int64_t left = args.rows - row, ahead = row == 0 ? 2 * outs * args.weight_stride : 0;
-    const int64_t tiles = (left + kTileRows - 1) / kTileRows, take = (left + tiles - 1) / tiles;
+  const Fetch fetch(args, first, outs, kTileRows, Step<T>::size);
+  for (int64_t row = 0, index = 0; row < args.rows; ++index) {
+    const int64_t take = tile_rows(args.rows - row, kTileRows), lines = fetch.lines;
+    const char* soon = fetch.start(index);
     if constexpr (kTileRows == 6) {
-      if (take == 6) tile<T, outs, 6>(args, first, row, ahead);
-      if (take == 5) tile<T, outs, 5>(args, first, row, ahead);
-      if (take == 4) tile<T, outs, 4>(args, first, row, ahead);
+      if (take == 6) tile<T, outs, 6>(args, first, row, soon, lines);
+      if (take == 5) tile<T, outs, 5>(args, first, row, soon, lines);
+      if (take == 4) tile<T, outs, 4>(args, first, row, soon, lines);
     }
-    if (take == 3) tile<T, outs, 3>(args, first, row, ahead);
-    if (take == 2) tile<T, outs, 2>(args, first, row, ahead);
-    if (take == 1) tile<T, outs, 1>(args, first, row, ahead);
+    if (take == 3) tile<T, outs, 3>(args, first, row, soon, lines);
+    if (take == 2) tile<T, outs, 2>(args, first, row, soon, lines);
+    if (take == 1) tile<T, outs, 1>(args, first, row, soon, lines);
     row += take;
   }
 }
@@ -155,8 +154,7 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
   prepare(args.weight + first * args.weight_stride, args.weight_stride, outs, args.width, scratch);
   const bfloat16* bias = args.bias ? args.bias + first : nullptr;
   for (int64_t row = 0; row < args.rows;) {
-    const int64_t left = args.rows - row;
-    const int64_t tiles = (left + kTileRows - 1) / kTileRows, take = (left + tiles - 1) / tiles;
+    const int64_t take = tile_rows(args.rows - row, kTileRows);
     const float* input = args.prepared + row * stride;
     bfloat16* output = args.output + row * args.outputs + first;
     if constexpr (kTileRows == 6) {
