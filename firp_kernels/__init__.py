@@ -4,12 +4,12 @@ from firp_kernels.ops import (
     bind,
     commit_cache,
     draft_tree,
-    linear,
     predictor_projection,
     tree_attention,
     verify_tree,
     write_cache,
 )
+from firp_kernels.row_ops import gated_linear, linear, rms_norm, rotary
 from firp_kernels.version import __version__
 
 __all__ = [
@@ -17,8 +17,11 @@ __all__ = [
     "bind",
     "commit_cache",
     "draft_tree",
+    "gated_linear",
     "linear",
     "predictor_projection",
+    "rms_norm",
+    "rotary",
     "tree_attention",
     "verify_tree",
     "write_cache",

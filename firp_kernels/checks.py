@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FEW_ROW_FLOATS = (torch.bfloat16, torch.float32)
 MAX_NODES = 256
 
 
@@ -15,6 +16,11 @@ def _shape(name: str, tensor: Tensor, *expected: int | None) -> None:
     if tensor.dim() != len(expected) or any(e is not None and e != s for e, s in zip(expected, tensor.shape, strict=True)):
         wanted = ", ".join("*" if e is None else str(e) for e in expected)
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected [{wanted}]")
+
+
+def _last(name: str, tensor: Tensor, width: int) -> None:
+    if tensor.dim() < 1 or tensor.shape[-1] != width:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected last dimension {width}")
 
 
 def _dtype(name: str, tensor: Tensor, *expected: torch.dtype) -> None:
@@ -189,10 +195,42 @@ def draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, nu
 def linear(input, weight, bias) -> None:
     _same_device(input=input, weight=weight, bias=bias)
     _shape("weight", weight, None, None)
-    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected last dimension {weight.shape[1]}")
+    _last("input", input, weight.shape[1])
     _dtype("input", input, *FLOATS)
     _dtype("weight", weight, input.dtype)
     if bias is not None:
         _shape("bias", bias, weight.shape[0])
         _dtype("bias", bias, input.dtype)
+
+
+def gated_linear(input, gate, up) -> None:
+    _same_device(input=input, gate=gate, up=up)
+    _shape("gate", gate, None, None)
+    _shape("up", up, *gate.shape)
+    _last("input", input, gate.shape[1])
+    _dtype("input", input, *FEW_ROW_FLOATS)
+    _dtype("gate", gate, input.dtype)
+    _dtype("up", up, input.dtype)
+
+
+def rms_norm(input, weight) -> None:
+    _same_device(input=input, weight=weight)
+    _shape("weight", weight, None)
+    _last("input", input, weight.shape[0])
+    _dtype("input", input, *FEW_ROW_FLOATS)
+    _dtype("weight", weight, input.dtype)
+
+
+def rotary(rows, cos, sin) -> None:
+    _same_device(rows=rows, cos=cos, sin=sin)
+    _shape("rows", rows, None, None, None, None)
+    batch, count, _, width = rows.shape
+    _shape("cos", cos, batch, count, width)
+    _shape("sin", sin, *cos.shape)
+    _dtype("rows", rows, *FEW_ROW_FLOATS)
+    _dtype("cos", cos, rows.dtype)
+    _dtype("sin", sin, rows.dtype)
+    if width % 2:
+        raise ValueError(f"rows: got head width {width}, expected an even one")
+    if rows.stride(3) != 1:
+        raise ValueError("rows: got a strided last dimension, expected a dense one")

@@ -9,6 +9,8 @@ position is context_lens + depth of its node (+ j). Node 0 is the root; a parent
 Padding nodes hold token 0, parent -1 and only their own ancestor bit; empty lookahead slots hold -1. Outputs of
 padding rows are finite and ignored, as long as their inputs are finite.
 
+What a layer of the model does with few rows of its own (linear and its like) stands in `row_ops.py`.
+
 Each op is `firp::NAME`. Calling the function here goes through torch's dispatcher to the one owner for the device;
 `impl="reference"`, "triton" or "extension" asks for an implementation by name and never falls back.
 """
@@ -21,7 +23,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from firp_kernels import registry
+from firp_kernels import registry, row_ops
 
 TreeTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 VerifiedPath = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -58,10 +60,6 @@ def _fake_draft_tree(probabilities, candidates, root_token, num_offsets, num_nod
     return tokens, integers(num_nodes), integers(num_nodes), integers(num_nodes, words), integers(num_lookahead)
 
 
-def _fake_linear(input, weight, bias=None) -> Tensor:
-    return input.new_empty(*input.shape[:-1], weight.shape[0])
-
-
 SCHEMAS: dict[str, tuple[str, Callable]] = {
     "write_cache": (
         "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor context_lens) -> ()",
@@ -91,8 +89,7 @@ SCHEMAS: dict[str, tuple[str, Callable]] = {
         "SymInt num_lookahead) -> (Tensor tokens, Tensor parents, Tensor depths, Tensor ancestors, Tensor lookahead)",
         _fake_draft_tree,
     ),
-    "linear": ("(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", _fake_linear),
-}
+} | row_ops.SCHEMAS
 
 registry.define(SCHEMAS)
 
@@ -279,24 +276,6 @@ def draft_tree(
     return registry.call(
         "draft_tree", impl, probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead
     )
-
-
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, impl: str | None = None) -> Tensor:
-    """input @ weight.T + bias for few rows, streaming the weight once.
-
-    The extension's result for a row does not depend on how many rows there are, which makes plain decoding and
-    tree decoding agree bit for bit on a CPU; torch's own may differ between row counts.
-
-    Args:
-        input: [..., in] floats. weight: [out, in], bias: [out] or None, dtype of input.
-
-    Returns:
-        [..., out], accumulated in float32 (float64 for float64).
-
-    Raises:
-        ValueError, TypeError: a shape, dtype or device that disagrees.
-    """
-    return registry.call("linear", impl, input, weight, bias)
 
 
 def bind(impl: str | None) -> SimpleNamespace:

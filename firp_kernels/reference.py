@@ -276,3 +276,23 @@ def draft_tree(
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     checks.linear(input, weight, bias)
     return torch.nn.functional.linear(input, weight, bias)
+
+
+def gated_linear(input: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    checks.gated_linear(input, gate, up)
+    linear = torch.nn.functional.linear
+    return torch.nn.functional.silu(linear(input, gate)) * linear(input, up)
+
+
+def rms_norm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
+    checks.rms_norm(input, weight)
+    wide = input.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(input.dtype)
+
+
+def rotary(rows: Tensor, cos: Tensor, sin: Tensor) -> None:
+    checks.rotary(rows, cos, sin)
+    low, high = rows.chunk(2, dim=-1)
+    turned = torch.cat([-high, low], dim=-1)
+    rows.copy_(rows * cos[:, :, None] + turned * sin[:, :, None])

@@ -36,6 +36,19 @@ inline void check_float(const char* name, const at::Tensor& tensor) {
       ", expected Half or BFloat16 or Float or Double");
 }
 
+// Dtypes of the ops that serve few rows of a layer.
+inline void check_few_row_dtype(const char* name, const at::Tensor& tensor) {
+  const at::ScalarType type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(
+      type == at::kBFloat16 || type == at::kFloat, name, ": got dtype ", type, ", expected BFloat16 or Float");
+}
+
+inline void check_last(const char* name, const at::Tensor& tensor, int64_t width) {
+  TORCH_CHECK_VALUE(
+      tensor.dim() >= 1 && tensor.size(-1) == width, name, ": got shape ", shape_text(tensor.sizes()),
+      ", expected last dimension ", width);
+}
+
 inline void check_same_cpu(std::initializer_list<std::pair<const char*, const at::Tensor&>> tensors) {
   for (const auto& [name, tensor] : tensors) {
     TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, ": is on ", tensor.device(), ", expected cpu");

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import firp_kernels
 from firp.choice import Chooser, Greedy
-from firp.cpu_layers import adapt_head, adapt_layer
+from firp.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.layer_view import DecoderView
 from firp.predictor import FirpPredictor
 from firp.prefill import CHUNK_TOKENS, prefill
@@ -73,7 +73,7 @@ class Engine:
     ) -> None:
         self.model = model
         self.ops = firp_kernels.bind(impl)
-        self.view = DecoderView(model, adapt_layer=adapt_layer, head=adapt_head(model))
+        self.view = DecoderView(model, adapt_layer, adapt_norm(model), adapt_head(model))
         self.predictor = predictor
         self.tree = None
         self.num_offsets = 0

@@ -92,7 +92,7 @@ class DecoderView:
     Args:
         model: a Hugging Face causal language model of a supported type.
         adapt_layer: optional function applied to each layer view, returning the view to use.
-        head: optional replacement of the model's own head.
+        norm, head: optional replacements of the model's own final norm and head.
 
     Raises:
         ValueError: `model` is not a decoder of a supported kind.
@@ -102,6 +102,7 @@ class DecoderView:
         self,
         model: PreTrainedModel,
         adapt_layer: Callable[[nn.Module], nn.Module] | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_supported(model)
@@ -109,6 +110,7 @@ class DecoderView:
         self.decoder = model.model
         views = [make_layer_view(layer) for layer in self.decoder.layers]
         self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
+        self.norm = norm or self.decoder.norm
         self.head = head or model.get_output_embeddings()
 
     @property
@@ -149,4 +151,4 @@ class DecoderView:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., d] after the last layer to scores [..., V], by the model's own norm and head."""
-        return self.head(self.decoder.norm(hidden))
+        return self.head(self.norm(hidden))

@@ -5,33 +5,6 @@ namespace firp::cpu::FIRP_ISA {
 constexpr int64_t kPair = 2 * kLanes;
 constexpr int64_t kQueries = 4;
 
-static inline __attribute__((always_inline)) Floats broadcast(float value) { return value - Floats{}; }
-
-static inline __attribute__((always_inline)) Floats load(const float* from) {
-  return *reinterpret_cast<const LooseFloats*>(from);
-}
-
-static inline __attribute__((always_inline)) void save(Floats values, float* to) {
-  *reinterpret_cast<LooseFloats*>(to) = values;
-}
-
-// exp for x <= 0, to about one unit in the last place; below -87 as at -87. NaN stays NaN.
-// Range reduction and polynomial: Cephes expf (S. Moshier).
-static inline __attribute__((always_inline)) Floats exponential(Floats x) {
-  const Floats lowest = broadcast(-87.0f), magic = broadcast(12582912.0f);
-  x = x < lowest ? lowest : x;
-  const Floats shifted = fused(x, broadcast(1.44269504088896341f), magic), n = shifted - magic;
-  Floats r = fused(n, broadcast(-0.693359375f), x);
-  r = fused(n, broadcast(2.12194440e-4f), r);
-  Floats p = fused(broadcast(1.9875691500e-4f), r, broadcast(1.3981999507e-3f));
-  p = fused(p, r, broadcast(8.3334519073e-3f));
-  p = fused(p, r, broadcast(4.1665795894e-2f));
-  p = fused(p, r, broadcast(1.6666665459e-1f));
-  p = fused(p, r, broadcast(5.0000001201e-1f));
-  p = fused(p, r * r, r) + broadcast(1.0f);
-  return reinterpret_cast<Floats>(reinterpret_cast<Words>(p) + (reinterpret_cast<Words>(shifted) << 23));
-}
-
 // acc[i][:] = sum over n of a[i * a_stride + n] * b[n * b_stride + :] on top of what acc holds, in the order of n.
 template <int queries>
 static inline __attribute__((always_inline)) void multiply_pair(

@@ -1,0 +1,52 @@
+// firp::gated_linear on a CPU: checks, threads, registration.
+#include <torch/library.h>
+
+#include "checks.h"
+#include "firp/cpu/row.h"
+#include "linear_rows.h"
+
+namespace firp {
+namespace {
+
+template <typename T>
+void run(const at::Tensor& input, const at::Tensor& gate, const at::Tensor& up, at::Tensor& output) {
+  const at::Tensor prepared = prepare_rows<T>(input);
+  at::Tensor other = at::empty(output.sizes(), output.options());
+  const cpu::Linear<T> gates = describe_linear<T>(prepared, gate, nullptr, output);
+  const cpu::Linear<T> ups = describe_linear<T>(prepared, up, nullptr, other);
+  over_outputs(gates.outputs, gates.width, [&](float* scratch, int64_t first, int64_t last) {
+    const cpu::Isa isa = cpu::best_isa();
+    cpu::linear(isa, gates, scratch, first, last);
+    cpu::linear(isa, ups, scratch, first, last);
+    for (int64_t r = 0; r < gates.rows; ++r) {
+      cpu::gate(isa, gates.output + r * gates.outputs + first, ups.output + r * ups.outputs + first, last - first);
+    }
+  });
+}
+
+at::Tensor gated_linear(const at::Tensor& input, const at::Tensor& gate, const at::Tensor& up) {
+  check_same_cpu({{"input", input}, {"gate", gate}, {"up", up}});
+  check_shape("gate", gate, {kAny, kAny});
+  check_shape("up", up, gate.sizes());
+  const int64_t width = gate.size(1), outputs = gate.size(0);
+  check_last("input", input, width);
+  check_few_row_dtype("input", input);
+  check_dtype("gate", gate, input.scalar_type());
+  check_dtype("up", up, input.scalar_type());
+  const at::Tensor flat = input.reshape({-1, width}), dense_gate = dense_weight(gate), dense_up = dense_weight(up);
+  at::Tensor output = at::empty({flat.size(0), outputs}, input.options());
+  if (input.scalar_type() == at::kFloat) {
+    run<float>(flat, dense_gate, dense_up, output);
+  } else {
+    run<cpu::bfloat16>(flat, dense_gate, dense_up, output);
+  }
+  auto shape = input.sizes().vec();
+  shape.back() = outputs;
+  return output.view(shape);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(firp, CPU, library) { library.impl("gated_linear", gated_linear); }
+
+}  // namespace firp

@@ -1,0 +1,49 @@
+// The linear of firp/cpu/linear.h over tensors: rows prepared once, outputs shared out among threads.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "firp/cpu/linear.h"
+
+namespace firp {
+
+// Outputs a thread takes at a time: whole tiles of four, enough of them to repay handing out the work.
+constexpr int64_t kGrain = 64;
+
+// `input` [rows, width] as the kernel reads it.
+template <typename T>
+at::Tensor prepare_rows(const at::Tensor& input) {
+  const int64_t rows = input.size(0), width = input.size(1);
+  const at::Tensor dense = width == 0 || input.stride(1) == 1 ? input : input.contiguous();
+  at::Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
+  cpu::prepare(cpu::best_isa(), static_cast<const T*>(dense.const_data_ptr()), dense.stride(0), rows, width, prepared.data_ptr<float>());
+  return prepared;
+}
+
+// Prepared rows times `weight` [outputs, width], whose last dimension is dense, to the dense `output` [rows, outputs].
+template <typename T>
+cpu::Linear<T> describe_linear(const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
+  return {
+      prepared.const_data_ptr<float>(),
+      static_cast<const T*>(weight.const_data_ptr()),
+      bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr,
+      static_cast<T*>(output.mutable_data_ptr()),
+      prepared.size(0),
+      weight.size(1),
+      weight.size(0),
+      weight.stride(0)};
+}
+
+// work(scratch, first, last) over ranges of outputs that tile them all.
+template <typename Work>
+void over_outputs(int64_t outputs, int64_t width, const Work& work) {
+  at::parallel_for(0, (outputs + 3) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
+    const at::Tensor scratch = at::empty({cpu::scratch_size(width)}, at::kFloat);
+    work(scratch.data_ptr<float>(), 4 * first, std::min(4 * last, outputs));
+  });
+}
+
+inline at::Tensor dense_weight(const at::Tensor& weight) { return weight.stride(1) == 1 ? weight : weight.contiguous(); }
+
+}  // namespace firp

@@ -1,0 +1,47 @@
+// What a decoder layer does with one row at a time, in the roundings of the model's own modules. A row's result does
+// not depend on other rows.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "firp/cpu/isa.h"
+#include "firp/cpu/number.h"
+#include "firp/cpu/vectors.h"
+
+#define FIRP_KERNEL "firp/cpu/row_kernel.h"
+#include "firp/cpu/for_each_isa.h"
+
+namespace firp::cpu {
+
+#if defined(__x86_64__)
+#define FIRP_DISPATCH(call)                          \
+  if (isa >= Isa::avx512) return avx512::call;       \
+  if (isa == Isa::avx2) return avx2::call;           \
+  return portable::call
+#else
+#define FIRP_DISPATCH(call) return portable::call
+#endif
+
+// output = weight * (input / sqrt(mean(input^2) + eps)), `width` elements.
+template <typename T>
+void rms_norm(Isa isa, const T* input, const T* weight, int64_t width, float eps, T* output) {
+  FIRP_DISPATCH(rms_norm(input, weight, width, eps, output));
+}
+
+// row = row * cos + rotate_half(row) * sin, in place, `width` elements.
+template <typename T>
+void rotary(Isa isa, T* row, const T* cos, const T* sin, int64_t width) {
+  FIRP_DISPATCH(rotary(row, cos, sin, width));
+}
+
+// gate = silu(gate) * up, in place, `count` elements.
+template <typename T>
+void gate(Isa isa, T* gate, const T* up, int64_t count) {
+  FIRP_DISPATCH(gate(gate, up, count));
+}
+
+#undef FIRP_DISPATCH
+
+}  // namespace firp::cpu

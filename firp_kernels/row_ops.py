@@ -1,0 +1,105 @@
+"""Ops on few rows of a model's own layers, for CPUs, where a step is many small operations over weights read once.
+
+A row's result does not depend on the other rows, so plain decoding and tree decoding agree bit for bit. Roundings are
+those of the Hugging Face modules. Letters as in `ops.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from firp_kernels import registry
+
+
+def _fake_linear(input, weight, bias=None) -> Tensor:
+    return input.new_empty(*input.shape[:-1], weight.shape[0])
+
+
+def _fake_gated_linear(input, gate, up) -> Tensor:
+    return input.new_empty(*input.shape[:-1], gate.shape[0])
+
+
+def _fake_rms_norm(input, weight, eps) -> Tensor:
+    return input.new_empty(input.shape)
+
+
+def _fake_rotary(*_) -> None:
+    return None
+
+
+SCHEMAS: dict[str, tuple[str, Callable]] = {
+    "linear": ("(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", _fake_linear),
+    "gated_linear": ("(Tensor input, Tensor gate, Tensor up) -> Tensor", _fake_gated_linear),
+    "rms_norm": ("(Tensor input, Tensor weight, float eps) -> Tensor", _fake_rms_norm),
+    "rotary": ("(Tensor(a!) rows, Tensor cos, Tensor sin) -> ()", _fake_rotary),
+}
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, impl: str | None = None) -> Tensor:
+    """input @ weight.T + bias for few rows, streaming the weight once.
+
+    The extension's result for a row does not depend on how many rows there are, which makes plain decoding and
+    tree decoding agree bit for bit on a CPU; torch's own may differ between row counts.
+
+    Args:
+        input: [..., in] floats. weight: [out, in], bias: [out] or None, dtype of input.
+
+    Returns:
+        [..., out], accumulated in float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees.
+    """
+    return registry.call("linear", impl, input, weight, bias)
+
+
+def gated_linear(input: Tensor, gate: Tensor, up: Tensor, impl: str | None = None) -> Tensor:
+    """silu(input @ gate.T) * (input @ up.T): the upper half of a gated MLP, each weight streamed once.
+
+    Args:
+        input: [..., in] bfloat16 or float32. gate, up: [out, in], dtype of input.
+
+    Returns:
+        [..., out]; both products, silu and the last product are each rounded to the dtype.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees.
+
+    Source: SwiGLU, arXiv 2002.05202.
+    """
+    return registry.call("gated_linear", impl, input, gate, up)
+
+
+def rms_norm(input: Tensor, weight: Tensor, eps: float, impl: str | None = None) -> Tensor:
+    """weight * (input / sqrt(mean(input ** 2) + eps)) over the last dimension.
+
+    Args:
+        input: [..., d] bfloat16 or float32. weight: [d], dtype of input.
+        eps: added to the mean square.
+
+    Returns:
+        [..., d]; computed in float32, rounded to the dtype before and after the product with weight.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees.
+
+    Source: arXiv 1910.07467.
+    """
+    return registry.call("rms_norm", impl, input, weight, eps)
+
+
+def rotary(rows: Tensor, cos: Tensor, sin: Tensor, impl: str | None = None) -> None:
+    """Rotary position embedding over the whole head width, in place: halves of a head turn together.
+
+    Args:
+        rows: [B, R, H, D] bfloat16 or float32 queries or keys, D even, last dimension dense.
+        cos, sin: [B, R, D], dtype of rows.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees, a strided last dimension.
+
+    Source: arXiv 2104.09864, in the half-split layout of Hugging Face's Llama.
+    """
+    registry.call("rotary", impl, rows, cos, sin)
