@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 # torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
@@ -36,6 +36,13 @@ lint: $(VENV)/tested
 
 bench: $(VENV)/installed
 	$(BIN)/firp bench --json benchmarks/results/bench.json
+
+# On a machine with a GPU, in the current Python. STAGE: build, tests, sanitizer, micro, e2e.
+STAGE ?= all
+OUT ?= benchmarks/results/gpu
+MODEL ?= smollm2-135m
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --stage $(STAGE) --out $(OUT) --model $(MODEL) $(if $(PREDICTOR),--predictor $(PREDICTOR))
 
 clean:
 	rm -rf build dist *.egg-info firp_kernels/*.so

@@ -1,0 +1,131 @@
+"""`tree_attention`: context and tree, against SDPA with a dense mask, FlexAttention and FlashInfer."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from benchmarks.case import BOUNDS, Alternative, Case, drafted, integers, normal, num_bytes
+from benchmarks.shapes import Grid, Tree
+from firp_kernels import reference
+
+SDPA_BACKENDS = {
+    "cpu": (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
+    "cuda": (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH),
+}
+# Queries this wide make softmax pick few slots, so that a wrong mask shows in the outcome.
+QUERY_SCALE = 3
+
+
+def cases(grid: Grid) -> Iterator[Case]:
+    for tree in grid.trees:
+        for context in grid.contexts:
+            yield _case(grid, tree, context)
+
+
+def _case(grid: Grid, tree: Tree, context: int) -> Case:
+    shape, rows = grid.shape, tree.rows
+
+    def make(seed: int) -> tuple:
+        random = normal(grid.device, grid.dtype, seed)
+        query = random(1, shape.heads, rows, shape.head_width).mul_(QUERY_SCALE).transpose(1, 2)
+        caches = (random(1, context + rows, shape.kv_heads, shape.head_width) for _ in range(2))
+        _, _, depths, ancestors, lookahead = drafted(tree, shape.vocabulary, grid.device, seed)
+        scale = shape.head_width**-0.5
+        return query, *caches, integers(grid.device, context), depths, ancestors, lookahead, tree.num_offsets, scale, None
+
+    sample = make(0)
+    visible = int(dense_mask(sample).sum())
+    return Case(
+        "tree_attention", "", shape.name, tree, context, grid.dtype, make,
+        num_bytes=num_bytes(sample[0], *sample[:7]),
+        operations=4 * visible * shape.heads * shape.head_width,
+        bound=BOUNDS[grid.dtype],
+        alternatives=_alternatives(grid.device),
+    )  # fmt: skip
+
+
+def dense_mask(args: tuple) -> Tensor:
+    """Bool [B, R, context + R]: which slots each row sees; all sequences share one context length."""
+    query, _, _, context_lens, _, ancestors, lookahead, k, _, _ = args
+    batch, rows, context = query.shape[0], query.shape[1], int(context_lens[0])
+    num_nodes, slots = ancestors.shape[1], lookahead.shape[1]
+    nodes = reference.unpack_ancestors(ancestors, num_nodes)
+    mask = torch.zeros(batch, rows, context + rows, dtype=torch.bool, device=query.device)
+    mask[..., :context] = True
+    mask[:, :num_nodes, context : context + num_nodes] = nodes
+    if rows > num_nodes:
+        index = lookahead.long()[..., None].expand(-1, -1, num_nodes)
+        mask[:, num_nodes:, context : context + num_nodes] = nodes.gather(1, index).repeat_interleave(k, 1)
+        chain = torch.ones(k, k, dtype=torch.bool, device=query.device).tril()
+        mask[:, num_nodes:, context + num_nodes :] = torch.block_diag(*[chain] * slots).bool()
+    return mask
+
+
+def _alternatives(device: str) -> dict[str, Alternative]:
+    made = {
+        f"SDPA {backend.name.removesuffix('_ATTENTION').lower()}": Alternative(
+            _sdpa, _rows_first, scope=functools.partial(sdpa_kernel, backend)
+        )
+        for backend in SDPA_BACKENDS[device]
+    }
+    if device == "cuda":
+        missing = None if importlib.util.find_spec("flashinfer") else "flashinfer is not installed"
+        made["FlexAttention"] = Alternative(_flex, _rows_first)
+        made["FlashInfer"] = Alternative(_flashinfer, lambda _, out: (out[None],), unavailable=missing)
+    return made
+
+
+def _rows_first(_args: tuple, returned: Tensor) -> tuple[Tensor]:
+    return (returned.transpose(1, 2),)
+
+
+def _heads_first(args: tuple, expand: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Contiguous [B, H, R, D] query and [B, H or Hkv, S, D] key and value without unused slots."""
+    query, key, value = args[:3]
+    group = query.shape[2] // key.shape[2] if expand else 1
+    key, value = (cache.repeat_interleave(group, 2).transpose(1, 2).contiguous() for cache in (key, value))
+    return query.transpose(1, 2).contiguous(), key, value
+
+
+def _sdpa(args: tuple):
+    query, key, value = _heads_first(args, expand=True)
+    hidden = ~dense_mask(args)[:, None]
+    length = hidden.shape[-1]
+    # Rows of the mask start at multiples of 16 entries, as the fused kernels want them.
+    mask = pad(torch.zeros_like(hidden, dtype=query.dtype), (0, -length % 16))[..., :length]
+    mask.masked_fill_(hidden, float("-inf"))
+    return functools.partial(scaled_dot_product_attention, query, key, value, attn_mask=mask, scale=args[8])
+
+
+def _flex(args: tuple):
+    query, key, value = _heads_first(args, expand=False)
+    dense = dense_mask(args)
+    block_mask = create_block_mask(
+        lambda b, h, q, kv: dense[b, q, kv], query.shape[0], None, query.shape[2], key.shape[2], device=query.device
+    )
+    return functools.partial(_compiled_flex(), query, key, value, block_mask=block_mask, scale=args[8], enable_gqa=True)
+
+
+@functools.cache
+def _compiled_flex():
+    # Every case is a new static shape; past the limit torch would run the slow eager form without a word.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _flashinfer(args: tuple):
+    import flashinfer
+
+    query, key, value = (tensor[0].contiguous() for tensor in args[:3])
+    packed = flashinfer.packbits(dense_mask(args).reshape(-1), bitorder="little")
+    return functools.partial(
+        flashinfer.single_prefill_with_kv_cache, query, key, value, packed_custom_mask=packed, sm_scale=args[8]
+    )
