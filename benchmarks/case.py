@@ -67,7 +67,7 @@ class Case:
     @property
     def label(self) -> str:
         """What distinguishes this case from the op's others."""
-        rows = f"{self.tree.rows} row{'s' if self.tree.rows > 1 else ''} ({self.tree.num_nodes} nodes)"
+        rows = "1 row" if self.tree.rows == 1 else f"{self.tree.rows} rows ({self.tree.num_nodes} nodes)"
         context = "" if self.context is None else f"context {self.context}"
         return ", ".join(part for part in (self.variant, self.shape, rows, context, str(self.dtype).removeprefix("torch.")) if part)
 

@@ -59,7 +59,7 @@ SHAPES = {
 }
 DEFAULT_SHAPES = {"cuda": ("llama2-7b", "llama2-13b", "llama3-8b", "smollm2-135m"), "cpu": ("smollm2-135m",)}
 PLAIN = Tree(1, 0, 3)
-TREES = {"cuda": (PLAIN, Tree(16, 16, 3), Tree(32, 32, 3)), "cpu": (Tree(8, 2, 3), Tree(8, 8, 3))}
+TREES = {"cuda": (PLAIN, Tree(16, 16, 3), Tree(32, 32, 3)), "cpu": (PLAIN, Tree(8, 2, 3), Tree(8, 8, 3))}
 CONTEXTS = {"cuda": (1024, 4096), "cpu": (512, 4096)}
 DTYPES = {"cuda": (torch.bfloat16,), "cpu": (torch.float32, torch.bfloat16)}
 TINY_TREES = (PLAIN, Tree(8, 2, 3))

@@ -48,7 +48,7 @@ def _case(grid: Grid, tree: Tree, context: int) -> Case:
         num_bytes=num_bytes(sample[0], *sample[:7]),
         operations=4 * visible * shape.heads * shape.head_width,
         bound=BOUNDS[grid.dtype],
-        alternatives=_alternatives(grid.device),
+        alternatives=_alternatives(grid),
     )  # fmt: skip
 
 
@@ -69,14 +69,16 @@ def dense_mask(args: tuple) -> Tensor:
     return mask
 
 
-def _alternatives(device: str) -> dict[str, Alternative]:
+def _alternatives(grid: Grid) -> dict[str, Alternative]:
     made = {
         f"SDPA {backend.name.removesuffix('_ATTENTION').lower()}": Alternative(
             _sdpa, _rows_first, scope=functools.partial(sdpa_kernel, backend)
         )
-        for backend in SDPA_BACKENDS[device]
+        for backend in SDPA_BACKENDS[grid.device]
     }
-    if device == "cuda":
+    if grid.shape.heads > grid.shape.kv_heads:
+        made["SDPA grouped"] = Alternative(functools.partial(_sdpa, expand=False), _rows_first)
+    if grid.device == "cuda":
         missing = None if importlib.util.find_spec("flashinfer") else "flashinfer is not installed"
         made["FlexAttention"] = Alternative(_flex, _rows_first)
         made["FlashInfer"] = Alternative(_flashinfer, lambda _, out: (out[None],), unavailable=missing)
@@ -95,14 +97,17 @@ def _heads_first(args: tuple, expand: bool) -> tuple[Tensor, Tensor, Tensor]:
     return query.transpose(1, 2).contiguous(), key, value
 
 
-def _sdpa(args: tuple):
-    query, key, value = _heads_first(args, expand=True)
+def _sdpa(args: tuple, expand: bool = True):
+    """SDPA under a dense additive mask; not expanded, torch chooses the backend and groups the heads."""
+    query, key, value = _heads_first(args, expand)
     hidden = ~dense_mask(args)[:, None]
     length = hidden.shape[-1]
     # Rows of the mask start at multiples of 16 entries, as the fused kernels want them.
     mask = pad(torch.zeros_like(hidden, dtype=query.dtype), (0, -length % 16))[..., :length]
     mask.masked_fill_(hidden, float("-inf"))
-    return functools.partial(scaled_dot_product_attention, query, key, value, attn_mask=mask, scale=args[8])
+    return functools.partial(
+        scaled_dot_product_attention, query, key, value, attn_mask=mask, scale=args[8], enable_gqa=not expand
+    )
 
 
 def _flex(args: tuple):
