@@ -73,7 +73,7 @@ def stages(out: Path, model: str, predictor: str | None) -> list[Stage]:
         Stage(
             "e2e",
             [[*python, "-m", "firp", "bench", "--device", "cuda", "--model", model, *(["--predictor", predictor] if predictor else []),
-              "--limit", "12", "--json", str(out / "bench.json")]],
+              "--limit", "8", "--json", str(out / "bench.json")]],
             _bench,
         ),
     ]  # fmt: skip
