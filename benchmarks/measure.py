@@ -181,12 +181,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def withhold(entries: list[dict]) -> bool:
-    """Take every time and speedup from an op's entries if one of its checks failed; say whether one did."""
-    broken = any(entry["status"] in (WRONG, FAILED) for entry in entries)
-    for entry in entries if broken else ():
+def broken(entries: list[dict]) -> bool:
+    """Whether a check of one op failed."""
+    return any(entry["status"] in (WRONG, FAILED) for entry in entries)
+
+
+def withhold(entries: list[dict]) -> None:
+    """Take every time and speedup from the entries of an op whose check failed."""
+    for entry in entries:
         if entry["status"] == OK:
             entry["status"] = WITHHELD
         for figure in ("microseconds", "floor_microseconds", "share_of_floor", "speedup"):
             entry.pop(figure, None)
-    return broken

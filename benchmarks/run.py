@@ -19,7 +19,7 @@ from rich.progress import track
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.measure import run_case, withhold
+from benchmarks.measure import broken, run_case, withhold
 from benchmarks.report import environment, plot, print_table, write_json
 from benchmarks.shapes import DEFAULT_SHAPES, DEVICES, SHAPES, grids
 from benchmarks.timing import Rates
@@ -53,12 +53,12 @@ def choose_device(device: str | None) -> str:
 def benchmark(
     names: tuple[str, ...], device: str, shapes: tuple[str, ...], impls: tuple[str, ...] | None, repeats: int,
     check_only: bool, console: Console, json_path: Path | None,
-) -> tuple[dict, bool]:  # fmt: skip
-    """Run ops over shapes, print a table per op; the JSON document, and whether every check passed."""
+) -> tuple[dict, list[str]]:  # fmt: skip
+    """Run ops over shapes, print a table per op; the JSON document, and the ops of which a check failed."""
     rates = None if check_only else Rates(device)
     settings = {"device": device, "ops": names, "shapes": shapes, "repeats": repeats, "checked_only": check_only}
     document = {"environment": environment(device), "settings": settings, "rates": {}, "entries": []}
-    passed = True
+    failed = []
     for name in names:
         grid_list = [grid for shape in shapes for grid in grids(SHAPES[shape], device)]
         # An op whose inputs have one dtype makes the same cases for every dtype of the grid.
@@ -66,7 +66,10 @@ def benchmark(
         entries = []
         for case in track(cases, name, console=Console(stderr=True), transient=True):
             entries += run_case(case, impls, device, repeats, rates)
-        passed &= not withhold(entries)
+        if broken(entries):
+            failed.append(name)
+            if not check_only:
+                withhold(entries)
         if entries:
             print_table(entries, console)
         else:
@@ -75,7 +78,7 @@ def benchmark(
         document["rates"] = {} if rates is None else rates.document()
         if json_path is not None:
             write_json(document, json_path)
-    return document, passed
+    return document, failed
 
 
 @app.command()
@@ -100,7 +103,7 @@ def main(
             raise ValueError(f"repeats: got {repeats}, expected at least 1")
         if check_only and plot_path is not None:
             raise ValueError("plot: nothing is timed with --check-only")
-        document, passed = benchmark(names, where, shape_names, impls, repeats, check_only, console, json_path)
+        document, failed = benchmark(names, where, shape_names, impls, repeats, check_only, console, json_path)
         about = document["environment"]
         title = f"{about['device']}, {about['threads']} threads, torch {about['torch']}"
         console.print(f"{title}{'' if check_only else ', ' + _rates_line(document['rates'])}", soft_wrap=True)
@@ -109,8 +112,9 @@ def main(
     except ValueError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         raise typer.Exit(2) from None
-    if not passed:
-        console.print("a check failed: no times and no speedups are reported for that op")
+    if failed:
+        consequence = "" if check_only else ": no times and no speedups are reported for it"
+        console.print(f"a check of {', '.join(failed)} failed{consequence}", soft_wrap=True)
         raise typer.Exit(1)
 
 

@@ -111,7 +111,7 @@ def test_a_wrong_implementation_gets_no_figures(monkeypatch, tmp_path, function,
     monkeypatch.setattr(measure, "implementation", lambda op, impl, device: honest(op, impl, device) if impl == "reference" else function)
     path, picture = tmp_path / "run.json", tmp_path / "run.png"
     result = invoke(*TINY, "--op", "linear", "--impl", "extension,reference", "--json", path, "--plot", picture)
-    assert result.exit_code == 1 and "no speedups" in result.output and not picture.exists()
+    assert result.exit_code == 1 and "a check of linear failed: no times and no speedups" in result.output and not picture.exists()
     entries = json.loads(path.read_text())["entries"]
     assert {entry["status"] for entry in entries} == {status, "withheld"}
     for entry in entries:
@@ -127,6 +127,15 @@ def test_wrong_integers_are_wrong(monkeypatch):
     monkeypatch.setattr(measure, "implementation", lambda op, impl, device: other_order)
     result = invoke(*TINY, "--op", "draft_tree", "--impl", "extension")
     assert result.exit_code == 1 and "wrong: result 0 differs from the reference" in result.output
+
+
+def test_check_only_says_which_cases_pass(monkeypatch):
+    right_in_float32 = lambda rows, *rest: torch.nn.functional.linear(rows, *rest) + (rows.dtype != torch.float32)  # noqa: E731
+    monkeypatch.setattr(measure, "implementation", lambda op, impl, device: right_in_float32)
+    result = invoke(*TINY, "--op", "linear", "--impl", "extension", "--check-only")
+    assert result.exit_code == 1 and "a check of linear failed\n" in result.output
+    rows = [line for line in result.output.splitlines() if " extension " in line]
+    assert all((" ok " in row) == ("float32" in row) and ("wrong: error" in row) == ("bfloat16" in row) for row in rows) and len(rows) == 12
 
 
 def test_an_implementation_that_is_not_there_is_named():
