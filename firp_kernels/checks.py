@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-FEW_ROW_FLOATS = (torch.bfloat16, torch.float32)
 MAX_NODES = 256
 
 
@@ -208,7 +207,7 @@ def gated_linear(input, gate, up) -> None:
     _shape("gate", gate, None, None)
     _shape("up", up, *gate.shape)
     _last("input", input, gate.shape[1])
-    _dtype("input", input, *FEW_ROW_FLOATS)
+    _dtype("input", input, *FLOATS)
     _dtype("gate", gate, input.dtype)
     _dtype("up", up, input.dtype)
 
@@ -217,7 +216,7 @@ def rms_norm(input, weight) -> None:
     _same_device(input=input, weight=weight)
     _shape("weight", weight, None)
     _last("input", input, weight.shape[0])
-    _dtype("input", input, *FEW_ROW_FLOATS)
+    _dtype("input", input, *FLOATS)
     _dtype("weight", weight, input.dtype)
 
 
@@ -227,7 +226,7 @@ def rotary(rows, cos, sin) -> None:
     batch, count, _, width = rows.shape
     _shape("cos", cos, batch, count, width)
     _shape("sin", sin, *cos.shape)
-    _dtype("rows", rows, *FEW_ROW_FLOATS)
+    _dtype("rows", rows, *FLOATS)
     _dtype("cos", cos, rows.dtype)
     _dtype("sin", sin, rows.dtype)
     if width % 2:

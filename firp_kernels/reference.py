@@ -286,7 +286,7 @@ def gated_linear(input: Tensor, gate: Tensor, up: Tensor) -> Tensor:
 
 def rms_norm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
     checks.rms_norm(input, weight)
-    wide = input.float()
+    wide = input.to(_wide(input.dtype))
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * scaled.to(input.dtype)
 

@@ -59,7 +59,7 @@ def gated_linear(input: Tensor, gate: Tensor, up: Tensor, impl: str | None = Non
     """silu(input @ gate.T) * (input @ up.T): the upper half of a gated MLP, each weight streamed once.
 
     Args:
-        input: [..., in] bfloat16 or float32. gate, up: [out, in], dtype of input.
+        input: [..., in] bfloat16, float32 (float16, float64: reference only). gate, up: [out, in], dtype of input.
 
     Returns:
         [..., out]; both products, silu and the last product are each rounded to the dtype.
@@ -76,11 +76,11 @@ def rms_norm(input: Tensor, weight: Tensor, eps: float, impl: str | None = None)
     """weight * (input / sqrt(mean(input ** 2) + eps)) over the last dimension.
 
     Args:
-        input: [..., d] bfloat16 or float32. weight: [d], dtype of input.
+        input: [..., d] bfloat16, float32 (float16, float64: reference only). weight: [d], dtype of input.
         eps: added to the mean square.
 
     Returns:
-        [..., d]; computed in float32, rounded to the dtype before and after the product with weight.
+        [..., d]; computed in float32 (float64 for float64), rounded to the dtype before and after the product with weight.
 
     Raises:
         ValueError, TypeError: a shape, dtype or device that disagrees.
@@ -94,7 +94,7 @@ def rotary(rows: Tensor, cos: Tensor, sin: Tensor, impl: str | None = None) -> N
     """Rotary position embedding over the whole head width, in place: halves of a head turn together.
 
     Args:
-        rows: [B, R, H, D] bfloat16 or float32 queries or keys, D even, last dimension dense.
+        rows: [B, R, H, D] queries or keys, bfloat16, float32 (float16, float64: reference only), D even, last dimension dense.
         cos, sin: [B, R, D], dtype of rows.
 
     Raises:

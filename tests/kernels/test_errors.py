@@ -79,7 +79,31 @@ def bad_linear():
     yield "bias", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(5)]
 
 
-CASES = {"tree_attention": bad_attention, "verify_tree": bad_verify, "draft_tree": bad_draft, "commit_cache": bad_commit, "linear": bad_linear}
+def bad_gated_linear():
+    yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(4, 5)]
+    yield "gate", [torch.zeros(2, 5), torch.zeros(4, 5).double(), torch.zeros(4, 5)]
+    yield "up", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(3, 5)]
+
+
+def bad_rms_norm():
+    yield "input", [torch.zeros(2, 3), torch.zeros(4), 1e-5]
+    yield "weight", [torch.zeros(2, 4), torch.zeros(4, 4), 1e-5]
+    yield "weight", [torch.zeros(2, 4), torch.zeros(4).bfloat16(), 1e-5]
+
+
+def bad_rotary():
+    angles = torch.zeros(1, 2, 4)
+    yield "rows", [torch.zeros(1, 2, 4), angles, angles]
+    yield "cos", [torch.zeros(1, 3, 1, 4), angles, angles]
+    yield "sin", [torch.zeros(1, 2, 1, 4), angles, angles.bfloat16()]
+    yield "rows", [torch.zeros(1, 2, 1, 3), angles[..., :3], angles[..., :3]]
+    yield "rows", [torch.zeros(1, 2, 1, 8)[..., ::2], angles, angles]
+
+
+CASES = {
+    "tree_attention": bad_attention, "verify_tree": bad_verify, "draft_tree": bad_draft, "commit_cache": bad_commit,
+    "linear": bad_linear, "gated_linear": bad_gated_linear, "rms_norm": bad_rms_norm, "rotary": bad_rotary,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
