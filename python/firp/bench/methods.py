@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from firp.engine import Engine
 from firp.generate import generate
+from firp.hardware import synchronize
 from firp.predictor import FirpPredictor
 from firp.state import DecodeStats
 from firp.trees import TreeConfig
@@ -38,14 +39,10 @@ Method = Callable[[Tensor, int], Run]
 
 
 def _timed(decode: Callable[[], object], device: torch.device) -> tuple[object, float]:
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    synchronize()
+    synchronize(device)
     started = time.perf_counter()
     out = decode()
-    synchronize()
+    synchronize(device)
     return out, time.perf_counter() - started
 
 
