@@ -62,7 +62,7 @@ def _read(folder: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{FILE_NAME}: {path} is not JSON: {error}; remove it and run `firp tune` again") from error
     if not isinstance(document, dict):
-        raise ValueError(f"{FILE_NAME}: {path} holds {type(document).__name__}, expected an object of machines")
+        raise ValueError(f"{FILE_NAME}: {path} holds {type(document).__name__}, expected an object; remove it and run `firp tune` again")
     return document
 
 
@@ -80,6 +80,8 @@ def load_tuned(folder: Path, name: str) -> Tuned | None:
             int(batch_size): TreeConfig(tree["num_nodes"], tree["num_lookahead"], tree["tree_kind"])
             for batch_size, tree in entry["trees"].items()
         }
+        if entry["num_offsets"] < 1:
+            raise ValueError(f"num_offsets: got {entry['num_offsets']}, expected at least 1")
         return Tuned(int(entry["num_offsets"]), TunedTree.made_of(trees))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(

@@ -27,7 +27,7 @@ def _figures(batch: Batch, point: Point, measured: bool) -> dict:
     }
     if measured:
         time = batch.times[candidate]
-        figures["step_ms_min"], figures["step_ms_max"] = 1e3 * time.low, 1e3 * time.high
+        figures["step_ms_min"], figures["step_ms_max"] = 1e3 * min(time.repeats), 1e3 * max(time.repeats)
     return figures
 
 
@@ -90,7 +90,7 @@ def print_tables(tuner: Tuner, name: str, console: Console | None = None) -> Non
             candidate, time = point.candidate, batch.times[point.candidate]
             table.add_row(
                 str(candidate.num_nodes), str(candidate.num_lookahead), str(candidate.num_offsets), candidate.kind,
-                str(candidate.rows), f"{1e3 * time.seconds:.2f} ({1e3 * time.low:.2f}-{1e3 * time.high:.2f})",
+                str(candidate.rows), f"{1e3 * time.seconds:.2f} ({1e3 * min(time.repeats):.2f}-{1e3 * max(time.repeats):.2f})",
                 f"{point.tau:.3f}", f"{point.tokens_per_second:.1f}",
                 f"{point.tokens_per_second / batch.plain.tokens_per_second:.2f}x", _name(batch, point),
             )  # fmt: skip

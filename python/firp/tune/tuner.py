@@ -26,7 +26,7 @@ from firp.tune.choose import (
     plain,
     step_seconds,
 )
-from firp.tune.cost import StepTime, measure_steps
+from firp.tune.cost import StepTime, check_context, measure_steps, num_steps
 
 ANSWERS_AT_ONCE = 8
 FINALISTS = 5
@@ -122,6 +122,8 @@ class Tuner:
         for k in offsets:
             predictor.first_offsets(k)
         self.most_offsets = max(offsets)
+        if config.context is not None:
+            check_context(model, config.context, predictor.num_offsets, num_steps(config.steps, config.repeats))
         self.candidates = candidates(config.nodes, config.lookahead, offsets, config.kinds)
         self.own = {batch_size: self._own(batch_size) for batch_size in sorted(set(config.batch_sizes))}
         self.taus: dict[Candidate, float] = {}
@@ -178,18 +180,17 @@ class Tuner:
         for c in self.candidates:
             size = (c.num_nodes, c.num_lookahead)
             taus[size] = max(taus.get(size, 0.0), self.taus[c])
-        bar = tqdm(total=len(taus), desc=f"step times, batch {batch_size}", disable=not self.progress)
+        with tqdm(total=len(taus), desc=f"step times, batch {batch_size}", disable=not self.progress) as bar:
 
-        def measure(size: tuple[int, int]) -> float:
-            key = Candidate(*size, k)
-            batch.times |= measure_steps(
-                {key: self._engine(key)}, self.context, batch_size, self.config.steps, min(3, self.config.repeats)
-            )
-            bar.update()
-            return batch.times[key].seconds
+            def measure(size: tuple[int, int]) -> float:
+                key = Candidate(*size, k)
+                batch.times |= measure_steps(
+                    {key: self._engine(key)}, self.context, batch_size, self.config.steps, min(3, self.config.repeats)
+                )
+                bar.update()
+                return batch.times[key].seconds
 
-        seconds = measure_grid(taus, taus, measure)
-        bar.close()
+            seconds = measure_grid(taus, taus, measure)
         for candidate in self.candidates:
             estimate = step_seconds(seconds, k, candidate)
             if estimate is not None:
