@@ -72,6 +72,7 @@ def test_too_little_memory_is_refused_with_numbers(monkeypatch):
         ("contexts", ("--random-weights", "tiny", "--contexts", "1k")),
         ("context", ("--random-weights", "tiny", "--contexts", "100000")),
         ("num_lookahead", ("--random-weights", "tiny", "-N", "2", "-P", "5")),
+        ("plot", ("--random-weights", "tiny", "--plot", "cost.png")),
         ("repeats", ("--random-weights", "tiny", "--repeats", "0")),
     ],
 )

@@ -78,9 +78,9 @@ def measure_step_cost(
     held = sum(max(contexts) + room + candidate.rows for candidate in found)
     model, predictor = build(shape, parse_dtype(dtype), device, num_offsets, held)
     bandwidth = copy_bandwidth(device)
+    engines = {c: Engine(model) if c.num_nodes == 1 else Engine(model, predictor, tree) for c, tree in trees.items()}
     entries = []
     for context in contexts:
-        engines = {c: Engine(model) if c.num_nodes == 1 else Engine(model, predictor, tree) for c, tree in trees.items()}
         times = measure_steps(engines, context, 1, steps, repeats)
         for candidate, time in times.items():
             read = step_bytes(model, None if candidate.num_nodes == 1 else predictor, context)

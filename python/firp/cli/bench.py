@@ -44,6 +44,8 @@ def bench(
 ) -> None:
     """Run decoding methods on the same prompts, interleaved, and report tau, tokens/s, ratios and equality."""
     if random_weights is not None:
+        if plot is not None:
+            raise ValueError("plot: given with random_weights, expected one of them")
         sizes = SIZES if nodes is None and lookahead is None else [(nodes or lookahead, lookahead or nodes)]
         document = measure_step_cost(
             random_weights, dtype, options.choose_device(device), options.integers("contexts", contexts), sizes, repeats=repeats
