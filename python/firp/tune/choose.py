@@ -164,7 +164,10 @@ def choose_offsets(points: dict[int, list[Point]]) -> int:
 
 
 def finalists(points: Iterable[Point], count: int) -> list[Candidate]:
-    """The `count` fastest candidates, plain decoding always among them."""
+    """Plain decoding, then the `count` fastest candidates of every k."""
     ranked = sorted(points, key=lambda point: (-point.tokens_per_second, point.candidate.rows, point.candidate))
-    first = [point.candidate for point in ranked if point.candidate.num_nodes == 1][:1]
-    return first + [point.candidate for point in ranked if point.candidate.num_nodes > 1][:count]
+    ordered = [point.candidate for point in ranked]
+    last = [candidate for candidate in ordered if candidate.num_nodes == 1][:1]
+    for k in sorted({candidate.num_offsets for candidate in ordered}):
+        last += [candidate for candidate in ordered if candidate.num_nodes > 1 and candidate.num_offsets == k][:count]
+    return last

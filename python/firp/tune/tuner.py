@@ -29,7 +29,7 @@ from firp.tune.choose import (
 from firp.tune.cost import StepTime, check_context, measure_steps, num_steps
 
 ANSWERS_AT_ONCE = 8
-FINALISTS = 5
+FINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,8 @@ class Tuner:
         for batch_size, own in self.own.items():
             self.batches[batch_size] = Batch(own=own)
             self._estimate(batch_size)
-        self.num_offsets = choose_offsets({size: batch.grid for size, batch in self.batches.items()})
-        for batch_size in self.batches:
             self._measure_finalists(batch_size)
+        self.num_offsets = choose_offsets({size: batch.final for size, batch in self.batches.items()})
         chosen = choose_each({size: self._choosable(batch.final) for size, batch in self.batches.items()})
         for batch_size, point in chosen.items():
             self.batches[batch_size].chosen = point
@@ -201,7 +200,7 @@ class Tuner:
 
     def _measure_finalists(self, batch_size: int) -> None:
         batch = self.batches[batch_size]
-        last = [*dict.fromkeys([*finalists(self._choosable(batch.grid), FINALISTS), batch.own])]
+        last = [*dict.fromkeys([*finalists(batch.grid, FINALISTS), batch.own])]
         times = measure_steps(
             {candidate: self._engine(candidate) for candidate in last},
             self.context, batch_size, self.config.steps, self.config.repeats,
