@@ -74,6 +74,7 @@ class FirpPredictor(
         self.num_nodes = num_nodes
         self.num_lookahead = num_lookahead
         self.tree_kind = tree_kind
+        self.folder: Path | None = None  # where it was loaded from, if a folder
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
 
     @classmethod
@@ -95,6 +96,24 @@ class FirpPredictor(
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., d] at the insertion layer to pseudo rows [..., k, d]."""
         return torch.einsum("kod,...d->...ko", self.weight, hidden)
+
+    def first_offsets(self, num_offsets: int) -> FirpPredictor:
+        """This predictor with its first k offsets alone, over the same weights.
+
+        Raises:
+            ValueError: more offsets than there are.
+        """
+        if not 1 <= num_offsets <= self.num_offsets:
+            raise ValueError(f"num_offsets: got {num_offsets}, expected 1..{self.num_offsets} (the predictor's)")
+        if num_offsets == self.num_offsets:
+            return self
+        with torch.device("meta"):
+            other = FirpPredictor(
+                num_offsets, self.hidden_size, self.insertion_layer, self.num_layers, self.vocab_size,
+                self.architecture, self.base_model, self.num_nodes, self.num_lookahead, self.tree_kind,
+            )  # fmt: skip
+        other.weight = nn.Parameter(self.weight[:num_offsets].detach(), self.weight.requires_grad)
+        return other.train(self.training)
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise PredictorMismatch, naming the field that differs, unless trained for a model like `model`."""
@@ -142,6 +161,7 @@ def load_predictor(source: str | Path) -> FirpPredictor:
         predictor = FirpPredictor.from_pretrained(str(folder) if folder.is_dir() else str(source))
     except Exception as error:
         raise ValueError(f"predictor: cannot load {str(source)!r}: {error}") from error
+    predictor.folder = folder if folder.is_dir() else None
     return predictor.eval()
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from firp.bench.compiled import CompiledGenerate
 from firp.engine import Engine
 from firp.generate import generate
+from firp.hardware import synchronize
 from firp.predictor import FirpPredictor
 from firp.state import DecodeStats
 from firp.trees import TreeConfig
@@ -38,14 +40,10 @@ Method = Callable[[Tensor, int], Run]
 
 
 def _timed(decode: Callable[[], object], device: torch.device) -> tuple[object, float]:
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    synchronize()
+    synchronize(device)
     started = time.perf_counter()
     out = decode()
-    synchronize()
+    synchronize(device)
     return out, time.perf_counter() - started
 
 
@@ -90,7 +88,20 @@ def hugging_face_method(model: PreTrainedModel, **options) -> Method:
     return run
 
 
-METHODS = ("ar", "firp", "hf", "prompt-lookup")
+def compiled_method(model: PreTrainedModel) -> Method:
+    """Hugging Face `generate` with a static cache and torch.compile; compilation and warm-up are not timed."""
+    compiled = CompiledGenerate(model)
+
+    def run(ids: Tensor, max_new_tokens: int) -> Run:
+        compiled.prepare(ids, max_new_tokens)
+        out, seconds = _timed(lambda: compiled(ids, max_new_tokens), ids.device)
+        tokens = out[0, ids.shape[1] :].tolist()
+        return Run(tokens, seconds, DecodeStats(steps=len(tokens) - 1, tokens=len(tokens) - 1))
+
+    return run
+
+
+METHODS = ("ar", "firp", "hf", "hf-compiled", "prompt-lookup")
 
 
 def make_methods(
@@ -99,7 +110,7 @@ def make_methods(
     """The methods asked for, by name.
 
     Raises:
-        ValueError: an unknown name, one given twice, or `firp` without a predictor.
+        ValueError: an unknown name, one given twice, `firp` without a predictor, or `hf-compiled` where nothing compiles.
     """
     made: dict[str, Method] = {}
     for name in names:
@@ -113,6 +124,8 @@ def make_methods(
             made[name] = engine_method(Engine(model))
         elif name == "hf":
             made[name] = hugging_face_method(model)
+        elif name == "hf-compiled":
+            made[name] = compiled_method(model)
         else:
             made[name] = hugging_face_method(model, prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
     return made

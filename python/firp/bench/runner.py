@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firp.bench.equality import Difference, compare
 from firp.bench.methods import Method, Run
+from firp.hardware import device_name
 from firp.prompts import Prompt, encode
 from firp.state import DecodeStats
 from firp_kernels import __version__, registry
@@ -149,10 +150,9 @@ def report(results: Results, model: PreTrainedModel, settings: dict) -> dict:
 def environment(model: PreTrainedModel) -> dict:
     """What the figures were measured on."""
     extension, _ = registry.load_extension()
-    on_gpu = model.device.type == "cuda"
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(model.device) if on_gpu else _cpu_name(),
+        "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -161,11 +161,3 @@ def environment(model: PreTrainedModel) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "extension": None if extension is None else extension.build_info(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

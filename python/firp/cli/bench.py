@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from firp.bench.methods import make_methods
+from firp.bench.random_weights import SHAPES
 from firp.bench.report import plot as draw
 from firp.bench.report import print_table
 from firp.bench.runner import report, run_methods
+from firp.bench.step_cost import SIZES, measure_step_cost, print_step_cost
 from firp.cli import options
 from firp.files import write_atomically
 from firp.models import load_model
@@ -28,7 +30,7 @@ def bench(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 96,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = None,
-    methods: Annotated[str, typer.Option(help="Comma-separated: ar, firp, hf, prompt-lookup.")] = "ar,firp,hf,prompt-lookup",
+    methods: Annotated[str, typer.Option(help="Comma-separated: ar, firp, hf, hf-compiled, prompt-lookup.")] = "ar,firp,hf,prompt-lookup",
     repeats: Annotated[int, typer.Option(help="Interleaved repeats.")] = 3,
     nodes: options.Nodes = None,
     lookahead: options.Lookahead = None,
@@ -37,8 +39,20 @@ def bench(
     raw: options.Raw = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to draw tokens per second.")] = None,
+    random_weights: Annotated[str | None, typer.Option(help=f"Instead: step cost at the shape {', '.join(SHAPES)}.")] = None,
+    contexts: Annotated[str, typer.Option(help="Of --random-weights: tokens before a step, comma-separated.")] = "1024,4096",
 ) -> None:
     """Run decoding methods on the same prompts, interleaved, and report tau, tokens/s, ratios and equality."""
+    if random_weights is not None:
+        if plot is not None:
+            raise ValueError("plot: given with random_weights, expected one of them")
+        sizes = SIZES if nodes is None and lookahead is None else [(nodes or lookahead, lookahead or nodes)]
+        document = measure_step_cost(
+            random_weights, dtype, options.choose_device(device), options.integers("contexts", contexts), sizes, repeats=repeats
+        )
+        print_step_cost(document)
+        _write(json_path, document)
+        return
     names = [name.strip() for name in methods.split(",")]
     loaded = load_prompts(prompts, limit)
     drafter = options.find_predictor(model, predictor) if "firp" in names else None
@@ -59,7 +73,11 @@ def bench(
     }  # fmt: skip
     document = report(results, base, settings)
     print_table(document)
-    if json_path is not None:
-        write_atomically(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
+    _write(json_path, document)
     if plot is not None:
         draw(document, plot)
+
+
+def _write(json_path: Path | None, document: dict) -> None:
+    if json_path is not None:
+        write_atomically(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))

@@ -11,6 +11,7 @@ from firp.cli.bench import bench
 from firp.cli.doctor import doctor
 from firp.cli.generate import generate
 from firp.cli.train import distill, train
+from firp.cli.tune import tune
 
 app = typer.Typer(
     help="FIRP speculative decoding for LLaMA-family models: the model's own output, in fewer forwards.",
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, distill, train, bench, doctor):
+for command in (generate, distill, train, tune, bench, doctor):
     app.command()(command)
 
 

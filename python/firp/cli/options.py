@@ -51,6 +51,17 @@ def make_tree(predictor: FirpPredictor, nodes: int | None, lookahead: int | None
     return TreeConfig(nodes, lookahead, kind or predictor.tree_kind)
 
 
+def integers(name: str, text: str) -> tuple[int, ...]:
+    """Comma-separated positive numbers; ValueError naming the option for anything else."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise ValueError(f"{name}: got {text!r}, expected positive numbers separated by commas")
+    return values
+
+
 def stop_tokens(model: PreTrainedModel) -> list[int]:
     """Ids that end an answer, from the model's generation config."""
     stops = model.generation_config.eos_token_id

@@ -1,0 +1,79 @@
+"""`firp tune`: find the draft tree that decodes fastest here, and keep it beside the predictor."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from firp.bench.runner import environment
+from firp.cli import options
+from firp.cli.bench import OWN_PROMPTS
+from firp.files import write_atomically
+from firp.models import load_model
+from firp.prompts import encode, load_prompts
+from firp.tune import report
+from firp.tune.tuner import TuneConfig, Tuner
+from firp.tuned import machine, save_tuned
+
+DEFAULTS = TuneConfig()
+
+
+def _joined(values: tuple) -> str:
+    return ",".join(map(str, values))
+
+
+def tune(
+    model: options.Model = "smollm2-135m",
+    predictor: options.Predictor = None,
+    prompts: Annotated[Path, typer.Option(help="JSONL file; default: the project's own.")] = OWN_PROMPTS,
+    limit: Annotated[int, typer.Option(help="Prompts taken, spread evenly over the file.")] = 24,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = DEFAULTS.max_new_tokens,
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated; a tree is chosen for each.")] = _joined(DEFAULTS.batch_sizes),
+    nodes: Annotated[str, typer.Option("--nodes", "-N", help="Comma-separated N to try.")] = _joined(DEFAULTS.nodes),
+    lookahead: Annotated[str, typer.Option("--lookahead", "-P", help="Comma-separated P to try.")] = _joined(DEFAULTS.lookahead),
+    offsets: Annotated[str | None, typer.Option(help="Comma-separated k to try; default: 1 to the predictor's.")] = None,
+    kinds: Annotated[str, typer.Option(help="Comma-separated tree kinds to try.")] = _joined(DEFAULTS.kinds),
+    context: Annotated[int | None, typer.Option(help="Tokens before a measured step; default: as the prompts have.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of one timing.")] = DEFAULTS.steps,
+    repeats: Annotated[int, typer.Option(help="Timings of each finalist.")] = DEFAULTS.repeats,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = None,
+    raw: options.Raw = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write every figure.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to draw step times and tokens per second.")] = None,
+) -> None:
+    """Measure step times and acceptance, choose trees per batch size, write them to tuned.json beside the predictor."""
+    config = TuneConfig(
+        batch_sizes=options.integers("batch_sizes", batch_sizes),
+        nodes=options.integers("nodes", nodes),
+        lookahead=options.integers("lookahead", lookahead),
+        kinds=tuple(kind.strip() for kind in kinds.split(",")),
+        offsets=() if offsets is None else options.integers("offsets", offsets),
+        max_new_tokens=max_new_tokens,
+        context=context,
+        steps=steps,
+        repeats=repeats,
+    )
+    drafter = options.find_predictor(model, predictor)
+    if drafter.folder is None or not os.access(drafter.folder, os.W_OK):
+        raise ValueError(f"predictor: got {predictor or model!r}, expected a folder that can be written: the choice is kept in it")
+    loaded = load_prompts(prompts, limit)
+    base, tokenizer = load_model(model, dtype, options.choose_device(device))
+    ids = [torch.tensor(encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}], raw)) for prompt in loaded]
+    tuner = Tuner(base, drafter, ids, config)
+    tuner.run()
+
+    name = machine(base.device, base.dtype)
+    settings = {"model": model, "predictor": predictor or model, "prompts": prompts.name, "num_prompts": len(loaded)} | vars(config)
+    report.print_tables(tuner, name)
+    if json_path is not None:
+        document = report.document(tuner, environment(base), settings)
+        write_atomically(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
+    if plot is not None:
+        write_atomically(plot, lambda path: report.plot(tuner, name, path))
+    print(f"wrote {save_tuned(drafter.folder, name, report.entry(tuner, settings))}")

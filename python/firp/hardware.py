@@ -1,0 +1,54 @@
+"""The machine: its name, its free memory, its memory bandwidth, and waiting for it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+
+
+def device_name(device: torch.device | str) -> str:
+    """Name of the GPU, or of the CPU this process runs on."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def available_memory(device: torch.device | str) -> int:
+    """Bytes that may still be allocated on the device.
+
+    Raises:
+        OSError: a CPU whose system does not say (no /proc/meminfo).
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until the device has done what it was told."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def copy_bandwidth(device: torch.device | str, repeats: int = 5) -> float:
+    """Bytes per second of the best of several large copies; a byte read and a byte written count as two."""
+    source = torch.ones(COPY_BYTES[torch.device(device).type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(repeats + 1):
+        synchronize(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * source.numel() / best

@@ -1,0 +1,1 @@
+"""`firp tune`: which draft tree decodes fastest on the machine at hand."""

@@ -1,0 +1,209 @@
+"""The whole of `firp tune`: record acceptance, measure a grid, measure the finalists against each other, choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import mean
+
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+import firp_kernels
+from firp.engine import Engine
+from firp.layer_view import DecoderView
+from firp.predictor import FirpPredictor
+from firp.trees import Drafter, TreeConfig
+from firp.tune.acceptance import Recording, greedy_answers, record, replay
+from firp.tune.choose import (
+    Candidate,
+    Point,
+    candidates,
+    choose_each,
+    choose_offsets,
+    finalists,
+    measure_grid,
+    plain,
+    step_seconds,
+)
+from firp.tune.cost import StepTime, check_context, measure_steps, num_steps
+
+ANSWERS_AT_ONCE = 8
+FINALISTS = 3
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What is tried and how long it is measured.
+
+    Attributes:
+        batch_sizes: a tree is chosen for each.
+        nodes, lookahead: N and P of the grid.
+        kinds: of trees.
+        offsets: k; empty takes 1 to the predictor's.
+        max_new_tokens: tokens of an answer at most.
+        context: tokens before a measured step; None takes the prompts' mean and half of the answers'.
+        steps, repeats: steps of one timing, timings of each finalist.
+    """
+
+    batch_sizes: tuple[int, ...] = (1,)
+    nodes: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    lookahead: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    kinds: tuple[str, ...] = ("dynamic", "static")
+    offsets: tuple[int, ...] = ()
+    max_new_tokens: int = 96
+    context: int | None = None
+    steps: int = 8
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("batch_sizes", "nodes", "lookahead", "kinds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: got none, expected at least one")
+        for name in ("max_new_tokens", "steps", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes: got {min(self.batch_sizes)}, expected at least 1")
+
+
+@dataclass
+class Batch:
+    """What was found for one batch size.
+
+    Attributes:
+        grid: estimates of every candidate whose step time is known from the measured sizes.
+        times: measured step times, of the grid's sizes and of the finalists.
+        final: measured finalists, interleaved with plain decoding and the predictor's own tree.
+        own: the predictor's own tree. chosen: the choice.
+    """
+
+    grid: list[Point] = field(default_factory=list)
+    times: dict[Candidate, StepTime] = field(default_factory=dict)
+    final: list[Point] = field(default_factory=list)
+    own: Candidate | None = None
+    chosen: Point | None = None
+
+    def point(self, candidate: Candidate) -> Point:
+        """The measured figures of a finalist."""
+        return next(point for point in self.final if point.candidate == candidate)
+
+    @property
+    def plain(self) -> Point:
+        return next(point for point in self.final if point.candidate.num_nodes == 1)
+
+
+class Tuner:
+    """Chooses trees for one model, predictor and machine.
+
+    Args:
+        model: the base model, where it will decode.
+        predictor: trained for it.
+        prompts: [T] int64 each; acceptance is measured on the model's answers to them.
+        config: what to try.
+
+    Raises:
+        ValueError: a tree out of range, an offset the predictor does not have, no prompts, a predictor for another
+            model (`PredictorMismatch`).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, predictor: FirpPredictor, prompts: list[Tensor], config: TuneConfig, progress: bool = True
+    ) -> None:
+        predictor.check_model(model)
+        if not prompts:
+            raise ValueError("prompts: got none, expected at least one")
+        self.model = model
+        self.predictor = predictor
+        self.prompts = prompts
+        self.config = config
+        self.progress = progress
+        offsets = config.offsets or tuple(range(1, predictor.num_offsets + 1))
+        for k in offsets:
+            predictor.first_offsets(k)
+        self.most_offsets = max(offsets)
+        if config.context is not None:
+            check_context(model, config.context, predictor.num_offsets, num_steps(config.steps, config.repeats))
+        self.candidates = candidates(config.nodes, config.lookahead, offsets, config.kinds)
+        self.own = {batch_size: self._own(batch_size) for batch_size in sorted(set(config.batch_sizes))}
+        self.taus: dict[Candidate, float] = {}
+        self.context = config.context
+        self.num_offsets = self.most_offsets
+        self.batches: dict[int, Batch] = {}
+
+    def _own(self, batch_size: int) -> Candidate:
+        tree = TreeConfig.of(self.predictor).for_batch(batch_size)
+        own = Candidate(tree.num_nodes, tree.num_lookahead, self.predictor.num_offsets, tree.kind)
+        return plain(self.most_offsets) if own.num_nodes == 1 else own
+
+    def run(self) -> None:
+        """Fill `taus`, `batches` and `num_offsets`."""
+        recordings = self._record()
+        for candidate in tqdm([*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=not self.progress):
+            self.taus[candidate] = replay(recordings, candidate.tree, candidate.num_offsets).tau
+        for batch_size, own in self.own.items():
+            self.batches[batch_size] = Batch(own=own)
+            self._estimate(batch_size)
+            self._measure_finalists(batch_size)
+        self.num_offsets = choose_offsets({size: batch.final for size, batch in self.batches.items()})
+        chosen = choose_each({size: self._choosable(batch.final) for size, batch in self.batches.items()})
+        for batch_size, point in chosen.items():
+            self.batches[batch_size].chosen = point
+
+    def _record(self) -> list[Recording]:
+        ops = firp_kernels.bind(None)
+        ranks = max(
+            Drafter(c.tree, c.num_offsets, ops).num_ranks for c in [*self.candidates, *self.own.values()]
+        )
+        engine, view = Engine(self.model), DecoderView(self.model)
+        answers, recordings = [], []
+        for start in tqdm(range(0, len(self.prompts), ANSWERS_AT_ONCE), "answers", disable=not self.progress):
+            part = self.prompts[start : start + ANSWERS_AT_ONCE]
+            answers += greedy_answers(engine, part, self.config.max_new_tokens, ANSWERS_AT_ONCE)
+        pairs = list(zip(self.prompts, answers, strict=True))
+        for prompt, answer in tqdm(pairs, "marginals", disable=not self.progress):
+            recordings.append(record(view, self.predictor, prompt, answer, ranks))
+        if self.context is None:
+            self.context = round(mean(len(prompt) + len(answer) / 2 for prompt, answer in pairs))
+        return recordings
+
+    def _engine(self, candidate: Candidate) -> Engine:
+        if candidate.num_nodes == 1:
+            return Engine(self.model)
+        return Engine(self.model, self.predictor.first_offsets(candidate.num_offsets), candidate.tree)
+
+    def _estimate(self, batch_size: int) -> None:
+        """Measure the grid's sizes at the most offsets, and estimate every candidate from them."""
+        batch, k = self.batches[batch_size], self.most_offsets
+        taus: dict[tuple[int, int], float] = {}
+        for c in self.candidates:
+            size = (c.num_nodes, c.num_lookahead)
+            taus[size] = max(taus.get(size, 0.0), self.taus[c])
+        with tqdm(total=len(taus), desc=f"step times, batch {batch_size}", disable=not self.progress) as bar:
+
+            def measure(size: tuple[int, int]) -> float:
+                key = Candidate(*size, k)
+                batch.times |= measure_steps(
+                    {key: self._engine(key)}, self.context, batch_size, self.config.steps, min(3, self.config.repeats)
+                )
+                bar.update()
+                return batch.times[key].seconds
+
+            seconds = measure_grid(taus, taus, measure)
+        for candidate in self.candidates:
+            estimate = step_seconds(seconds, k, candidate)
+            if estimate is not None:
+                batch.grid.append(Point(candidate, estimate, self.taus[candidate], batch_size))
+
+    def _choosable(self, points: list[Point]) -> list[Point]:
+        return [p for p in points if p.candidate.num_nodes == 1 or p.candidate.num_offsets == self.num_offsets]
+
+    def _measure_finalists(self, batch_size: int) -> None:
+        batch = self.batches[batch_size]
+        last = [*dict.fromkeys([*finalists(batch.grid, FINALISTS), batch.own])]
+        times = measure_steps(
+            {candidate: self._engine(candidate) for candidate in last},
+            self.context, batch_size, self.config.steps, self.config.repeats,
+        )  # fmt: skip
+        batch.times |= times
+        batch.final = [Point(c, time.seconds, self.taus[c], batch_size) for c, time in times.items()]
