@@ -25,9 +25,9 @@ class PrefillAttention:
     cache: Tensor
     start: int
 
-    def attend(self, layer_index, query, key, value, scale, sliding_window):
+    def attend(self, module, query, key, value, scale, sliding_window):
         length, stop = query.shape[2], self.start + query.shape[2]
-        key_cache, value_cache = self.cache[layer_index]
+        key_cache, value_cache = self.cache[module.layer_idx]
         key_cache[self.start : stop] = key[0].transpose(0, 1)
         value_cache[self.start : stop] = value[0].transpose(0, 1)
         group = query.shape[1] // key.shape[1]
