@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 import firp_kernels
-from firp.buffers import Buffers, allocated_slots, next_power_of_two
+from firp.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.choice import Chooser, Greedy
 from firp.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.emission import emit
@@ -71,7 +72,7 @@ class Engine:
         self._drafters: dict[int, Drafter | None] = {}
         self._spare: list[Buffers] = []
         self._runner: StepRunner = make_runner(self, graphs, impl)
-        self._layer = layer_function(compiles(compile, self.view.device, impl))
+        self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
         if predictor is not None:
             predictor.check_model(model)
             self.num_offsets = predictor.num_offsets
@@ -175,6 +176,25 @@ class Engine:
             self.view.num_layers, batch_size, capacity, config.num_key_value_heads, width, self.view.dtype, self.view.device
         )
 
+    def warm_up(self, batch_sizes: tuple[int, ...] = (1,), max_len: int = SMALLEST_BUCKET, progress: bool = True) -> None:
+        """Compile layers and capture greedy steps ahead of the first request.
+
+        Args:
+            batch_sizes: as they will be decoded.
+            max_len: tokens that prompt and output may hold together; every cache bucket up to there is captured.
+            progress: show a bar.
+
+        Raises:
+            ValueError: a max_len below 2 or past the model's context.
+        """
+        for size in tqdm(batch_sizes, desc="warm up", unit="batch", disable=not progress):
+            state = self.start([torch.zeros(1, dtype=torch.int64)] * size, max_len - 1, [])
+            for slots in sorted({state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}):
+                state.use_slots(slots)
+                for _ in range(2):  # The first tree is the root alone.
+                    self.step(state)
+            self.release(state)
+
     def release(self, state: DecodeState) -> None:
         """Take back what a run used, for the next one; the state must not be stepped any more."""
         self._spare = [state.buffers]
@@ -242,8 +262,8 @@ class Engine:
 
         def layers(hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:
             return run_layers(
-                self._layer, view.layers[start:stop], hidden, position_embeddings, self.ops,
-                state.cache[start:stop], state.context_lens, tree, k,
+                self._layer, view.layers[start:stop], hidden, position_embeddings, state.cache[start:stop],
+                state.context_lens, tree, k,
             )  # fmt: skip
 
         if not num_lookahead:

@@ -181,7 +181,7 @@ def _check_call(config: GenerationConfig, synced_gpus: bool, model_inputs: dict)
 
 def _engine_for(model, engine: Engine | None, predictor: FirpPredictor | None, tree: TreeConfig | None) -> Engine:
     if engine is None:
-        return Engine(model, predictor, tree)
+        return Engine(model, predictor, tree, compile=False)
     if predictor is not None or tree is not None:
         raise ValueError("engine: given with predictor or tree, expected one or the other: the engine has its own")
     if engine.model is not model:
