@@ -133,3 +133,6 @@ def test_compiled_layers_equal_eager_ones_and_settle():
         graphs.append(counters["stats"]["unique_graphs"])
         eager.step(state)
     assert graphs[0] == graphs[-1] and not counters["graph_break"]
+    for prompt in (torch.tensor([5, 4, 6]), torch.tensor([4, 5, 5, 6, 6])):
+        runs = [decode(engine, [prompt], lambda e: Greedy(e.ops), new_tokens=30) for engine in (eager, compiled)]
+        assert runs[0] == runs[1]
