@@ -65,7 +65,7 @@ class Engine:
         self.model = model
         self.ops = firp_kernels.bind(impl)
         self.head = head
-        self.view = DecoderView(model, adapt_layer=adapt_layer, head=adapt_head(model))
+        self.view = DecoderView(model, adapt_layer, adapt_norm(model), adapt_head(model))
         self.predictor = predictor
         self.tree = None
         self.num_offsets = 0
