@@ -7,6 +7,7 @@ sampled run of plain decoding token for token, whatever the tree.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Protocol
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from firp.processors import process_tree
+from firp.processors import ON_DEVICE, process_tree
 from firp.state import DecodeState
 
 _GOLDEN = -7046029254386353131
@@ -33,11 +34,11 @@ def _mixed(value: Tensor) -> Tensor:
     return value ^ _shifted(value, 31)
 
 
-def uniforms(seed: int, sequence: Tensor, position: Tensor) -> Tensor:
+def uniforms(seed: int | Tensor, sequence: Tensor, position: Tensor) -> Tensor:
     """Uniforms in [0, 1) with 24 bits, a pure function of (seed, sequence, position).
 
     Args:
-        seed: any int64.
+        seed: any int64, or one per sequence, [B] int64.
         sequence: [B] int64 index of each sequence in the caller's batch.
         position: [B, n] int64 absolute positions of the tokens to be drawn.
 
@@ -46,13 +47,24 @@ def uniforms(seed: int, sequence: Tensor, position: Tensor) -> Tensor:
 
     Source: the finalizer of splitmix64 (Steele, Lea, Flood 2014), applied once per key.
     """
-    key = _mixed(_mixed(torch.full_like(sequence, seed) + _GOLDEN) ^ (sequence + 1) * _GOLDEN)
+    seeds = seed if isinstance(seed, Tensor) else torch.full_like(sequence, seed)
+    key = _mixed(_mixed(seeds + _GOLDEN) ^ (sequence + 1) * _GOLDEN)
     bits = _mixed(_mixed(key[:, None] + position * _GOLDEN) ^ position)
     return _shifted(bits, 40).to(torch.float32) / (1 << 24)
 
 
 class Chooser(Protocol):
-    """Turns one step's scores into tokens."""
+    """Turns one step's scores into tokens.
+
+    Attributes:
+        on_device: needs nothing from the host during a step, so the step may be captured and read late.
+        key: two choosers of one key choose alike, whatever their seed.
+        seed: of sampling, which `firp.loop` puts into the state; None takes the argmax.
+    """
+
+    on_device: bool
+    key: tuple
+    seed: int | None
 
     def __call__(
         self, logits: Tensor, state: DecodeState, max_depth: int
@@ -69,8 +81,18 @@ class Chooser(Protocol):
         """
 
 
+def _settings(thing: object) -> tuple:
+    """Type and plain attributes, which tell two processors or choosers apart that need nothing else."""
+    plain = {name: value for name, value in vars(thing).items() if isinstance(value, (bool, int, float, str)) and name != "seed"}
+    return type(thing).__qualname__, *sorted(plain.items())
+
+
 class Greedy:
     """The argmax of the model's own scores."""
+
+    on_device = True
+    key = ("greedy",)
+    seed = None
 
     def __init__(self, ops: SimpleNamespace) -> None:
         self.ops = ops
@@ -86,7 +108,7 @@ class Vectorised:
     Args:
         ops: from `firp_kernels.bind`.
         processors: all vectorised, prepared by `firp.processors.without_padding`.
-        seed: None takes the argmax, a number draws.
+        seed: None takes the argmax, a number draws with the state's seed.
         history: gives the tokens so far of sequence i of the caller's batch, root included, without padding.
         padding: padding tokens of each prompt of the caller's batch.
     """
@@ -104,16 +126,22 @@ class Vectorised:
         self.seed = seed
         self.history = history
         self.padding = padding
+        self.on_device = all(type(processor) in ON_DEVICE for processor in processors)
+
+    @functools.cached_property
+    def key(self) -> tuple:
+        return self.seed is None, _settings(self), *map(_settings, self.processors)
 
     def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        tree, sequences = state.tree, state.sequence.tolist()
+        tree = state.tree
+        sequences = [] if self.on_device else state.sequence.tolist()
         histories = [self.history(i) for i in sequences]
         scores = process_tree(self.processors, logits, tree, histories, [self.padding[i] for i in sequences])
         if self.seed is None:
             chosen = self.ops.verify_tree(scores, None, tree.tokens, tree.parents, tree.lookahead, max_depth)
         else:
             levels = torch.arange(1, max_depth + 2, device=logits.device)
-            drawn = uniforms(self.seed, state.sequence, state.context_lens.long()[:, None] + levels)
+            drawn = uniforms(state.seed, state.sequence, state.context_lens.long()[:, None] + levels)
             probabilities = torch.softmax(scores, dim=-1)
             chosen = self.ops.verify_tree(
                 probabilities, drawn, tree.tokens, tree.parents, tree.lookahead, max_depth
@@ -130,11 +158,14 @@ class Sequential:
     Args:
         ops: from `firp_kernels.bind`.
         processors: any.
-        seed: None takes the argmax, a number draws.
+        seed: None takes the argmax, a number draws with the state's seed.
         deliver: called with (sequence, token, processed scores [V], logits [V]) as soon as a token of the walk is
             chosen; returns whether that sequence ends there.
         padded_history: the tokens so far of the whole caller's batch, padded, [B, T].
     """
+
+    on_device = False
+    key = ("sequential",)
 
     def __init__(
         self,
@@ -167,7 +198,7 @@ class Sequential:
                 bool(state.finished[b]) or bool(broken[b]) or self.deliver(b, int(choices[b]), scores[b], row[b])
                 for b in range(batch)
             ]
-            state.finished |= torch.tensor(ended, device=logits.device) & ~state.finished
+            state.finished |= torch.tensor(ended, device=logits.device)
             children = [c for c in range(1, num_nodes) if parents[c] == node and tokens[c] == int(choices[0])]
             if batch > 1 or ended[0] or not children or level == max_depth:
                 break
@@ -178,7 +209,7 @@ class Sequential:
         if self.seed is None:
             return scores.argmax(-1)
         position = state.context_lens.long()[:, None] + level + 1
-        drawn = uniforms(self.seed, state.sequence, position)
+        drawn = uniforms(state.seed, state.sequence, position)
         batch, device = scores.shape[0], scores.device
         root = torch.zeros(batch, 1, dtype=torch.long, device=device)
         alone = torch.full((batch, 1), -1, dtype=torch.int32, device=device)

@@ -86,7 +86,7 @@ class FewRowAttention(nn.Module):
         for rows in (query, key):
             ops.rotary.default(rows, *position_embeddings)
         attended = firp_step.attend(
-            self.layer_idx, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.scaling, self.sliding_window
+            self, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.scaling, self.sliding_window
         )
         return self.o_proj(attended.flatten(2)), None
 

@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 import firp_kernels
+from firp.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.choice import Chooser, Greedy
 from firp.cpu_layers import adapt_head, adapt_layer, adapt_norm
+from firp.emission import emit
+from firp.graphs import StepRunner, make_runner
 from firp.layer_view import DecoderView
+from firp.layers import compiles, layer_function, run_layers
+from firp.memory import check_memory
 from firp.predictor import FirpPredictor
 from firp.prefill import CHUNK_TOKENS, prefill
+from firp.records import pack
 from firp.state import DecodeState, StepRecord, gather_rows
 from firp.trees import Drafter, DraftTree, TreeConfig, root_only
 
 # Up to this many pseudo rows share the head's pass with the node rows: reading the head twice costs more.
 SHARED_HEAD_ROWS = 16
-
-
-@dataclass
-class TreeAttention:
-    """Attention of one step's rows: write them behind the context, then attend to context and tree."""
-
-    ops: SimpleNamespace
-    cache: Tensor
-    context_lens: Tensor
-    tree: DraftTree
-    num_offsets: int
-
-    def attend(self, layer_index, query, key, value, scale, sliding_window):
-        key_cache, value_cache = self.cache[layer_index]
-        self.ops.write_cache(key.transpose(1, 2), value.transpose(1, 2), key_cache, value_cache, self.context_lens)
-        return self.ops.tree_attention(
-            query.transpose(1, 2),
-            key_cache,
-            value_cache,
-            self.context_lens,
-            self.tree.depths,
-            self.tree.ancestors,
-            self.tree.lookahead,
-            self.num_offsets,
-            scale,
-            sliding_window,
-        )
+HEADS = ("one-pass", "two-pass")
 
 
 class Engine:
@@ -59,9 +37,17 @@ class Engine:
         predictor: None decodes plainly, one token a step, through the same code.
         tree: size and kind of the draft tree; None takes the one stored beside the predictor.
         impl: implementation of every op, None for the owner on the device (see `firp_kernels.ops`).
+        head: "one-pass" scores node and pseudo rows together, "two-pass" the nodes first and then the accepted node's
+            pseudo rows alone; None takes one pass for up to `SHARED_HEAD_ROWS` pseudo rows.
+        graphs: replay steps as CUDA graphs; None does so wherever a GPU and kernels for it serve the model.
+        compile: compile the model's layers; the first step of each shape then takes seconds. None does so on a GPU.
+
+    One engine decodes many runs, one after another or several at a time; what it allocated for a run that
+    `Engine.release` gave back, and the steps captured over it, serve the next.
 
     Raises:
-        ValueError: a model of another kind, a predictor for another model (`PredictorMismatch`), a tree out of range.
+        ValueError: a model of another kind, a predictor for another model (`PredictorMismatch`), a tree out of range,
+            graphs where they cannot be captured, layers compiled over a named implementation.
     """
 
     def __init__(
@@ -70,14 +56,23 @@ class Engine:
         predictor: FirpPredictor | None = None,
         tree: TreeConfig | None = None,
         impl: str | None = None,
+        head: str | None = None,
+        graphs: bool | None = None,
+        compile: bool | None = None,
     ) -> None:
+        if head is not None and head not in HEADS:
+            raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}, or None")
         self.model = model
         self.ops = firp_kernels.bind(impl)
+        self.head = head
         self.view = DecoderView(model, adapt_layer, adapt_norm(model), adapt_head(model))
         self.predictor = predictor
         self.tree = None
         self.num_offsets = 0
         self._drafters: dict[int, Drafter | None] = {}
+        self._spare: list[Buffers] = []
+        self._runner: StepRunner = make_runner(self, graphs, impl)
+        self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
         if predictor is not None:
             predictor.check_model(model)
             self.num_offsets = predictor.num_offsets
@@ -97,6 +92,11 @@ class Engine:
             plain = config.num_nodes == 1
             self._drafters[batch_size] = None if plain else Drafter(config, self.num_offsets, self.ops)
         return self._drafters[batch_size]
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are replayed from CUDA graphs."""
+        return self._runner.captures
 
     @property
     def max_rows(self) -> int:
@@ -141,28 +141,64 @@ class Engine:
         """
         lengths = [len(prompt) for prompt in prompts]
         self.check_lengths(lengths, max_new_tokens)
-        device, config = self.view.device, self.view.config
-        heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        capacity = max(lengths) + max_new_tokens + self.max_rows
-        shape = (self.view.num_layers, 2, len(prompts), capacity, heads, width)
-        cache = torch.empty(shape, dtype=self.view.dtype, device=device)
+        size, device = len(prompts), self.view.device
+        buffers = self._buffers(size, max(lengths) + max_new_tokens + self.max_rows)
+        cache = buffers.cache[:, :, :size]
         for b, prompt in enumerate(prompts):
             prefill(self.view, prompt[:-1].to(device), cache[:, :, b], chunk_tokens or CHUNK_TOKENS)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
-        drafts = not plain and self.drafter(len(prompts)) is not None
+        drafts = not plain and self.drafter(size) is not None
+        committed = [length - 1 for length in lengths]
         return DecodeState(
+            buffers=buffers,
             cache=cache,
-            context_lens=torch.tensor([length - 1 for length in lengths], dtype=torch.int32, device=device),
+            context_lens=buffers.context_lens[:size].copy_(torch.tensor(committed)),
             tree=root_only(roots, num_lookahead=int(drafts)),
-            sequence=torch.arange(len(prompts), device=device),
-            finished=torch.zeros(len(prompts), dtype=torch.bool, device=device),
-            remaining=torch.full((len(prompts),), max_new_tokens, device=device),
-            stop_tokens=torch.tensor(stop_tokens, dtype=torch.long, device=device),
+            sequence=buffers.sequence[:size].copy_(torch.arange(size)),
+            finished=buffers.finished[:size].fill_(False),
+            remaining=buffers.remaining[:size].fill_(max_new_tokens),
+            seed=buffers.seed[:size].fill_(0),
+            stop_tokens=buffers.set_stop_tokens(stop_tokens),
+            lengths=committed,
             plain=plain,
         )
 
-    @torch.no_grad()
+    def _buffers(self, batch_size: int, slots: int) -> Buffers:
+        """Spare buffers that are large enough, or new ones."""
+        spare = self._spare.pop() if self._spare else None
+        if spare is not None and spare.batch_size >= batch_size and spare.capacity >= slots:
+            return spare
+        del spare
+        config, capacity = self.view.config, allocated_slots(slots)
+        check_memory(self, batch_size, capacity)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return Buffers.allocate(
+            self.view.num_layers, batch_size, capacity, config.num_key_value_heads, width, self.view.dtype, self.view.device
+        )
+
+    def warm_up(self, batch_sizes: tuple[int, ...] = (1,), max_len: int = SMALLEST_BUCKET, progress: bool = True) -> None:
+        """Compile layers and capture greedy steps ahead of the first request.
+
+        Args:
+            batch_sizes: as they will be decoded.
+            max_len: tokens that prompt and output may hold together; every cache bucket up to there is captured.
+            progress: show a bar.
+
+        Raises:
+            ValueError: a max_len below 2 or past the model's context.
+        """
+        for size in tqdm(batch_sizes, desc="warm up", unit="batch", disable=not progress):
+            state = self.start([torch.zeros(1, dtype=torch.int64)] * size, max_len - 1, [])
+            for slots in sorted({state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}):
+                state.use_slots(slots)
+                for _ in range(2):  # The first tree is the root alone.
+                    self.step(state)
+            self.release(state)
+
+    def release(self, state: DecodeState) -> None:
+        """Take back what a run used, for the next one; the state must not be stepped any more."""
+        self._spare = [state.buffers]
+
     def step(self, state: DecodeState, choose: Chooser | None = None) -> StepRecord:
         """One forward: verify the tree, commit what was accepted, emit it, draft the next tree.
 
@@ -170,69 +206,72 @@ class Engine:
             state: changed in place.
             choose: turns scores into tokens (`firp.choice`); None is greedy.
         """
+        return self._runner.step(state, choose or Greedy(self.ops))
+
+    @torch.no_grad()
+    def run_step(self, state: DecodeState, choose: Chooser) -> StepRecord:
+        """The step itself: device work in static shapes, which a graph may capture where the chooser is `on_device`."""
         rows, num_nodes = self.forward(state), state.tree.tokens.shape[1]
-        shares_head = rows.shape[1] - num_nodes <= SHARED_HEAD_ROWS
+        shares_head = self._shares_head(rows.shape[1] - num_nodes)
         logits = self.view.logits(rows if shares_head else rows[:, :num_nodes])
         pseudo = (logits if shares_head else rows)[:, num_nodes:]
         logits = logits[:, :num_nodes]
-        max_depth = self.num_offsets if state.tree.tokens.shape[1] > 1 else 0
-        choose = choose or Greedy(self.ops)
+        max_depth = self.num_offsets if num_nodes > 1 else 0
         (path, num_accepted, bonus, _, last_slot, shift, status), scores = choose(logits, state, max_depth)
-        self.ops.commit_cache(state.cache, state.context_lens, path, num_accepted, state.finished)
-        tokens, counts = self.emit(state, path, num_accepted, bonus, status)
-        root = bonus.clamp(min=0)
-        state.tree = self.draft(state, pseudo, shares_head, root, last_slot, shift)
-        return StepRecord(tokens, counts, state.finished, status, path, logits, scores)
+        tokens, counts, ended = emit(state, path, num_accepted, bonus, status)
+        kept = (counts - 1).clamp(min=0).to(torch.int32)
+        self.ops.commit_cache(state.cache, state.context_lens, path, kept, state.finished)
+        finished = state.finished | ended | (state.context_lens > state.buffers.capacity - self.max_rows)
+        state.finished.copy_(finished)
+        state.tree = self.draft(state, pseudo, shares_head, bonus.clamp(min=0), last_slot, shift)
+        packed = None if finished.device.type == "cpu" else pack(tokens, counts, finished, status)
+        return StepRecord(tokens, counts, finished, status, path, logits, scores, packed)
 
-    def compact(self, state: DecodeState) -> DecodeState:
-        """Let finished sequences leave the batch; the tree grows with the room they leave."""
-        if not bool(state.finished.any()):
-            return state
-        state = state.keep((~state.finished).nonzero()[:, 0])
-        if state.tree.lookahead.shape[1] == 0 and not state.plain and self.drafter(state.batch_size) is not None:
+    def _shares_head(self, num_pseudo_rows: int) -> bool:
+        if self.head is None:
+            return num_pseudo_rows <= SHARED_HEAD_ROWS
+        return self.head == "one-pass"
+
+    def compact(self, state: DecodeState, slots: list[int]) -> list[int]:
+        """Go on with the sequences at `slots` alone; the tree grows with the room the others leave.
+
+        Returns:
+            For each place of the new batch, the slot whose sequence it now holds.
+        """
+        places = state.keep(slots)
+        if state.tree.size[1] == 0 and not state.plain and self.drafter(state.batch_size) is not None:
             state.tree = root_only(state.tree.tokens[:, 0], num_lookahead=1)
-        return state
+        return places
+
+    def compacted_size(self, batch_size: int) -> int:
+        """Sequences a batch is cut to when `batch_size` go on: the next power of two where every size is captured."""
+        return next_power_of_two(batch_size) if self.captures else batch_size
 
     @torch.no_grad()
     def forward(self, state: DecodeState) -> Tensor:
         """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
         tree, view, k = state.tree, self.view, self.num_offsets
-        num_nodes = tree.tokens.shape[1]
-        step = TreeAttention(self.ops, state.cache, state.context_lens, tree, k)
+        num_nodes, num_lookahead = tree.size
         positions = (state.context_lens[:, None] + tree.depths).long()
-        if tree.lookahead.shape[1]:
+        if num_lookahead:
             base = gather_rows(positions, tree.lookahead.long().clamp(min=0))
             offsets = torch.arange(1, k + 1, device=positions.device)
             positions = torch.cat([positions, (base[..., None] + offsets).flatten(1)], 1)
         hidden = view.embed(tree.tokens)
         cos, sin = view.rotary(hidden, positions)
-        if not tree.lookahead.shape[1]:
-            return view.run_layers(hidden, (cos, sin), step, 0, view.num_layers)
+
+        def layers(hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:
+            return run_layers(
+                self._layer, view.layers[start:stop], hidden, position_embeddings, state.cache[start:stop],
+                state.context_lens, tree, k,
+            )  # fmt: skip
+
+        if not num_lookahead:
+            return layers(hidden, (cos, sin), 0, view.num_layers)
         below = self.predictor.insertion_layer
-        hidden = view.run_layers(hidden, (cos[:, :num_nodes], sin[:, :num_nodes]), step, 0, below)
+        hidden = layers(hidden, (cos[:, :num_nodes], sin[:, :num_nodes]), 0, below)
         hidden = self.ops.predictor_projection(hidden, self.weight, tree.lookahead)
-        return view.run_layers(hidden, (cos, sin), step, below, view.num_layers)
-
-    def emit(
-        self, state: DecodeState, path: Tensor, num_accepted: Tensor, bonus: Tensor, status: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cut the accepted tokens at the first stop token and at the limit; update `finished` and `remaining`.
-
-        Returns:
-            tokens [B, max_depth + 1] int64, -1 past the end, and counts [B] int64, as in `StepRecord`.
-        """
-        accepted = gather_rows(state.tree.tokens, path[:, 1:].long().clamp(min=0))
-        index = torch.arange(path.shape[1], device=path.device)
-        tokens = torch.cat([accepted, bonus[:, None]], 1)
-        tokens = torch.where(index == num_accepted[:, None], bonus[:, None], tokens)
-        counts = torch.minimum(num_accepted.long() + 1, state.remaining)
-        counts = counts.masked_fill(state.finished | (status != 0), 0)
-        stops = torch.isin(tokens, state.stop_tokens) & (index < counts[:, None])
-        stopped = stops.any(1)
-        counts = torch.where(stopped, stops.int().argmax(1) + 1, counts)
-        state.remaining = state.remaining - counts
-        state.finished = state.finished | stopped | (state.remaining == 0) | (status != 0)
-        return tokens.masked_fill(index >= counts[:, None], -1), counts
+        return layers(hidden, (cos, sin), below, view.num_layers)
 
     def draft(
         self, state: DecodeState, pseudo: Tensor, are_logits: bool, root: Tensor, last_slot: Tensor, shift: Tensor

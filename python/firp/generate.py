@@ -19,11 +19,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from firp.choice import Greedy, Sequential, Vectorised
 from firp.engine import Engine
+from firp.loop import run
 from firp.options import check_options
 from firp.output import FirpOutput, Output
 from firp.predictor import FirpPredictor
 from firp.processors import is_vectorised, without_padding
-from firp.state import DecodeState, DecodeStats
 from firp.trees import TreeConfig
 
 MODEL_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "token_type_ids"}
@@ -151,7 +151,7 @@ def decode(
         plain=one_by_one and len(prompts) > 1,
         chunk_tokens=config.prefill_chunk_size,
     )
-    stats = _run(engine, state, choose, out)
+    stats = run(engine, state, choose, out)
     if streamer is not None:
         streamer.end()
     longest = max(map(len, out.emitted))
@@ -162,35 +162,6 @@ def decode(
     return FirpOutput(
         sequences=sequences, scores=out.stacked(out.scores), logits=out.stacked(out.logits), stats=stats
     )
-
-
-def _run(engine: Engine, state: DecodeState, choose, out: Output) -> DecodeStats:
-    """Step until every sequence has ended, handing over tokens as they are accepted."""
-    stats = DecodeStats()
-    while True:
-        before = [len(emitted) for emitted in out.emitted]
-        sequences = state.sequence.tolist()
-        record = engine.step(state, choose)
-        if bool((record.status != 0).any()):
-            broken = sequences[int(record.status.argmax())]
-            raise FloatingPointError(f"model: its scores after {len(out.history(broken))} tokens of sequence {broken} are NaN")
-        if not isinstance(choose, Sequential):
-            _deliver(record, sequences, state, out)
-        stats.add([len(emitted) - n for emitted, n in zip(out.emitted, before, strict=True)])
-        if bool(state.finished.all()):
-            return stats
-        if not isinstance(choose, Sequential):
-            state = engine.compact(state)
-
-
-def _deliver(record, sequences: list[int], state: DecodeState, out: Output) -> None:
-    tokens, counts = record.tokens.tolist(), record.counts.tolist()
-    for b, sequence in enumerate(sequences):
-        for i in range(counts[b]):
-            node = int(record.path[b, i])
-            if out.deliver(sequence, tokens[b][i], record.scores[b, node], record.logits[b, node]):
-                state.finished[b] = True
-                break
 
 
 def _check_call(config: GenerationConfig, synced_gpus: bool, model_inputs: dict) -> None:
@@ -210,7 +181,7 @@ def _check_call(config: GenerationConfig, synced_gpus: bool, model_inputs: dict)
 
 def _engine_for(model, engine: Engine | None, predictor: FirpPredictor | None, tree: TreeConfig | None) -> Engine:
     if engine is None:
-        return Engine(model, predictor, tree)
+        return Engine(model, predictor, tree, compile=False)
     if predictor is not None or tree is not None:
         raise ValueError("engine: given with predictor or tree, expected one or the other: the engine has its own")
     if engine.model is not model:

@@ -24,12 +24,12 @@ class AttentionStep(Protocol):
     """What stands behind the attention of every layer during one pass."""
 
     def attend(
-        self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
     ) -> Tensor:
         """Attention of one layer.
 
         Args:
-            layer_index: 0-based index of the layer.
+            module: the layer's attention module; its `layer_idx` is the 0-based index of the layer.
             query: [B, H, R, D] after rotary, a transposed view.
             key, value: [B, Hkv, R, D], key after rotary.
             scale: factor of the scores.
@@ -41,7 +41,7 @@ class AttentionStep(Protocol):
 
 
 def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **_):
-    return firp_step.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
+    return firp_step.attend(module, query, key, value, scaling, sliding_window), None
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from firp.layer_view import DecoderView
 
@@ -25,27 +26,40 @@ class PrefillAttention:
     cache: Tensor
     start: int
 
-    def attend(self, layer_index, query, key, value, scale, sliding_window):
-        length, stop = query.shape[2], self.start + query.shape[2]
-        key_cache, value_cache = self.cache[layer_index]
+    def attend(self, module, query, key, value, scale, sliding_window):
+        stop = self.start + query.shape[2]
+        key_cache, value_cache = self.cache[module.layer_idx]
         key_cache[self.start : stop] = key[0].transpose(0, 1)
         value_cache[self.start : stop] = value[0].transpose(0, 1)
-        group = query.shape[1] // key.shape[1]
-        keys, values = (
-            rows[:stop].transpose(0, 1)[None].repeat_interleave(group, dim=1) for rows in (key_cache, value_cache)
-        )
-        mask = None
-        windowed = sliding_window is not None and sliding_window < stop
-        if self.start or windowed:
-            row = torch.arange(self.start, stop, device=query.device)[:, None]
-            column = torch.arange(stop, device=query.device)
-            mask = column <= row
-            if windowed:
-                mask &= column > row - sliding_window
-        out = functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, is_causal=mask is None and length > 1, scale=scale
-        )
-        return out.transpose(1, 2)
+        keys, values = (rows[:stop].transpose(0, 1)[None] for rows in (key_cache, value_cache))
+        window = None if sliding_window is None or sliding_window >= stop else sliding_window
+        return causal_attention(query, keys, values, scale, window).transpose(1, 2)
+
+
+def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+    """Attention of the last R of S positions over all positions up to each: [1, H, R, D] over [1, Hkv, S, D].
+
+    A GPU's flash kernel takes the heads' groups and the lower right causal mask as they are. Elsewhere, and in a
+    window, keys and values are expanded over their group, and all but whole prompts take a dense mask.
+    """
+    rows, length = query.shape[2], keys.shape[2]
+    if window is None and rows == length:
+        mask, causal = None, rows > 1
+    elif window is None and query.device.type == "cuda":
+        mask, causal = causal_lower_right(rows, length), False
+    else:
+        row = torch.arange(length - rows, length, device=query.device)[:, None]
+        column = torch.arange(length, device=query.device)
+        mask, causal = column <= row, False
+        if window is not None:
+            mask &= column > row - window
+    grouped = query.device.type == "cuda" and window is None
+    if not grouped:
+        group = query.shape[1] // keys.shape[1]
+        keys, values = (rows.repeat_interleave(group, dim=1) for rows in (keys, values))
+    return functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
 
 
 @torch.no_grad()

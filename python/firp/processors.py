@@ -28,6 +28,15 @@ POINTWISE = tuple(
     )
     if hasattr(hf, name)
 )  # fmt: skip
+# Pointwise processors that never wait for the device (the others read values back, or copy tables to it).
+ON_DEVICE = tuple(
+    getattr(hf, name)
+    for name in (
+        "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "TypicalLogitsWarper",
+        "EpsilonLogitsWarper", "InfNanRemoveLogitsProcessor", "LogitNormalization",
+    )
+    if hasattr(hf, name)
+)  # fmt: skip
 BY_CONTENT = (
     hf.RepetitionPenaltyLogitsProcessor,
     hf.NoRepeatNGramLogitsProcessor,

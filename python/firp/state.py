@@ -7,54 +7,78 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from firp.buffers import Buffers
 from firp.trees import DraftTree
 
 
 @dataclass
 class DecodeState:
-    """One run over B sequences.
+    """One run over B sequences. Its tensors keep their addresses from step to step, so that a captured step replays.
 
     Attributes:
-        cache: [L, 2, B, S, Hkv, D] keys and values of every layer; slots past context_lens hold anything.
+        buffers: what the engine lent to this run; `Engine.release` takes it back.
+        cache: [L, 2, B, S, Hkv, D] keys and values of every layer, a view of the buffers; slots past context_lens
+            hold anything.
         context_lens: [B] int32 committed tokens; the tree's root is not among them.
         tree: the draft tree that the next step verifies.
         sequence: [B] int64 index of each sequence in the caller's batch.
         finished: [B] bool; a finished sequence is frozen.
         remaining: [B] int64 tokens that may still be emitted.
-        stop_tokens: [n] int64 ids that end a sequence, emitted themselves.
+        seed: [B] int64 of sampling.
+        stop_tokens: [n] int64 ids that end a sequence, emitted themselves; -1 is none.
+        lengths: tokens committed by prefill, per sequence of the caller's batch, known to the host.
         plain: this run drafts nothing.
     """
 
+    buffers: Buffers
     cache: Tensor
     context_lens: Tensor
     tree: DraftTree
     sequence: Tensor
     finished: Tensor
     remaining: Tensor
+    seed: Tensor
     stop_tokens: Tensor
+    lengths: list[int]
     plain: bool = False
 
     @property
     def batch_size(self) -> int:
         return self.context_lens.shape[0]
 
-    def keep(self, index: Tensor) -> DecodeState:
-        """The run over the sequences at `index` [n] alone."""
-        return DecodeState(
-            cache=self.cache[:, :, index],
-            context_lens=self.context_lens[index],
-            tree=self.tree.keep(index),
-            sequence=self.sequence[index],
-            finished=self.finished[index],
-            remaining=self.remaining[index],
-            stop_tokens=self.stop_tokens,
-            plain=self.plain,
-        )
+    def use_slots(self, slots: int) -> None:
+        """Let steps see the smallest bucket of the cache that holds `slots` slots: it sets their grid sizes."""
+        bucket = self.buffers.bucket(slots)
+        if bucket != self.cache.shape[3]:
+            self.cache = self.buffers.cache[:, :, : self.batch_size, :bucket]
+
+    def keep(self, slots: list[int]) -> list[int]:
+        """Go on with the sequences at `slots` alone; those past the new batch move into the places that became free.
+
+        Returns:
+            For each place of the new batch, the slot whose sequence it now holds.
+        """
+        size = len(slots)
+        moving = iter(sorted(slot for slot in slots if slot >= size))
+        places = [place if place in slots else next(moving) for place in range(size)]
+        names = ("context_lens", "sequence", "finished", "remaining", "seed")
+        rows = [*(getattr(self, name) for name in names), *vars(self.tree).values()]
+        for place, slot in enumerate(places):
+            if slot == place:
+                continue
+            for tensor in rows:
+                tensor[place] = tensor[slot]
+            self.cache[:, :, place] = self.cache[:, :, slot]
+        for name in names:
+            setattr(self, name, getattr(self, name)[:size])
+        self.cache = self.cache[:, :, :size]
+        self.tree = self.tree.first(size)
+        return places
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step emitted.
+    """What one step emitted. After a graph replay its tensors are those of the graph, overwritten by the next replay.
 
     Attributes:
         tokens: [B, max_depth + 1] int64; the first `counts` of each row are new, the rest is -1.
@@ -64,6 +88,8 @@ class StepRecord:
         path: [B, max_depth + 1] int32 accepted nodes, root first; token i was chosen at node path[i].
         logits: [B, N, V] the model's scores of every node.
         scores: [B, N, V] what tokens were chosen from, the logits themselves for greedy decoding.
+        packed: [B, max_depth + 4] int64 tokens, counts, finished, status in one tensor, for the way to the host; None
+            on a CPU.
     """
 
     tokens: Tensor
@@ -73,6 +99,7 @@ class StepRecord:
     path: Tensor
     logits: Tensor
     scores: Tensor | None
+    packed: Tensor | None = None
 
 
 @dataclass

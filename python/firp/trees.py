@@ -32,9 +32,35 @@ class DraftTree:
     ancestors: Tensor
     lookahead: Tensor
 
-    def keep(self, index: Tensor) -> DraftTree:
-        """The trees of the sequences at `index` [n] alone."""
-        return DraftTree(*(tensor[index] for tensor in vars(self).values()))
+    @property
+    def size(self) -> tuple[int, int]:
+        """N and P."""
+        return self.tokens.shape[1], self.lookahead.shape[1]
+
+    def first(self, count: int) -> DraftTree:
+        """The trees of the first `count` sequences alone."""
+        return DraftTree(*(tensor[:count] for tensor in vars(self).values()))
+
+    def copy_(self, other: DraftTree) -> None:
+        """Take the values of a tree of the same size."""
+        for tensor, source in zip(vars(self).values(), vars(other).values(), strict=True):
+            tensor.copy_(source)
+
+    def padded(self, num_nodes: int, num_lookahead: int) -> DraftTree:
+        """The same tree with padding nodes and empty lookahead slots behind, N and P as given."""
+        nodes, slots = num_nodes - self.size[0], num_lookahead - self.size[1]
+        pad = torch.nn.functional.pad
+        alone = pack_ancestors(torch.eye(num_nodes, dtype=torch.bool, device=self.tokens.device)[None])
+        ancestors = alone.repeat(self.tokens.shape[0], 1, 1)
+        ancestors[:, : self.size[0]] = 0
+        ancestors[:, : self.size[0], : self.ancestors.shape[2]] = self.ancestors
+        return DraftTree(
+            pad(self.tokens, (0, nodes)),
+            pad(self.parents, (0, nodes), value=-1),
+            pad(self.depths, (0, nodes)),
+            ancestors,
+            pad(self.lookahead, (0, slots), value=-1),
+        )
 
 
 @dataclass(frozen=True)
@@ -129,6 +155,7 @@ class Drafter:
         self.num_offsets = num_offsets
         self.ops = ops
         self.paths = config.rank_paths(num_offsets) if config.kind == "static" else []
+        self._on_device: dict[tuple[torch.device, int], tuple[Tensor, ...]] = {}
 
     @property
     def num_ranks(self) -> int:
@@ -174,9 +201,12 @@ class Drafter:
     def _static(self, candidates: Tensor, root_token: Tensor, num_offsets: Tensor) -> DraftTree:
         available = candidates.shape[2]
         device = candidates.device
-        parents, depths, ranks, visible = (tensor.to(device) for tensor in self._template)
+        if (device, available) not in self._on_device:
+            shape = (*self._template, self._within(available))
+            self._on_device[device, available] = tuple(tensor.to(device) for tensor in shape)
+        parents, depths, ranks, visible, within = self._on_device[device, available]
         is_root = torch.arange(len(parents), device=device) == 0
-        drafted = (depths <= num_offsets[:, None]) & (parents >= 0) & self._within(available).to(device)
+        drafted = (depths <= num_offsets[:, None]) & (parents >= 0) & within
         real = drafted | is_root
         level = (depths.long() - 1).clamp(min=0)
         tokens = torch.where(real, candidates[:, level, ranks.clamp(max=available - 1)], 0)

@@ -66,7 +66,20 @@ def test_distill_then_train(cli, folder, tmp_path):
 
 def test_doctor(cli):
     code, out, _ = cli("doctor")
-    assert code == 0 and "tree_attention" in out
+    assert code == 0 and "tree_attention" in out and "memory:" not in out
+
+
+def test_doctor_plans_memory(cli, folder):
+    arguments = ("doctor", "--model", folder / "model", "--max-len", 100, "--dtype", "float32", "--device", "cpu")
+    code, out, _ = cli(*arguments)
+    assert code == 0 and "plain decoding" in out and "it fits" in out
+    code, out, _ = cli(*arguments, "--predictor", folder / "predictor", "-N", 4, "-P", 2)
+    assert code == 0 and "N = 4, P = 2, k = 3" in out and "free on cpu" in out
+    for wrong in (("--max-len", 257), ("--batch-size", 0), ("-N", 4)):
+        code, _, err = cli(*arguments, *wrong)
+        assert code == 2 and wrong[0].strip("-N").replace("-", "_") in err
+    code, _, err = cli("doctor", "--max-len", 100)
+    assert code == 2 and "max_len: given without a model" in err
 
 
 BAD = {

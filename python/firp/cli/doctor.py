@@ -6,20 +6,38 @@ import importlib.util
 import os
 import platform
 import shutil
+from typing import Annotated
 
 import torch
 import transformers
+import typer
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig
 
-from firp.models import WHEEL_MODELS, cache_dir
+from firp.cli import options
+from firp.memory import available_bytes, gib, plan_memory, slots_for, weight_bytes
+from firp.models import WHEEL_MODELS, cache_dir, parse_dtype, resolve_model
+from firp.predictor import SHIPPED
+from firp.trees import TreeConfig
 from firp_kernels import ops, registry
 
 REBUILD = "pip install --no-build-isolation -e . (FIRP_BUILD=cpu makes a compiler error visible)"
 
 
-def doctor() -> None:
+def doctor(
+    model: Annotated[str | None, typer.Option(help="Print the memory that decoding with this base model needs.")] = None,
+    max_len: Annotated[int | None, typer.Option(help="Tokens of prompt and output together; default: the model's context.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
+    predictor: options.Predictor = None,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = None,
+    nodes: options.Nodes = None,
+    lookahead: options.Lookahead = None,
+) -> None:
     """Say what hardware is here, which implementation serves each op, what is missing and how to get it."""
+    if model is None and max_len is not None:
+        raise ValueError("max_len: given without a model, expected both")
     console = Console(highlight=False, soft_wrap=True)
     extension, reason = registry.load_extension()
     facts = {
@@ -47,6 +65,49 @@ def doctor() -> None:
     console.print("nothing is missing" if not missing else "missing:")
     for text in missing:
         console.print(f"- {text}")
+    if model is not None:
+        _memory(console, model, max_len, batch_size, predictor, dtype, torch.device(options.choose_device(device)), nodes, lookahead)
+
+
+def _memory(
+    console: Console,
+    model: str,
+    max_len: int | None,
+    batch_size: int,
+    predictor: str | None,
+    dtype: str,
+    device: torch.device,
+    nodes: int | None,
+    lookahead: int | None,
+) -> None:
+    """Print what decoding with a model needs, part by part, next to what is free; the model is not loaded."""
+    config, precision = AutoConfig.from_pretrained(resolve_model(model)), parse_dtype(dtype)
+    limit = config.max_position_embeddings
+    max_len = limit if max_len is None else max_len
+    if not 1 <= max_len <= limit:
+        raise ValueError(f"max_len: got {max_len}, expected 1..{limit}, the model's context")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+    drafts = {}
+    if predictor is not None or any(folder.name == model for folder in SHIPPED.iterdir()):
+        drafter = options.find_predictor(model, predictor)
+        tree = options.make_tree(drafter, nodes, lookahead, None) or TreeConfig.of(drafter)
+        drafts = {"num_nodes": tree.num_nodes, "num_lookahead": tree.num_lookahead, "num_offsets": drafter.num_offsets}
+    elif nodes is not None or lookahead is not None:
+        raise ValueError("nodes, lookahead: given without a predictor, expected one to draft with")
+    rows = drafts["num_nodes"] + drafts["num_lookahead"] * drafts["num_offsets"] if drafts else 1
+    slots = slots_for(max_len, rows)
+    weights = weight_bytes(config, precision)
+    plan = plan_memory(config, precision, slots, batch_size, **drafts, weights=weights, captures=device.type == "cuda")
+    method = "FIRP, N = {num_nodes}, P = {num_lookahead}, k = {num_offsets}".format(**drafts) if drafts else "plain decoding"
+    table = Table("part", "size", title=f"memory: {model}, {dtype}, {batch_size} x {max_len} tokens in {slots} slots each, {method}")
+    for name, number in vars(plan).items():
+        table.add_row(name, gib(number))
+    table.add_row("all", gib(plan.total))
+    available = available_bytes(device)
+    table.add_row(f"free on {device}", gib(available))
+    console.print(table)
+    console.print("it fits" if plan.total <= available else f"it does not fit: {gib(plan.total - available)} too much")
 
 
 def _version(package: str) -> str:

@@ -24,9 +24,9 @@ class RecordingAttention:
     record_from: int
     recorded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def attend(self, layer_index, query, key, value, scale, sliding_window):
-        if layer_index >= self.record_from:
-            self.recorded[layer_index] = (key, value)
+    def attend(self, module, query, key, value, scale, sliding_window):
+        if module.layer_idx >= self.record_from:
+            self.recorded[module.layer_idx] = (key, value)
         length, heads = query.shape[2], query.shape[1]
         mask = None
         if sliding_window is not None and sliding_window < length:
@@ -57,10 +57,10 @@ class PseudoAttention:
     anchors: Tensor
     num_offsets: int
 
-    def attend(self, layer_index, query, key, value, scale, sliding_window):
+    def attend(self, module, query, key, value, scale, sliding_window):
         batch, heads, _, width = query.shape
         anchors, k = self.anchors.shape[1], self.num_offsets
-        real_key, real_value = (_expand_groups(rows, heads) for rows in self.recorded[layer_index])
+        real_key, real_value = (_expand_groups(rows, heads) for rows in self.recorded[module.layer_idx])
         chains = [rows.reshape(batch, heads, anchors, k, width) for rows in (query, _expand_groups(key, heads), _expand_groups(value, heads))]
         query_chain, key_chain, value_chain = chains
 

@@ -1,0 +1,54 @@
+"""Memory planned from shapes: it counts what is there, and refuses what does not fit before any work."""
+
+import firp
+import pytest
+import torch
+from firp import memory
+from models import FAMILIES, tiny_model, tiny_predictor
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_and_cache_are_counted_to_the_byte(family, tied):
+    model = tiny_model(0, family, tied=tied, dtype=torch.bfloat16)
+    assert memory.weight_bytes(model.config, torch.bfloat16) == sum(p.numel() * 2 for p in model.parameters())
+    predictor = tiny_predictor(model, 0)
+    engine = firp.Engine(model, predictor, firp.TreeConfig(8, 3))
+    state = engine.start([torch.tensor([4, 5, 6])] * 2, 100, [])
+    plan = memory.plan_memory(model.config, torch.bfloat16, memory.slots_for(103, engine.max_rows), 2, 8, 3, 3)
+    assert plan.cache == state.buffers.cache.numel() * 2
+    assert plan.predictor == engine.weight.numel() * 2
+    assert plan.total == plan.weights + plan.predictor + plan.run
+    assert plan.scores >= 2 * (8 + 9) * 7 * 2
+
+
+def test_plain_decoding_needs_less():
+    config = tiny_model(0).config
+    plain = memory.plan_memory(config, torch.bfloat16, 512)
+    firp_ = memory.plan_memory(config, torch.bfloat16, 512, 1, 16, 16, 3)
+    assert plain.predictor == plain.graphs == 0
+    assert plain.cache == firp_.cache and plain.scores < firp_.scores
+    captured = memory.plan_memory(config, torch.bfloat16, 2048, captures=True)
+    assert captured.graphs == 3 * (captured.graphs // 3) > 0
+
+
+def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
+    model = tiny_model(1)
+    engine = firp.Engine(model, tiny_predictor(model, 1))
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(engine, "run_step", None)
+    monkeypatch.setattr("firp.engine.prefill", None)
+    with pytest.raises(ValueError, match=r"max_new_tokens: 2 sequences of 256 cache slots need 0\.00 GiB \(cache 0\.00 GiB, .* are free on cpu"):
+        firp.generate(model, torch.tensor([[4, 5], [5, 6]]), engine=engine, max_new_tokens=8, do_sample=False)
+
+
+def test_over_long_requests_are_refused_before_any_work(monkeypatch):
+    model = tiny_model(1)
+    engine = firp.Engine(model)
+    monkeypatch.setattr("firp.engine.prefill", None)
+    with pytest.raises(ValueError, match="prompt of 3 tokens plus 254 new ones exceed the model's context of 256"):
+        firp.generate(model, torch.tensor([[4, 5, 6]]), engine=engine, max_new_tokens=254, do_sample=False)
+
+
+def test_free_memory_is_known():
+    assert memory.available_bytes(torch.device("cpu")) > 1 << 20
