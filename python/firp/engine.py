@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -58,7 +59,8 @@ class Engine:
         model: a Hugging Face causal decoder of a supported kind, on one device.
         predictor: None decodes plainly, one token a step, through the same code.
         tree: size and kind of the draft tree; None takes the one stored beside the predictor.
-        impl: implementation of every op, None for the owner on the device (see `firp_kernels.ops`).
+        impl: implementation of every op, or of each op named in a mapping; None, and an op that is not named, takes the
+            owner on the device (see `firp_kernels.bind`).
 
     Raises:
         ValueError: a model of another kind, a predictor for another model (`PredictorMismatch`), a tree out of range.
@@ -69,7 +71,7 @@ class Engine:
         model: PreTrainedModel,
         predictor: FirpPredictor | None = None,
         tree: TreeConfig | None = None,
-        impl: str | None = None,
+        impl: str | Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.ops = firp_kernels.bind(impl)
