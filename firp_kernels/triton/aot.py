@@ -100,10 +100,11 @@ def resources(compiled: CompiledKernel) -> Resources:
 def variants(capability: int, op: str | None = None, limit: int | None = None) -> Iterator[tuple[str, Variant]]:
     """Module name and variant of every kernel (of `op` alone), at most `limit` of each kernel function."""
     for module in pkgutil.iter_modules(firp_kernels.triton.__path__):
-        if op not in (None, module.name) or module.name in ("aot", "launch"):
+        if op not in (None, module.name) or module.name == "aot":
             continue
+        kernels = importlib.import_module(f"firp_kernels.triton.{module.name}")
         seen = Counter()
-        for variant in importlib.import_module(f"firp_kernels.triton.{module.name}").aot_variants(capability):
+        for variant in kernels.aot_variants(capability) if hasattr(kernels, "aot_variants") else ():
             seen[variant.kernel] += 1
             if limit is None or seen[variant.kernel] <= limit:
                 yield module.name, variant

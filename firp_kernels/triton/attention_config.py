@@ -27,6 +27,15 @@ class AttentionConfig:
     num_stages: int
     resident: int
 
+    @property
+    def tile(self) -> dict[str, int]:
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_D": self.block_d}
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Launch options; multiply-adds may contract, whatever a Triton version takes for its default."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
 
 def attention_config(packed_rows: int, width: int, element_size: int, capability: int) -> AttentionConfig:
     """Tile for `packed_rows` = R * H / Hkv rows of one key/value head; chosen so that registers do not spill.
@@ -40,10 +49,10 @@ def attention_config(packed_rows: int, width: int, element_size: int, capability
     if element_size == 4:
         block_m, block_n, resident = 16, 32, (1 if block_d > 128 else 2)
     else:
-        block_m = min(block_m, 128 if block_d <= 128 else 64)
+        block_m = min(block_m, 128 if block_d <= 128 and capability >= 90 else 64)
         if block_d > 128 or (block_m >= 64 and capability < 90):
             block_n = 32
-        resident = 1 if block_m == 128 or (block_m == 64 and block_d > 128) else 2
+        resident = 1 if block_m == 128 or (block_m >= 32 and block_d > 128) else 2
     # Shared memory holds the queries, the weights and num_stages blocks of keys and values; one block less where the
     # multiply takes its operands from registers.
     block_bytes = 2 * block_n * block_d * element_size

@@ -10,7 +10,8 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-INTERPRETED_CAPABILITY = 90
+# The interpreter takes the configurations of an H100.
+INTERPRETED_CAPABILITY, INTERPRETED_MULTIPROCESSORS = 90, 132
 TYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
 
@@ -35,3 +36,10 @@ def on_device_of(name: str, tensor: Tensor, kernel, dtypes: tuple[torch.dtype, .
         )
     else:
         yield INTERPRETED_CAPABILITY
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    """Number of multiprocessors of the tensor's device."""
+    if tensor.is_cuda:
+        return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    return INTERPRETED_MULTIPROCESSORS

@@ -10,6 +10,7 @@ Letters as in `ops.py`; scores are in units of log2.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -17,10 +18,45 @@ import triton.language as tl
 from torch import Tensor
 
 from firp_kernels import checks
-from firp_kernels.triton import launch
+from firp_kernels.triton.aot import Variant
 from firp_kernels.triton.attention_config import attention_config, split_count
+from firp_kernels.triton.launch import FLOATS, TYPE_NAMES, multiprocessors, on_device_of
 
+WORD = tl.constexpr(32)
 RUNTIME = ["batch", "rows", "heads", "num_nodes", "words", "num_slots", "num_offsets", "window", "num_tiles", "num_splits"]
+# The tensor cores' short float32 would not be float32.
+PRECISION = {torch.float16: None, torch.bfloat16: None, torch.float32: "ieee"}
+JOIN_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+@triton.jit
+def _visible(
+    o_c, column, chain_first, node, pseudo, position, depths, ancestors, num_nodes, words, num_offsets, window,
+    WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """What rows see of the WORD columns from `column` on: negative ones are the context, then come the nodes, then the
+    pseudo rows from `chain_first` on."""
+    b_c = column + o_c
+    is_node = (b_c >= 0) & (b_c < num_nodes)
+    # The ancestor bits of these columns lie in two words; a row without a node has none.
+    i_w = tl.where(node >= 0, column >> 5, -2)
+    p_w = ancestors + node * words + i_w
+    b_w = tl.load(p_w, mask=(i_w >= 0) & (i_w < words), other=0)
+    b_next = tl.load(p_w + 1, mask=(i_w >= -1) & (i_w < words - 1), other=0)
+    b_bits = b_w.to(tl.uint32, bitcast=True).to(tl.uint64) | (b_next.to(tl.uint32, bitcast=True).to(tl.uint64) << WORD)
+    b_bits = (b_bits >> (column & (WORD - 1))).to(tl.uint32)
+    ancestor = ((b_bits[:, None] >> o_c[None, :]) & 1 != 0) & is_node[None, :]
+    # Of the pseudo rows a row sees its own chain up to itself.
+    b_pseudo = b_c - num_nodes + chain_first
+    own_first = pseudo // num_offsets * num_offsets
+    own = (b_pseudo[None, :] >= own_first[:, None]) & (b_pseudo[None, :] <= pseudo[:, None])
+    visible = (b_c < 0)[None, :] | ancestor | ((b_c >= num_nodes)[None, :] & own)
+    if WINDOWED:
+        b_depth = tl.load(depths + b_c, mask=is_node, other=0)
+        distance = position[:, None] - tl.where(is_node, b_depth, b_c)[None, :]
+        distance = tl.where((b_c >= num_nodes)[None, :], pseudo[:, None] - b_pseudo[None, :], distance)
+        visible = visible & (distance < window)
+    return visible
 
 
 @triton.jit
@@ -30,7 +66,7 @@ def _attend(b_q, b_k, b_v, b_out, b_max, b_sum, visible, scale, MASKED: tl.const
     if MASKED:
         # A weight of 0 does not stop a NaN: values enter the product clean, and a bad one reaches by its score
         # only the rows that see it.
-        finite = tl.abs(b_v.to(tl.float32)) < float("inf")
+        finite = tl.abs(b_v) < float("inf")
         b_v = tl.where(finite, b_v, 0.0)
         b_s += tl.sum(tl.where(finite, 0.0, float("nan")), 1)[None, :]
         b_s = tl.where(visible, b_s, float("-inf"))
@@ -73,20 +109,20 @@ def tree_attention_kernel(
         chain_stop = (last_row - num_nodes) // num_offsets * num_offsets + num_offsets
     num_keys = context + num_nodes + chain_stop - chain_first
 
-    # Blocks [start, full) need no mask, [full, stop) do; this split takes [low, high) of both.
-    start = 0
-    full = context // BLOCK_N
+    # Of the tile's blocks [start, stop), [first, last) lie in the context and in every row's window (a position is at
+    # most num_nodes - 1 + num_offsets behind the context): no mask. This split takes [low, high).
+    start, first = 0, 0
+    last = context // BLOCK_N
     if WINDOWED:
         start = tl.maximum(context + 1 - window, 0) // BLOCK_N
-        full = start
+        first = tl.minimum(tl.cdiv(tl.maximum(context + num_nodes + num_offsets - window, 0), BLOCK_N), last)
     stop = tl.cdiv(num_keys, BLOCK_N)
     share = tl.cdiv(stop - start, num_splits)
     low = start + i_s * share
     high = tl.minimum(low + share, stop)
-    if SPLIT:
-        if low >= high:
-            tl.store(log_sums + p_out, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=live)
-            return
+    if low >= high:
+        tl.store(log_sums + p_out, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=live)
+        return
 
     p_q = query + i_b.to(tl.int64) * stride_q_b + o_r[:, None].to(tl.int64) * stride_q_r + o_h[:, None] * stride_q_h
     b_q = tl.load(p_q + o_d[None, :] * stride_q_d, mask=live[:, None] & inside[None, :], other=0.0)
@@ -94,55 +130,46 @@ def tree_attention_kernel(
     p_v = value_cache + i_b.to(tl.int64) * stride_v_b + i_h.to(tl.int64) * stride_v_h
     o_k = o_n[:, None] * stride_k_s + o_d[None, :] * stride_k_d
     o_v = o_n[:, None] * stride_v_s + o_d[None, :] * stride_v_d
+    p_depths, p_ancestors = depths + i_b * num_nodes, ancestors + i_b * num_nodes * words
     b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
 
-    for i_n in range(low, tl.minimum(high, full)):
+    for i_n in range(tl.maximum(low, first), tl.minimum(high, last)):
         slot = tl.cast(i_n, tl.int64) * BLOCK_N
         b_k = tl.load(p_k + slot * stride_k_s + o_k, mask=inside[None, :], other=0.0)
         b_v = tl.load(p_v + slot * stride_v_s + o_v, mask=inside[None, :], other=0.0)
         b_out, b_max, b_sum = _attend(b_q, b_k, b_v, b_out, b_max, b_sum, live, scale, False, PRECISION)
 
-    # A row's node, its number among the pseudo rows (negative: a node row), where its own chain starts, and its
-    # position behind the context.
+    # A row's number among the pseudo rows (negative: a node row), its node (-1: none), and its position behind the
+    # context.
     pseudo = o_r - num_nodes
-    chain = pseudo // num_offsets
     is_pseudo = live & (pseudo >= 0)
-    slot_node = tl.load(lookahead + i_b * num_slots + chain, mask=is_pseudo, other=-1)
+    slot_node = tl.load(lookahead + i_b * num_slots + pseudo // num_offsets, mask=is_pseudo, other=-1)
     node = tl.where(is_pseudo, slot_node, tl.where(live, o_r, -1))
-    position = tl.load(depths + i_b * num_nodes + node, mask=node >= 0, other=0)
-    position += tl.where(is_pseudo, pseudo % num_offsets + 1, 0)
-    p_bits = ancestors + (i_b * num_nodes + node) * words
+    position = tl.load(p_depths + node, mask=node >= 0, other=0) + tl.where(is_pseudo, pseudo % num_offsets + 1, 0)
 
-    # A block of the masked part is as wide as a word of ancestors.
-    o_n = tl.arange(0, 32)
-    for i_n in range(tl.maximum(low, full) * (BLOCK_N // 32), tl.minimum(high * (BLOCK_N // 32), tl.cdiv(num_keys, 32))):
-        # Columns: negative in the context, then the nodes, then the chains of this tile.
-        column = i_n * 32 + o_n - context
-        is_node = (column >= 0) & (column < num_nodes)
-        behind = column >= num_nodes
-        other = chain_first + column - num_nodes
-        i_w = (i_n * 32 - context) >> 5
-        b_low = tl.load(p_bits + i_w, mask=(node >= 0) & (i_w >= 0) & (i_w < words), other=0)
-        b_high = tl.load(p_bits + i_w + 1, mask=(node >= 0) & (i_w >= -1) & (i_w + 1 < words), other=0)
-        b_bits = (b_high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | b_low.to(tl.uint32, bitcast=True).to(tl.uint64)
-        b_bits = (b_bits >> ((i_n * 32 - context) & 31)).to(tl.uint32)
-        seen = ((b_bits[:, None] >> o_n[None, :]) & 1 != 0) & is_node[None, :]
-        own = (other[None, :] >= (chain * num_offsets)[:, None]) & (other[None, :] <= pseudo[:, None]) & behind[None, :]
-        visible = (column < 0)[None, :] | seen | own
-        if WINDOWED:
-            depth = tl.load(depths + i_b * num_nodes + column, mask=is_node, other=0)
-            distance = position[:, None] - tl.where(is_node, depth, column)[None, :]
-            distance = tl.where(behind[None, :], pseudo[:, None] - other[None, :], distance)
-            visible = visible & (distance < window)
-
-        slot = tl.cast(i_n, tl.int64) * 32
-        o_s = (o_n + tl.where(behind, chain_first, 0))[:, None]
-        filled = (column < num_keys - context)[:, None] & inside[None, :]
-        b_k = tl.load(p_k + slot * stride_k_s + (o_s * stride_k_s + o_d[None, :] * stride_k_d), mask=filled, other=0.0)
-        b_v = tl.load(p_v + slot * stride_v_s + (o_s * stride_v_s + o_d[None, :] * stride_v_d), mask=filled, other=0.0)
-        b_out, b_max, b_sum = _attend(b_q, b_k, b_v, b_out, b_max, b_sum, visible, scale, True, PRECISION)
+    # What is left lies behind the unmasked blocks and, with a window, before them; walked in blocks of one mask word.
+    o_c = tl.arange(0, WORD)
+    for i_part in tl.static_range(2 if WINDOWED else 1):
+        if i_part == 0:
+            part_low = tl.maximum(low, last) * (BLOCK_N // WORD)
+            part_high = tl.minimum(high * (BLOCK_N // WORD), tl.cdiv(num_keys, WORD))
+        else:
+            part_low = low * (BLOCK_N // WORD)
+            part_high = tl.minimum(high, first) * (BLOCK_N // WORD)
+        for i_c in range(part_low, part_high):
+            column = tl.cast(i_c, tl.int32) * WORD - context
+            visible = _visible(
+                o_c, column, chain_first, node, pseudo, position, p_depths, p_ancestors, num_nodes, words, num_offsets,
+                window, WINDOWED,
+            )  # fmt: skip
+            slot = tl.cast(i_c, tl.int64) * WORD
+            o_s = (o_c + tl.where(column + o_c >= num_nodes, chain_first, 0))[:, None]
+            filled = (slot + o_c < num_keys)[:, None] & inside[None, :]
+            b_k = tl.load(p_k + slot * stride_k_s + (o_s * stride_k_s + o_d[None, :] * stride_k_d), mask=filled, other=0.0)
+            b_v = tl.load(p_v + slot * stride_v_s + (o_s * stride_v_s + o_d[None, :] * stride_v_d), mask=filled, other=0.0)
+            b_out, b_max, b_sum = _attend(b_q, b_k, b_v, b_out, b_max, b_sum, visible, scale, True, PRECISION)
 
     b_out = b_out / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
     tl.store(out + p_out[:, None] * WIDTH + o_d[None, :], b_out, mask=live[:, None] & inside[None, :])
@@ -185,20 +212,17 @@ def tree_attention(
     checks.tree_attention(
         query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, num_offsets, sliding_window
     )
-    if query.dtype == torch.float64:
-        raise TypeError("query: got dtype torch.float64, expected torch.float16, torch.bfloat16 or torch.float32")
     batch, rows, heads, width = query.shape
     capacity, kv_heads = key_cache.shape[1:3]
     group = heads // kv_heads
-    with launch.on_device_of("query", query):
+    with on_device_of("query", query, tree_attention_kernel) as capability:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if not out.numel():
             return out
-        target = launch.target(query)
-        config = attention_config(rows * group, width, query.element_size(), target.capability)
+        config = attention_config(rows * group, width, query.element_size(), capability)
         tiles = triton.cdiv(rows * group, config.block_m)
-        key_blocks = triton.cdiv(capacity if sliding_window is None else min(capacity, sliding_window + rows), config.block_n)
-        splits = split_count(tiles * kv_heads * batch, key_blocks, config, target.multiprocessors)
+        reach = capacity if sliding_window is None else min(capacity, sliding_window + rows)
+        splits = split_count(tiles * kv_heads * batch, triton.cdiv(reach, config.block_n), config, multiprocessors(query))
         partial, log_sums = out, out
         if splits > 1:
             partial = torch.empty(splits, *query.shape, dtype=torch.float32, device=query.device)
@@ -210,14 +234,46 @@ def tree_attention(
             batch, rows, heads, depths.shape[1], ancestors.shape[2], lookahead.shape[1], max(num_offsets, 1),
             sliding_window or 0, tiles, splits, scale * math.log2(math.e),
             GROUP=group, WIDTH=width, WINDOWED=sliding_window is not None, SPLIT=splits > 1,
-            PRECISION="ieee" if query.dtype == torch.float32 else None,
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_D=config.block_d,
-            num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=launch.FP_FUSION,
+            PRECISION=PRECISION[query.dtype], **config.tile, **config.options,
         )  # fmt: skip
         if splits > 1:
             join_splits_kernel[(batch * rows * heads,)](
                 partial, log_sums, out, batch * rows * heads, splits,
-                WIDTH=width, BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=config.block_d,
-                num_warps=4, enable_fp_fusion=launch.FP_FUSION,
+                WIDTH=width, BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=config.block_d, **JOIN_OPTIONS,
             )  # fmt: skip
     return out
+
+
+def aot_variants(capability: int) -> Iterator[Variant]:
+    """Variants of both kernels for `aot`: all dtypes and widths, few and many rows, split and whole, windowed or not."""
+    few, tree, many = (1, 1), (64, 4), (128, 1)
+    shapes = [(torch.bfloat16, 128, tree, True, False), (torch.bfloat16, 128, few, True, True), (torch.float32, 128, few, True, False)]
+    shapes += [(torch.bfloat16, 128, few, True, False), (torch.bfloat16, 128, tree, True, True), (torch.bfloat16, 128, many, False, False)]
+    shapes += [(dtype, 128, few, False, True) for dtype in FLOATS]
+    shapes += [(torch.bfloat16, width, (32, 4), True, False) for width in (64, 128, 256)]
+    shapes += [(dtype, width, few, True, False) for dtype in FLOATS for width in (64, 80, 96, 256)]
+    shapes += [(dtype, width, tree, False, False) for dtype in FLOATS[:2] for width in (64, 96, 256)]
+    shapes += [(dtype, width, many, True, False) for dtype in FLOATS[:2] for width in (64, 96)]
+    pointers = dict.fromkeys(("context_lens", "depths", "ancestors", "lookahead"), "*i32:16")
+    strides = {name: "i32:16" for name in tree_attention_kernel.arg_names if name.startswith("stride") and name[-1] != "d"}
+    for dtype, width, (packed_rows, group), split, windowed in shapes:
+        config, short = attention_config(packed_rows, width, dtype.itemsize, capability), TYPE_NAMES[dtype]
+        written = "*fp32:16" if split else f"*{short}:16"
+        yield Variant(
+            f"{short} D{width} M{packed_rows}{' split' * split}{' window' * windowed}",
+            tree_attention_kernel,
+            dict.fromkeys(("query", "key_cache", "value_cache"), f"*{short}:16")
+            | pointers | {"out": written, "log_sums": written} | strides | dict.fromkeys(RUNTIME, "i32") | {"scale": "fp32"},
+            {"stride_q_d": 1, "stride_k_d": 1, "stride_v_d": 1, "GROUP": group, "WIDTH": width, "WINDOWED": windowed,
+             "SPLIT": split, "PRECISION": PRECISION[dtype], **config.tile},
+            config.options,
+        )  # fmt: skip
+    for dtype, width, splits in ((torch.bfloat16, 128, 8), (torch.float16, 256, 64), (torch.float32, 80, 33)):
+        config, short = attention_config(1, width, dtype.itemsize, capability), TYPE_NAMES[dtype]
+        yield Variant(
+            f"{short} D{width} splits{splits}",
+            join_splits_kernel,
+            {"partial": "*fp32:16", "log_sums": "*fp32:16", "out": f"*{short}:16", "total": "i32", "num_splits": "i32"},
+            {"WIDTH": width, "BLOCK_S": triton.next_power_of_2(splits), "BLOCK_D": config.block_d},
+            JOIN_OPTIONS,
+        )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from firp_kernels import checks
-from firp_kernels.triton import launch
+from firp_kernels.triton.aot import Variant
+from firp_kernels.triton.launch import TYPE_NAMES, on_device_of
 
 BLOCK = 1024
-NUM_WARPS = 4
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
@@ -43,10 +47,24 @@ def write_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tens
     """`ops.write_cache` on a CUDA device."""
     checks.write_cache(key, value, key_cache, value_cache, context_lens)
     batch, rows, heads, width = key.shape
-    with launch.on_device_of("key", key):
+    with on_device_of("key", key, write_cache_kernel, checks.FLOATS):
         if key.numel():
             write_cache_kernel[(rows, batch, triton.cdiv(heads * width, BLOCK))](
                 key, value, key_cache, value_cache, context_lens.contiguous(),
                 *key.stride(), *value.stride(), *key_cache.stride(), *value_cache.stride(),
-                HEADS=heads, WIDTH=width, BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=launch.FP_FUSION,
+                HEADS=heads, WIDTH=width, BLOCK=BLOCK, **OPTIONS,
             )  # fmt: skip
+
+
+def aot_variants(capability: int) -> Iterator[Variant]:
+    """Variants of the kernel for `aot`."""
+    for dtype, heads, width in ((torch.bfloat16, 32, 128), (torch.float32, 3, 64), (torch.float16, 40, 128), (torch.bfloat16, 8, 80)):
+        tensors = dict.fromkeys(("key", "value", "key_cache", "value_cache"), f"*{TYPE_NAMES[dtype]}:16")
+        strides = [name for name in write_cache_kernel.arg_names if name.startswith("stride")]
+        yield Variant(
+            f"{TYPE_NAMES[dtype]} Hkv{heads} D{width}",
+            write_cache_kernel,
+            tensors | {"context_lens": "*i32:16"} | {name: "i32:16" for name in strides if name[-1] != "d"},
+            {name: 1 for name in strides if name[-1] == "d"} | {"HEADS": heads, "WIDTH": width, "BLOCK": BLOCK},
+            OPTIONS,
+        )
