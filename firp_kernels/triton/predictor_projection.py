@@ -7,6 +7,7 @@ lie side by side in the result. The node rows are copied through by further prog
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from firp_kernels import checks
 from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import FLOATS, TYPE_NAMES, on_device_of
+from firp_kernels.triton.launch import TYPE_NAMES, on_device_of
 
 COPY_BLOCK = 2048
 
@@ -77,14 +78,15 @@ def predictor_projection_kernel(
         _copy_node_rows(i_t - tiles, hidden, out, s_hb, s_hn, s_hd, num_nodes, out_rows, WIDTH, COPY_BLOCK)
 
 
-def config(capability: int, dtype: torch.dtype, rows: int) -> dict[str, int]:
+def config(capability: int, dtype: torch.dtype, rows: int, width: int) -> dict[str, int]:
     """Tile sizes and launch options for `rows` gathered rows.
 
     Few rows: small output tiles, so that even k*d = 12,288 makes programs for every multiprocessor. More rows: larger
     ones, as each tile reads all rows from the L2.
     """
-    if dtype == torch.float32:
-        # Exact float32 products run on no tensor core, and their operands live in registers.
+    if dtype == torch.float32 or width % 16:
+        # Exact float32 products run on no tensor core, and their operands live in registers; so do the addresses of
+        # rows that are not aligned and cannot be loaded as vectors.
         return {"BLOCK_O": 32, "BLOCK_R": 16 if rows <= 16 else 32, "BLOCK_D": 32, "num_warps": 4, "num_stages": 4}
     if rows <= 16:
         return {"BLOCK_O": 32, "BLOCK_R": 16, "BLOCK_D": 128, "num_warps": 4, "num_stages": 4}
@@ -101,7 +103,7 @@ def predictor_projection(hidden: Tensor, weight: Tensor, lookahead: Tensor) -> T
         num_slots, num_offsets = lookahead.shape[1], weight.shape[0]
         out = hidden.new_empty(batch, num_nodes + num_slots * num_offsets, width)
         rows = batch * num_slots
-        tiling = config(capability, hidden.dtype, rows)
+        tiling = config(capability, hidden.dtype, rows, width)
         tiles = triton.cdiv(num_offsets * width, tiling["BLOCK_O"]) * triton.cdiv(rows, tiling["BLOCK_R"])
         copies = batch * num_nodes * triton.cdiv(width, COPY_BLOCK)
         if tiles + copies:
@@ -114,19 +116,18 @@ def predictor_projection(hidden: Tensor, weight: Tensor, lookahead: Tensor) -> T
 
 
 def aot_variants(capability: int) -> Iterator[Variant]:
-    for width in (4096, 576, 5120):
-        for dtype in FLOATS[::-1] if width == 576 else (torch.bfloat16,):
-            for rows in (64, 16, 256, 32):
-                tiling = config(capability, dtype, rows)
-                options = {name: tiling.pop(name) for name in ("num_warps", "num_stages")}
-                short = TYPE_NAMES[dtype]
-                pointers = {"hidden": f"*{short}:16", "weight": f"*{short}:16", "lookahead": "*i32:16", "out": f"*{short}:16"}
-                strides = dict.fromkeys(("s_hb", "s_hn", "s_wk", "s_wo"), "i32:16") | {"s_lb": "i32"}
-                counts = dict.fromkeys(("num_nodes", "num_slots", "num_offsets", "rows"), "i32")
-                yield Variant(
-                    f"{short} d{width} rows{rows}",
-                    predictor_projection_kernel,
-                    pointers | strides | counts,
-                    {"s_hd": 1, "s_wd": 1, "s_lp": 1, "WIDTH": width, "COPY_BLOCK": COPY_BLOCK, **tiling},
-                    {**options, "enable_fp_fusion": True},
-                )
+    cases = [(4096, torch.bfloat16), (576, torch.float32), (577, torch.float16), (576, torch.float16), (5120, torch.bfloat16), (577, torch.bfloat16)]
+    for rows, (width, dtype) in itertools.product((64, 16, 256, 32), cases):
+        tiling = config(capability, dtype, rows, width)
+        options = {name: tiling.pop(name) for name in ("num_warps", "num_stages")}
+        short, stride = TYPE_NAMES[dtype], "i32:16" if width % 16 == 0 else "i32"
+        pointers = {"hidden": f"*{short}:16", "weight": f"*{short}:16", "lookahead": "*i32:16", "out": f"*{short}:16"}
+        strides = dict.fromkeys(("s_hb", "s_hn", "s_wk", "s_wo"), stride) | {"s_lb": "i32"}
+        counts = dict.fromkeys(("num_nodes", "num_slots", "num_offsets", "rows"), "i32")
+        yield Variant(
+            f"{short} d{width} rows{rows}",
+            predictor_projection_kernel,
+            pointers | strides | counts,
+            {"s_hd": 1, "s_wd": 1, "s_lp": 1, "WIDTH": width, "COPY_BLOCK": COPY_BLOCK, **tiling},
+            {**options, "enable_fp_fusion": True},
+        )
