@@ -122,7 +122,9 @@ def predictor_projection(hidden, weight, lookahead) -> None:
 def verify_tree(scores, uniforms, tokens, parents, lookahead, max_depth) -> None:
     _same_device(scores=scores, uniforms=uniforms, tokens=tokens, parents=parents, lookahead=lookahead)
     _shape("scores", scores, None, None, None)
-    batch, num_nodes, _ = scores.shape
+    batch, num_nodes, vocab = scores.shape
+    if not (num_nodes and vocab):
+        raise ValueError(f"scores: got shape {tuple(scores.shape)}, expected at least one node and token")
     if max_depth < 0:
         raise ValueError(f"max_depth: got {max_depth}, expected at least 0")
     if uniforms is not None:
@@ -136,7 +138,7 @@ def verify_tree(scores, uniforms, tokens, parents, lookahead, max_depth) -> None
     _dtype("parents", parents, torch.int32)
     _dtype("lookahead", lookahead, torch.int32)
     _lookahead(lookahead, num_nodes)
-    if _on_cpu(parents) and num_nodes:
+    if _on_cpu(parents):
         if bool((parents[:, 0] != -1).any()):
             raise ValueError("parents: node 0 is the root, expected parent -1")
         index = torch.arange(num_nodes)

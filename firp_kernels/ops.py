@@ -17,7 +17,7 @@ Each op is `firp::NAME`. Calling the function here goes through torch's dispatch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
 import torch
@@ -278,7 +278,17 @@ def draft_tree(
     )
 
 
-def bind(impl: str | None) -> SimpleNamespace:
-    """All ops as attributes of one object, each asked of `impl` (None: the owner for the tensors' device)."""
-    registry.check_impl(impl)
-    return SimpleNamespace(**{name: registry.bound(name, impl) for name in SCHEMAS})
+def bind(impl: str | Mapping[str, str] | None) -> SimpleNamespace:
+    """All ops as attributes of one object, each asked of its implementation.
+
+    Args:
+        impl: one for every op, or one for each op named in a mapping (`{"tree_attention": "triton"}`); None, and an op
+            that is not named, takes the owner for the tensors' device.
+
+    Raises:
+        ValueError: an unknown op or implementation, or an op that has no such implementation.
+    """
+    chosen = impl if isinstance(impl, Mapping) else dict.fromkeys(SCHEMAS, impl)
+    if unknown := sorted(chosen.keys() - SCHEMAS.keys()):
+        raise ValueError(f"impl: got op {unknown[0]!r}, expected one of {', '.join(SCHEMAS)}")
+    return SimpleNamespace(**{name: registry.bound(name, chosen.get(name)) for name in SCHEMAS})

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import firp_kernels
-from firp_kernels import ops, reference
+from firp_kernels import ops, reference, registry
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +33,16 @@ def test_every_op_has_oracle_and_contract():
         assert callable(getattr(reference, name))
         docstring = getattr(firp_kernels, name).__doc__
         assert "Args:" in docstring and "Raises:" in docstring, name
+
+
+def test_every_kernel_has_its_files():
+    """One name everywhere: each op that Triton serves has a kernel module, a test file and a benchmark."""
+    assert set(registry.TRITON_OPS) < ops.SCHEMAS.keys()
+    for name in registry.TRITON_OPS:
+        kernel = ast.parse((ROOT / f"firp_kernels/triton/{name}.py").read_text())
+        assert {name, "aot_variants"} <= {node.name for node in kernel.body if isinstance(node, ast.FunctionDef)}, name
+        for path in (f"tests/kernels/test_{name}.py", f"benchmarks/{name}.py"):
+            assert (ROOT / path).is_file(), path
 
 
 def test_files_can_be_read_in_one_sitting():

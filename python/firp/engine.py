@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -36,7 +38,8 @@ class Engine:
         model: a Hugging Face causal decoder of a supported kind, on one device.
         predictor: None decodes plainly, one token a step, through the same code.
         tree: size and kind of the draft tree; None takes the one stored beside the predictor.
-        impl: implementation of every op, None for the owner on the device (see `firp_kernels.ops`).
+        impl: implementation of every op, or of each op named in a mapping; None, and an op that is not named, takes the
+            owner on the device (see `firp_kernels.bind`).
         head: "one-pass" scores node and pseudo rows together, "two-pass" the nodes first and then the accepted node's
             pseudo rows alone; None takes one pass for up to `SHARED_HEAD_ROWS` pseudo rows.
         graphs: replay steps as CUDA graphs; None does so wherever a GPU and kernels for it serve the model.
@@ -55,7 +58,7 @@ class Engine:
         model: PreTrainedModel,
         predictor: FirpPredictor | None = None,
         tree: TreeConfig | None = None,
-        impl: str | None = None,
+        impl: str | Mapping[str, str] | None = None,
         head: str | None = None,
         graphs: bool | None = None,
         compile: bool | None = None,

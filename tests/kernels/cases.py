@@ -89,3 +89,22 @@ def verify_case(seed: int, dtype: torch.dtype, samples: bool) -> list:
     if rng.random() < 0.2:
         lookahead = lookahead[:, :0]
     return [scores, uniforms, tokens, parents, lookahead, max_depth]
+
+
+def projection_case(seed: int, dtype: torch.dtype) -> list:
+    """Arguments of `predictor_projection`: odd widths, no offsets or slots now and then, strided inputs."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    batch, num_nodes, width = rng.randint(1, 3), rng.choice((1, 2, 5, 33)), rng.choice((1, 7, 16, 33, 100, 130))
+    slots, offsets = rng.choice((0, 1, 2, 7, 25)), rng.choice((0, 1, 2, 3, 3))
+    hidden = torch.randn(batch, num_nodes + 2, width, generator=generator).to(dtype)[:, 1:-1]
+    weight = torch.randn(offsets, width, width, generator=generator).to(dtype)
+    lookahead = torch.randint(-1, num_nodes, (batch, slots + 1), generator=generator, dtype=torch.int32)[:, 1:]
+    if rng.random() < 0.3:
+        hidden, weight = hidden.transpose(1, 2).contiguous().transpose(1, 2), weight.transpose(1, 2).contiguous().transpose(1, 2)
+    return [hidden, weight, lookahead]
+
+
+def moved(args: list, device: torch.device) -> list:
+    """The arguments with their tensors on `device`, strides kept."""
+    return [arg.to(device) if isinstance(arg, Tensor) else arg for arg in args]

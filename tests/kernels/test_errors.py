@@ -1,11 +1,17 @@
 """A bad argument is refused with its name, by the C++ implementation as by the reference."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from cases import attention_case, draft_case, verify_case
+from cases import attention_case, draft_case, projection_case, verify_case
 from test_implementations import implementations
 
 import firp_kernels as kernels
+from firp_kernels import reference
 
 
 def replaced(args, **changes):
@@ -37,10 +43,22 @@ def bad_attention():
     yield "sliding_window", replaced(good, _9=0)
 
 
+def bad_projection():
+    hidden, weight, lookahead = good = projection_case(1, torch.float32)
+    yield "hidden", replaced(good, _0=hidden[0])
+    yield "hidden", replaced(good, _0=hidden.int())
+    yield "weight", replaced(good, _1=weight[:, :-1])
+    yield "weight", replaced(good, _1=weight.half())
+    yield "lookahead", replaced(good, _2=lookahead.long())
+    yield "lookahead", replaced(good, _2=torch.full((hidden.shape[0], 1), hidden.shape[1], dtype=torch.int32))
+    yield "lookahead", replaced(good, _2=torch.full((hidden.shape[0], 1), -2, dtype=torch.int32))
+
+
 def bad_verify():
     good = verify_case(5, torch.float32, False)
     parents = good[3]
     yield "scores", replaced(good, _0=good[0][0])
+    yield "scores", replaced(good, _0=good[0][..., :0])
     yield "uniforms", replaced(good, _1=torch.zeros(1, 99))
     yield "tokens", replaced(good, _2=good[2].int())
     yield "parents", replaced(good, _3=torch.zeros_like(parents))
@@ -101,14 +119,22 @@ def bad_rotary():
 
 
 CASES = {
-    "tree_attention": bad_attention, "verify_tree": bad_verify, "draft_tree": bad_draft, "commit_cache": bad_commit,
-    "linear": bad_linear, "gated_linear": bad_gated_linear, "rms_norm": bad_rms_norm, "rotary": bad_rotary,
-}  # fmt: skip
+    "tree_attention": bad_attention,
+    "predictor_projection": bad_projection,
+    "verify_tree": bad_verify,
+    "draft_tree": bad_draft,
+    "commit_cache": bad_commit,
+    "linear": bad_linear,
+    "gated_linear": bad_gated_linear,
+    "rms_norm": bad_rms_norm,
+    "rotary": bad_rotary,
+}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_arguments(name):
-    for impl in implementations(name):
+    kernel = ["triton"] if importlib.util.find_spec(f"firp_kernels.triton.{name}") else []
+    for impl in implementations(name) + kernel:
         for argument, args in CASES[name]():
             with pytest.raises((ValueError, TypeError), match=argument):
                 getattr(kernels, name)(*args, impl=impl)
@@ -117,3 +143,29 @@ def test_bad_arguments(name):
 def test_unknown_implementation():
     with pytest.raises(ValueError, match="impl: got 'fast'"):
         kernels.linear(torch.zeros(1, 2), torch.zeros(3, 2), impl="fast")
+
+
+def test_bind_names_what_it_cannot_give():
+    with pytest.raises(ValueError, match="impl: got op 'attention', expected one of write_cache"):
+        kernels.bind({"attention": "triton"})
+    with pytest.raises(ValueError, match="impl: got 'fast'"):
+        kernels.bind({"linear": "fast"})
+    with pytest.raises(ValueError, match="op 'draft_tree' has no 'triton' implementation"):
+        kernels.bind({"draft_tree": "triton"})
+    with pytest.raises(ValueError, match="has no 'triton' implementation"):
+        kernels.bind("triton")
+    mixed = kernels.bind({"verify_tree": "reference"})
+    assert mixed.verify_tree is reference.verify_tree and mixed.linear is torch.ops.firp.linear.default
+
+
+def test_triton_kernels_refuse_a_cpu_outside_the_interpreter():
+    program = (
+        "import torch, firp_kernels\n"
+        "try:\n"
+        "    firp_kernels.predictor_projection(torch.zeros(1, 1, 8), torch.zeros(1, 8, 8), torch.zeros(1, 1).int(), impl='triton')\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("hidden: is on cpu, expected a CUDA device"), done.stdout + done.stderr

@@ -72,16 +72,6 @@ def test_draft_tree(impl):
             assert torch.equal(out, exact), seed
 
 
-@pytest.mark.parametrize("impl", implementations("verify_tree"))
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("samples", [False, True])
-def test_verify_tree(impl, dtype, samples):
-    for seed in range(60):
-        args = verify_case(seed, dtype, samples)
-        for out, exact in zip(kernels.verify_tree(*args, impl=impl), reference.verify_tree(*args), strict=True):
-            assert torch.equal(out, exact), seed
-
-
 @pytest.mark.parametrize("impl", implementations("commit_cache"))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cache_ops(impl, dtype):
