@@ -15,16 +15,14 @@ void run(cpu::TreeAttention<T> args, const at::Tensor& query, const at::Tensor& 
   args.key = static_cast<const T*>(key.const_data_ptr());
   args.value = static_cast<const T*>(value.const_data_ptr());
   args.output = static_cast<T*>(output.mutable_data_ptr());
-  const int64_t batch = query.size(0), pairs = batch * args.kv_heads;
-  // A task widens and transposes its keys itself, so a head's rows are shared out only as far as threads are idle.
-  const int64_t threads = at::get_num_threads();
-  const int64_t parts = pairs % threads == 0 ? 1 : std::min<int64_t>(args.rows, threads);
+  // A thread takes neighbouring rows, so that few heads have their keys and values laid out by more than one.
+  const int64_t total = query.size(0) * args.kv_heads * args.rows;
   const cpu::Isa isa = cpu::best_isa();
-  at::parallel_for(0, pairs * parts, 1, [&](int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; ++task) {
-      const int64_t pair = task / parts, part = task % parts;
-      const int64_t from = part * args.rows / parts, to = (part + 1) * args.rows / parts;
-      cpu::tree_attention(isa, args, pair / args.kv_heads, pair % args.kv_heads, from, to);
+  at::parallel_for(0, total, 1, [&](int64_t first, int64_t last) {
+    while (first < last) {
+      const int64_t pair = first / args.rows, row = first % args.rows, rows = std::min(args.rows - row, last - first);
+      cpu::tree_attention(isa, args, pair / args.kv_heads, pair % args.kv_heads, row, row + rows);
+      first += rows;
     }
   });
 }

@@ -113,6 +113,21 @@ void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t k
 #define FIRP_KERNEL "firp/cpu/tree_attention_kernel.h"
 #include "firp/cpu/for_each_isa.h"
 
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16")
+#endif
+#include "firp/cpu/tree_attention_dot_kernel.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
 namespace firp::cpu {
 
 // Rows [first_row, last_row) of all query heads that share `kv_head`.
@@ -121,6 +136,9 @@ void tree_attention(
     Isa isa, const TreeAttention<T>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
   if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bfloat16>) {
 #if defined(__x86_64__)
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (isa == Isa::avx512_bf16) return avx512_bf16::tree_attention(args, batch, kv_head, first_row, last_row);
+    }
     if (isa >= Isa::avx512) return avx512::tree_attention(args, batch, kv_head, first_row, last_row);
     if (isa == Isa::avx2) return avx2::tree_attention(args, batch, kv_head, first_row, last_row);
 #endif

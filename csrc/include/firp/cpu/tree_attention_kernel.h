@@ -52,27 +52,43 @@ static void multiply_any(
   if (queries == 1) multiply<1>(a, a_stride, b, b_stride, count, c, c_stride, columns, factors);
 }
 
+static inline __attribute__((always_inline)) float largest(Floats values) {
+  Quad quads[kLanes / 4];
+  std::memcpy(quads, &values, sizeof(values));
+  for (int64_t half = kLanes / 8; half >= 1; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) quads[i] = quads[i] > quads[i + half] ? quads[i] : quads[i + half];
+  }
+  const Quad quad = quads[0];
+  return std::max(std::max(quad[0], quad[1]), std::max(quad[2], quad[3]));
+}
+
 // Scores of one block of entries, [first, last) of which count, become weights relative to the new peak; the others
 // become zero. Returns the factor that rescales what was summed before.
-static inline float soften(float* scores, int64_t first, int64_t last, float& peak, float& total) {
-  float top = peak;
-  for (int64_t e = first; e < last; ++e) top = scores[e] > top ? scores[e] : top;
+static inline float soften(float* scores, int64_t first, int64_t last, float scale, float& peak, float& total) {
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
   for (int64_t e = 0; e < first; ++e) scores[e] = 0.0f;
   for (int64_t e = last; e < kBlock; ++e) scores[e] = 0.0f;
-  const float base = top == -std::numeric_limits<float>::infinity() ? 0.0f : top;
+  Floats values[kBlock / kLanes], most = broadcast(lowest);
+  const auto outside = [&](int64_t e) { return e < first || e + kLanes > last; };
+  for (int64_t e = 0; e < kBlock; e += kLanes) {
+    Floats value = load(scores + e) * broadcast(scale);
+    if (outside(e)) {
+      for (int64_t i = 0; i < kLanes; ++i) value[i] = e + i >= first && e + i < last ? value[i] : lowest;
+    }
+    values[e / kLanes] = value;
+    most = value > most ? value : most;
+  }
+  const float top = std::max(peak, largest(most)), base = top == lowest ? 0.0f : top;
   Floats sum_ = {};
   for (int64_t e = 0; e < kBlock; e += kLanes) {
-    Floats weights = exponential(load(scores + e) - broadcast(base));
-    if (e < first || e + kLanes > last) {
-      float kept[kLanes];
-      save(weights, kept);
-      for (int64_t i = 0; i < kLanes; ++i) kept[i] = e + i >= first && e + i < last ? kept[i] : 0.0f;
-      weights = load(kept);
+    Floats weights = exponential(values[e / kLanes] - broadcast(base));
+    if (outside(e)) {
+      for (int64_t i = 0; i < kLanes; ++i) weights[i] = e + i >= first && e + i < last ? weights[i] : 0.0f;
     }
     save(weights, scores + e);
     sum_ += weights;
   }
-  const float factor = peak == -std::numeric_limits<float>::infinity() ? 0.0f : exponential(broadcast(peak - base))[0];
+  const float factor = peak == lowest ? 0.0f : exponential(broadcast(peak - base))[0];
   total = total * factor + sum(sum_);
   peak = top;
   return factor;
@@ -86,11 +102,33 @@ static void widen_rows(const T* from, int64_t stride, int64_t rows, int64_t widt
   }
 }
 
+template <typename T>
+static inline __attribute__((always_inline)) Quad widen_quad(const T* from) {
+  return Quad{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])};
+}
+
 // Keys of up to kBlock slots, transposed: to[d * kBlock + slot]; slots past `rows` become zero.
 template <typename T>
 static void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t width, float* to) {
+  const int64_t whole_rows = rows / 4 * 4, whole_width = width / 4 * 4;
+  for (int64_t r = 0; r < whole_rows; r += 4, from += 4 * stride) {
+    for (int64_t d = 0; d < whole_width; d += 4) {
+      const Quad a = widen_quad(from + d), b = widen_quad(from + stride + d);
+      const Quad c = widen_quad(from + 2 * stride + d), e = widen_quad(from + 3 * stride + d);
+      const Quad ab = {a[0], b[0], a[1], b[1]}, ce = {c[0], e[0], c[1], e[1]};
+      const Quad more_ab = {a[2], b[2], a[3], b[3]}, more_ce = {c[2], e[2], c[3], e[3]};
+      float* out = to + d * kBlock + r;
+      *reinterpret_cast<LooseQuad*>(out) = Quad{ab[0], ab[1], ce[0], ce[1]};
+      *reinterpret_cast<LooseQuad*>(out + kBlock) = Quad{ab[2], ab[3], ce[2], ce[3]};
+      *reinterpret_cast<LooseQuad*>(out + 2 * kBlock) = Quad{more_ab[0], more_ab[1], more_ce[0], more_ce[1]};
+      *reinterpret_cast<LooseQuad*>(out + 3 * kBlock) = Quad{more_ab[2], more_ab[3], more_ce[2], more_ce[3]};
+    }
+    for (int64_t d = whole_width; d < width; ++d) {
+      for (int64_t i = 0; i < 4; ++i) to[d * kBlock + r + i] = to_float(from[i * stride + d]);
+    }
+  }
   for (int64_t d = 0; d < width; ++d) {
-    for (int64_t r = 0; r < rows; ++r) to[d * kBlock + r] = to_float(from[r * stride + d]);
+    for (int64_t r = whole_rows; r < rows; ++r) to[d * kBlock + r] = to_float(from[(r - whole_rows) * stride + d]);
     for (int64_t r = rows; r < kBlock; ++r) to[d * kBlock + r] = 0.0f;
   }
 }
@@ -99,27 +137,28 @@ template <typename T>
 void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
   const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], width = args.width;
   const int64_t count = (last_row - first_row) * group, padded = (width + kPair - 1) / kPair * kPair;
-  const int64_t tail_blocks = (args.rows + kBlock - 1) / kBlock, tail_slots = tail_blocks * kBlock;
-  const float scale = static_cast<float>(args.scale);
   const int64_t whole = context / kBlock * kBlock, rest = context - whole;
+  const int64_t open_slots = kBlock + (args.rows + kBlock - 1) / kBlock * kBlock;
+  const float scale = static_cast<float>(args.scale);
   const T* keys = args.key + batch * args.key_batch + kv_head * args.key_head;
   const T* values = args.value + batch * args.value_batch + kv_head * args.value_head;
 
-  const std::unique_ptr<float[]> memory(new float[count * (2 * padded + 3 + tail_slots) + kBlock * (width + padded) + kQueries * kBlock + args.rows * padded]);
+  const std::unique_ptr<float[]> memory(new float[count * (2 * padded + 2 + open_slots) + kBlock * (width + padded) + kQueries * kBlock + open_slots * padded]);
   float* queries = memory.get();
   float* sums = queries + count * padded;
   float* peaks = sums + count * padded;
   float* totals = peaks + count;
-  float* factors = totals + count;
-  float* tail_scores = factors + count;
-  float* block_keys = tail_scores + count * tail_slots;
+  float* open_scores = totals + count;
+  float* block_keys = open_scores + count * open_slots;
   float* block_values = block_keys + kBlock * width;
   float* scores = block_values + kBlock * padded;
-  float* tail_values = scores + kQueries * kBlock;
+  float* open_values = scores + kQueries * kBlock;
 
   std::vector<RowView> views;
+  int64_t oldest = context;
   for (int64_t row = first_row; row < last_row; ++row) {
     views.push_back(row_view(args, batch, row));
+    oldest = std::min(oldest, views.back().first);
     const T* query = args.query + batch * args.query_batch + row * args.query_row + kv_head * group * args.query_head;
     widen_rows(query, args.query_head, group, width, queries + (row - first_row) * group * padded, padded);
   }
@@ -127,64 +166,71 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
   std::fill(peaks, peaks + count, -std::numeric_limits<float>::infinity());
   std::fill(totals, totals + count, 0.0f);
 
-  for (int64_t start = 0; start < whole; start += kBlock) {
+  for (int64_t start = oldest / kBlock * kBlock; start < whole; start += kBlock) {
     transpose_rows(keys + start * args.key_slot, args.key_slot, kBlock, width, block_keys);
     widen_rows(values + start * args.value_slot, args.value_slot, kBlock, width, block_values, padded);
     for (int64_t q = 0; q < count; q += kQueries) {
       const int64_t some = std::min(kQueries, count - q);
       multiply_any(some, queries + q * padded, padded, block_keys, kBlock, width, scores, kBlock, kBlock, nullptr);
+      float factors[kQueries];
       bool all_see_all = true;
       for (int64_t i = 0; i < some; ++i) {
-        float* row = scores + i * kBlock;
         const int64_t first = views[(q + i) / group].first - start;
-        for (int64_t e = 0; e < kBlock; e += kLanes) save(load(row + e) * broadcast(scale), row + e);
-        factors[q + i] = first >= kBlock ? 1.0f : soften(row, std::max<int64_t>(first, 0), kBlock, peaks[q + i], totals[q + i]);
         all_see_all &= first <= 0;
+        if (first < kBlock) {
+          factors[i] = soften(scores + i * kBlock, std::max<int64_t>(first, 0), kBlock, scale, peaks[q + i], totals[q + i]);
+        }
       }
       if (all_see_all) {
-        multiply_any(some, scores, kBlock, block_values, padded, kBlock, sums + q * padded, padded, padded, factors + q);
+        multiply_any(some, scores, kBlock, block_values, padded, kBlock, sums + q * padded, padded, padded, factors);
         continue;
       }
       for (int64_t i = 0; i < some; ++i) {
-        const int64_t first = std::clamp<int64_t>(views[(q + i) / group].first - start, 0, kBlock);
+        const int64_t first = std::max<int64_t>(views[(q + i) / group].first - start, 0);
+        if (first >= kBlock) continue;
         multiply<1>(
             scores + i * kBlock + first, kBlock, block_values + first * padded, padded, kBlock - first,
-            sums + (q + i) * padded, padded, padded, factors + q + i);
+            sums + (q + i) * padded, padded, padded, factors + i);
       }
     }
   }
 
-  for (int64_t block = 0; block < tail_blocks; ++block) {
-    const int64_t start = block * kBlock, some = std::min(kBlock, args.rows - start);
-    transpose_rows(keys + (context + start) * args.key_slot, args.key_slot, some, width, block_keys);
+  // The entries left: what the context has past its whole blocks, then each row's own slots of the step.
+  for (int64_t block = 0; block < open_slots; block += kBlock) {
+    const int64_t start = block ? context + block - kBlock : whole;
+    const int64_t slots = block ? std::min(kBlock, args.rows + kBlock - block) : rest;
+    transpose_rows(keys + start * args.key_slot, args.key_slot, slots, width, block_keys);
     for (int64_t q = 0; q < count; q += kQueries) {
       multiply_any(
           std::min(kQueries, count - q), queries + q * padded, padded, block_keys, kBlock, width,
-          tail_scores + q * tail_slots + start, tail_slots, kBlock, nullptr);
+          open_scores + q * open_slots + block, open_slots, kBlock, nullptr);
     }
   }
-  widen_rows(values + context * args.value_slot, args.value_slot, args.rows, width, tail_values, padded);
-  transpose_rows(keys + whole * args.key_slot, args.key_slot, rest, width, block_keys);
-  widen_rows(values + whole * args.value_slot, args.value_slot, rest, width, block_values, padded);
-
-  for (int64_t q = 0; q < count; ++q) {
-    const RowView& view = views[q / group];
-    const int64_t tail = static_cast<int64_t>(view.tail.size());
-    for (int64_t done = 0; done < rest + tail || done == 0; done += kBlock) {
-      const int64_t last = std::min(kBlock, rest + tail - done);
-      const int64_t shared = std::clamp<int64_t>(rest - done, 0, last), first = std::clamp<int64_t>(view.first - whole - done, 0, shared);
-      if (shared) multiply<1>(queries + q * padded, padded, block_keys, kBlock, width, scores, kBlock, kBlock, nullptr);
-      for (int64_t e = shared; e < last; ++e) scores[e] = tail_scores[q * tail_slots + view.tail[done + e - rest]];
-      for (int64_t e = 0; e < last; ++e) scores[e] *= scale;
-      const float factor = soften(scores, first, last, peaks[q], totals[q]);
-      multiply<1>(
-          scores + first, kBlock, block_values + first * padded, padded, shared - first, sums + q * padded, padded, padded, &factor);
-      for (int64_t e = shared; e < last; ++e) {
-        const float one = 1.0f;
-        multiply<1>(
-            scores + e, kBlock, tail_values + view.tail[done + e - rest] * padded, padded, 1, sums + q * padded, padded, padded, &one);
+  widen_rows(values + whole * args.value_slot, args.value_slot, rest, width, open_values, padded);
+  for (int64_t row = first_row; row < last_row; ++row) {
+    const RowView& view = views[row - first_row];
+    const int64_t open = rest + static_cast<int64_t>(view.tail.size()), first = std::max<int64_t>(view.first - whole, 0);
+    for (int64_t e = rest; e < open; ++e) {
+      widen_rows(values + (context + view.tail[e - rest]) * args.value_slot, 0, 1, width, open_values + e * padded, padded);
+    }
+    for (int64_t head = 0; head < group; head += kQueries) {
+      const int64_t q = (row - first_row) * group + head, some = std::min(kQueries, group - head);
+      for (int64_t done = 0; done < open; done += kBlock) {
+        const int64_t last = std::min(kBlock, open - done), from = std::clamp<int64_t>(first - done, 0, last);
+        float factors[kQueries];
+        for (int64_t i = 0; i < some; ++i) {
+          const float* all = open_scores + (q + i) * open_slots;
+          float* block = scores + i * kBlock;
+          for (int64_t e = 0; e < last; ++e) block[e] = done + e < rest ? all[e] : all[kBlock + view.tail[done + e - rest]];
+          factors[i] = soften(block, from, last, scale, peaks[q + i], totals[q + i]);
+        }
+        multiply_any(
+            some, scores + from, kBlock, open_values + (done + from) * padded, padded, last - from, sums + q * padded,
+            padded, padded, factors);
       }
     }
+  }
+  for (int64_t q = 0; q < count; ++q) {
     T* out = args.output + ((batch * args.rows + first_row + q / group) * args.heads + kv_head * group + q % group) * width;
     for (int64_t d = 0; d < width; ++d) store(sums[q * padded + d] / totals[q], out + d);
   }

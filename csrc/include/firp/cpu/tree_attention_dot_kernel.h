@@ -1,0 +1,299 @@
+// The bfloat16 attention of tree_attention.h for CPUs that multiply bfloat16 pairs directly (AVX-512 BF16): scores over
+// pairs of the head width, sums over pairs of entries, whose weights are rounded to bfloat16. Keys and values are
+// laid out so that one vector holds a pair for sixteen slots or for sixteen columns.
+
+namespace firp::cpu::avx512_bf16 {
+
+constexpr int64_t kGroup = 16;
+constexpr int64_t kTile = 6;
+constexpr int64_t kTileVectors = kBlock / kGroup;
+static_assert(kTileVectors == 4);
+
+static inline __attribute__((always_inline)) __m512 multiply_add(__m512i pairs, __m512i other, __m512 sum) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)pairs, (__m512bh)other);
+}
+
+// 2^x for x <= 0; below -126 as at -126. NaN stays NaN. The polynomial is Taylor's, within 4e-6 on half a unit each way,
+// far below what rounding to bfloat16 loses.
+static inline __attribute__((always_inline)) __m512 power_of_two(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
+  const __m512 whole = _mm512_roundscale_ps(x, 0), rest = _mm512_sub_ps(x, whole);
+  __m512 p = _mm512_set1_ps(9.6181291e-3f);
+  p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(5.5504109e-2f));
+  p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(2.4022651e-1f));
+  p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(6.9314718e-1f));
+  p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, whole);
+}
+
+// Sixteen rows of 32 elements, transposed by pairs: to[pair * kBlock + row] for sixteen pairs.
+static inline __attribute__((always_inline)) void transpose_pairs(__m512i (&rows)[kGroup], uint32_t* to) {
+  __m512i other[kGroup];
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup; i += 2) {
+    other[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    other[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kGroup; i += 4) {
+    rows[i] = _mm512_unpacklo_epi64(other[i], other[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(other[i], other[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(other[i + 1], other[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(other[i + 1], other[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i a = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0x88), b = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0x88), d = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0xdd);
+    _mm512_storeu_si512(to + j * kBlock, _mm512_shuffle_i32x4(a, c, 0x88));
+    _mm512_storeu_si512(to + (4 + j) * kBlock, _mm512_shuffle_i32x4(b, d, 0x88));
+    _mm512_storeu_si512(to + (8 + j) * kBlock, _mm512_shuffle_i32x4(a, c, 0xdd));
+    _mm512_storeu_si512(to + (12 + j) * kBlock, _mm512_shuffle_i32x4(b, d, 0xdd));
+  }
+}
+
+static inline __attribute__((always_inline)) __mmask32 columns_mask(int64_t width, int64_t first) {
+  return width - first >= 32 ? 0xffffffffu : (1u << (width - first)) - 1;
+}
+
+// Keys of up to kBlock slots: to[pair * kBlock + slot]; slots past `rows` become zero.
+static void pair_keys(const bfloat16* from, int64_t stride, int64_t rows, int64_t width, uint32_t* to) {
+  for (int64_t slot = 0; slot < kBlock; slot += kGroup) {
+    for (int64_t d = 0; d < width; d += 32) {
+      __m512i vectors[kGroup];
+#pragma GCC unroll 16
+      for (int i = 0; i < kGroup; ++i) {
+        const __mmask32 mask = slot + i < rows ? columns_mask(width, d) : 0;
+        vectors[i] = _mm512_maskz_loadu_epi16(mask, from + (slot + i) * stride + d);
+      }
+      transpose_pairs(vectors, to + d / 2 * kBlock + slot);
+    }
+  }
+}
+
+// Values of two entries, pair by pair: to[column]. A null second entry counts as zeros.
+static inline __attribute__((always_inline)) void pair_values(const bfloat16* even, const bfloat16* odd, int64_t width, uint32_t* to) {
+  for (int64_t d = 0; d < width; d += 32) {
+    const __mmask32 mask = columns_mask(width, d);
+    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+    const __m512i a = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi16(mask, even + d));
+    const __m512i b = odd ? _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi16(mask, odd + d)) : _mm512_setzero_si512();
+    _mm512_storeu_si512(to + d, _mm512_unpacklo_epi16(a, b));
+    _mm512_storeu_si512(to + d + 16, _mm512_unpackhi_epi16(a, b));
+  }
+}
+
+// scores[i, :] = scale * query i . keys of one block.
+template <int queries>
+static void score(const uint32_t* query, int64_t stride, const uint32_t* keys, int64_t pairs, __m512 scale, float* scores, int64_t scores_stride) {
+  __m512 sums[queries][kTileVectors];
+#pragma GCC unroll 6
+  for (int i = 0; i < queries; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) sums[i][v] = _mm512_setzero_ps();
+  }
+  for (int64_t p = 0; p < pairs; ++p, keys += kBlock) {
+    __m512i key[kTileVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) key[v] = _mm512_loadu_si512(keys + v * kGroup);
+#pragma GCC unroll 6
+    for (int i = 0; i < queries; ++i) {
+      const __m512i x = _mm512_set1_epi32(query[i * stride + p]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) sums[i][v] = multiply_add(key[v], x, sums[i][v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < queries; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) _mm512_storeu_ps(scores + i * scores_stride + v * kGroup, _mm512_mul_ps(sums[i][v], scale));
+  }
+}
+
+// sums[i, :] = sums[i, :] * factors[i] + weights of entries [first, last) of query i . their values.
+template <int queries, int vectors>
+static inline __attribute__((always_inline)) void add_columns(
+    const uint32_t* weights, const uint32_t* values, int64_t stride, int64_t first, int64_t last, const float* factors, float* sums) {
+  __m512 total[queries][vectors];
+#pragma GCC unroll 6
+  for (int i = 0; i < queries; ++i) {
+    const __m512 factor = _mm512_set1_ps(factors[i]);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) total[i][v] = _mm512_mul_ps(_mm512_loadu_ps(sums + i * stride + v * kGroup), factor);
+  }
+  const auto step = [&](int64_t p, __m512i kept) __attribute__((always_inline)) {
+    __m512i value[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) value[v] = _mm512_and_si512(_mm512_loadu_si512(values + p * stride + v * kGroup), kept);
+#pragma GCC unroll 6
+    for (int i = 0; i < queries; ++i) {
+      const __m512i x = _mm512_set1_epi32(weights[i * (kBlock / 2) + p]);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) total[i][v] = multiply_add(value[v], x, total[i][v]);
+    }
+  };
+  int64_t p = first / 2;
+  if (first % 2 && first < last) step(p++, _mm512_set1_epi32(0xffff0000));
+  for (; 2 * p < last; ++p) step(p, _mm512_set1_epi32(-1));
+#pragma GCC unroll 6
+  for (int i = 0; i < queries; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) _mm512_storeu_ps(sums + i * stride + v * kGroup, total[i][v]);
+  }
+}
+
+// `stride` columns, a multiple of 32, of values and sums alike.
+template <int queries>
+static void add(const uint32_t* weights, const uint32_t* values, int64_t stride, int64_t first, int64_t last, const float* factors, float* sums) {
+  int64_t column = 0;
+  for (; column + 64 <= stride; column += 64) {
+    add_columns<queries, 4>(weights, values + column, stride, first, last, factors, sums + column);
+  }
+  if (column < stride) add_columns<queries, 2>(weights, values + column, stride, first, last, factors, sums + column);
+}
+
+// Scores of one block of entries, [first, last) of which count, become weights relative to the new peak, rounded to
+// bfloat16 pairs; the others become zero. Returns the factor that rescales what was summed before.
+static inline __attribute__((always_inline)) float soften(const float* scores, int64_t first, int64_t last, float& peak, float* totals, uint32_t* weights) {
+  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  const uint64_t seen = (last >= kBlock ? ~uint64_t{0} : (uint64_t{1} << last) - 1) & ~uint64_t{0} << first;
+  __m512 values[kTileVectors];
+  __mmask16 kept[kTileVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kTileVectors; ++v) {
+    kept[v] = static_cast<__mmask16>(seen >> (v * kGroup));
+    values[v] = _mm512_mask_loadu_ps(nothing, kept[v], scores + v * kGroup);
+  }
+  const __m512 most = _mm512_max_ps(_mm512_max_ps(values[0], values[1]), _mm512_max_ps(values[2], values[3]));
+  const float top = std::max(peak, _mm512_reduce_max_ps(most));
+  const __m512 base = _mm512_set1_ps(top == -std::numeric_limits<float>::infinity() ? 0.0f : top);
+#pragma GCC unroll 4
+  for (int v = 0; v < kTileVectors; ++v) values[v] = _mm512_maskz_mov_ps(kept[v], power_of_two(_mm512_sub_ps(values[v], base)));
+  const float factor = _mm512_cvtss_f32(power_of_two(_mm512_sub_ps(_mm512_set1_ps(peak), base)));
+  peak = top;
+  const __m512 sum = _mm512_add_ps(_mm512_add_ps(values[0], values[1]), _mm512_add_ps(values[2], values[3]));
+  _mm512_storeu_ps(totals, _mm512_fmadd_ps(_mm512_loadu_ps(totals), _mm512_set1_ps(factor), sum));
+  _mm512_storeu_si512(weights, (__m512i)_mm512_cvtne2ps_pbh(values[1], values[0]));
+  _mm512_storeu_si512(weights + kGroup, (__m512i)_mm512_cvtne2ps_pbh(values[3], values[2]));
+  return factor;
+}
+
+// Calls f with the number of queries of each tile as a constant.
+template <typename Function>
+static inline __attribute__((always_inline)) void for_each_tile(int64_t count, const Function& f) {
+  for (int64_t q = 0; q < count; q += kTile) {
+    const int64_t some = std::min(kTile, count - q);
+    if (some == 6) f(std::integral_constant<int, 6>{}, q);
+    if (some == 5) f(std::integral_constant<int, 5>{}, q);
+    if (some == 4) f(std::integral_constant<int, 4>{}, q);
+    if (some == 3) f(std::integral_constant<int, 3>{}, q);
+    if (some == 2) f(std::integral_constant<int, 2>{}, q);
+    if (some == 1) f(std::integral_constant<int, 1>{}, q);
+  }
+}
+
+inline void tree_attention(const TreeAttention<bfloat16>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
+  const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], width = args.width;
+  const int64_t count = (last_row - first_row) * group, pairs = (width + 1) / 2, padded = (width + 31) / 32 * 32;
+  const int64_t whole = context / kBlock * kBlock, rest = context - whole;
+  const int64_t tail_slots = (args.rows + kBlock - 1) / kBlock * kBlock, open_slots = kBlock + tail_slots;
+  const __m512 scale = _mm512_set1_ps(static_cast<float>(args.scale * 1.4426950408889634));
+  const bfloat16* keys = args.key + batch * args.key_batch + kv_head * args.key_head;
+  const bfloat16* values = args.value + batch * args.value_batch + kv_head * args.value_head;
+
+  const int64_t words = count * (padded / 2 + padded + kGroup + 1 + open_slots) + kBlock * padded / 2 + kBlock / 2 * padded + kTile * (kBlock + kBlock / 2) + open_slots / 2 * padded;
+  const std::unique_ptr<uint32_t[]> memory(new uint32_t[words]);
+  uint32_t* queries = memory.get();
+  uint32_t* block_keys = queries + count * padded / 2;
+  uint32_t* block_values = block_keys + kBlock * padded / 2;
+  uint32_t* open_values = block_values + kBlock / 2 * padded;
+  uint32_t* weights = open_values + open_slots / 2 * padded;
+  float* scores = reinterpret_cast<float*>(weights + kTile * kBlock / 2);
+  float* open_scores = scores + kTile * kBlock;
+  float* sums = open_scores + count * open_slots;
+  float* totals = sums + count * padded;
+  float* peaks = totals + count * kGroup;
+  std::fill(sums, peaks, 0.0f);
+  std::fill(peaks, peaks + count, -std::numeric_limits<float>::infinity());
+  std::memset(queries, 0, count * padded * 2);
+
+  std::vector<RowView> views;
+  int64_t oldest = context;
+  for (int64_t row = first_row; row < last_row; ++row) {
+    views.push_back(row_view(args, batch, row));
+    oldest = std::min(oldest, views.back().first);
+    for (int64_t head = 0; head < group; ++head) {
+      const bfloat16* query = args.query + batch * args.query_batch + row * args.query_row + (kv_head * group + head) * args.query_head;
+      std::memcpy(queries + ((row - first_row) * group + head) * padded / 2, query, width * 2);
+    }
+  }
+
+  for (int64_t start = oldest / kBlock * kBlock; start < whole; start += kBlock) {
+    pair_keys(keys + start * args.key_slot, args.key_slot, kBlock, width, block_keys);
+    for (int64_t e = 0; e < kBlock; e += 2) {
+      const bfloat16* even = values + (start + e) * args.value_slot;
+      pair_values(even, even + args.value_slot, width, block_values + e / 2 * padded);
+    }
+    for_each_tile(count, [&](auto some, int64_t q) __attribute__((always_inline)) {
+      score<some>(queries + q * padded / 2, padded / 2, block_keys, pairs, scale, scores, kBlock);
+      float factors[kTile];
+      bool all_see_all = true;
+      for (int i = 0; i < some; ++i) all_see_all &= views[(q + i) / group].first <= start;
+      if (all_see_all) {
+        for (int i = 0; i < some; ++i) {
+          factors[i] = soften(scores + i * kBlock, 0, kBlock, peaks[q + i], totals + (q + i) * kGroup, weights + i * kBlock / 2);
+        }
+        add<some>(weights, block_values, padded, 0, kBlock, factors, sums + q * padded);
+        return;
+      }
+      for (int i = 0; i < some; ++i) {
+        const int64_t first = std::max<int64_t>(views[(q + i) / group].first - start, 0);
+        if (first >= kBlock) continue;
+        factors[i] = soften(scores + i * kBlock, first, kBlock, peaks[q + i], totals + (q + i) * kGroup, weights);
+        add<1>(weights, block_values, padded, first, kBlock, factors + i, sums + (q + i) * padded);
+      }
+    });
+  }
+
+  for (int64_t block = 0; block < open_slots; block += kBlock) {
+    const int64_t start = block ? context + block - kBlock : whole;
+    const int64_t some_slots = block ? std::min(kBlock, args.rows + kBlock - block) : rest;
+    pair_keys(keys + start * args.key_slot, args.key_slot, some_slots, width, block_keys);
+    for_each_tile(count, [&](auto some, int64_t q) __attribute__((always_inline)) {
+      score<some>(queries + q * padded / 2, padded / 2, block_keys, pairs, scale, open_scores + q * open_slots + block, open_slots);
+    });
+  }
+  for (int64_t e = 0; e + 1 < rest; e += 2) {
+    const bfloat16* even = values + (whole + e) * args.value_slot;
+    pair_values(even, even + args.value_slot, width, open_values + e / 2 * padded);
+  }
+  for (int64_t row = first_row; row < last_row; ++row) {
+    const RowView& view = views[row - first_row];
+    const int64_t open = rest + static_cast<int64_t>(view.tail.size()), first = std::max<int64_t>(view.first - whole, 0);
+    const auto slot = [&](int64_t e) { return e < rest ? whole + e : context + view.tail[e - rest]; };
+    for (int64_t e = rest / 2 * 2; e < open; e += 2) {
+      const bfloat16* odd = e + 1 < open ? values + slot(e + 1) * args.value_slot : nullptr;
+      pair_values(values + slot(e) * args.value_slot, odd, width, open_values + e / 2 * padded);
+    }
+    for_each_tile(group, [&](auto some, int64_t head) __attribute__((always_inline)) {
+      const int64_t q = (row - first_row) * group + head;
+      for (int64_t done = 0; done < open; done += kBlock) {
+        const int64_t last = std::min(kBlock, open - done), from = std::clamp<int64_t>(first - done, 0, last);
+        float factors[kTile];
+        for (int i = 0; i < some; ++i) {
+          const float* all = open_scores + (q + i) * open_slots;
+          for (int64_t e = 0; e < last; ++e) scores[e] = done + e < rest ? all[e] : all[kBlock + view.tail[done + e - rest]];
+          factors[i] = soften(scores, from, last, peaks[q + i], totals + (q + i) * kGroup, weights + i * kBlock / 2);
+        }
+        add<some>(weights, open_values + done / 2 * padded, padded, from, last, factors, sums + q * padded);
+      }
+    });
+  }
+  for (int64_t q = 0; q < count; ++q) {
+    const float total = _mm512_reduce_add_ps(_mm512_loadu_ps(totals + q * kGroup));
+    bfloat16* out = args.output + ((batch * args.rows + first_row + q / group) * args.heads + kv_head * group + q % group) * width;
+    for (int64_t d = 0; d < width; ++d) store(sums[q * padded + d] / total, out + d);
+  }
+}
+
+}  // namespace firp::cpu::avx512_bf16
