@@ -3,7 +3,10 @@
 namespace firp::cpu::FIRP_ISA {
 
 constexpr int64_t kPair = 2 * kLanes;
-constexpr int64_t kQueries = 4;
+constexpr int64_t kQueries = 6;
+
+typedef uint16_t QuadHalves __attribute__((vector_size(8)));
+typedef uint32_t QuadWords __attribute__((vector_size(16)));
 
 // acc[i][:] = sum over n of a[i * a_stride + n] * b[n * b_stride + :] on top of what acc holds, in the order of n.
 template <int queries>
@@ -11,7 +14,7 @@ static inline __attribute__((always_inline)) void multiply_pair(
     const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count, Floats (&acc)[queries][2]) {
   for (int64_t n = 0; n < count; ++n, b += b_stride) {
     const Floats low = load(b), high = load(b + kLanes);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < queries; ++i) {
       const Floats x = broadcast(a[i * a_stride + n]);
       acc[i][0] = fused(x, low, acc[i][0]);
@@ -28,14 +31,14 @@ static void multiply(
   for (int64_t column = 0; column < columns; column += kPair) {
     Floats acc[queries][2] = {};
     if (factors) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int i = 0; i < queries; ++i) {
         acc[i][0] = load(c + i * c_stride + column) * broadcast(factors[i]);
         acc[i][1] = load(c + i * c_stride + column + kLanes) * broadcast(factors[i]);
       }
     }
     multiply_pair<queries>(a, a_stride, b + column, b_stride, count, acc);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < queries; ++i) {
       save(acc[i][0], c + i * c_stride + column);
       save(acc[i][1], c + i * c_stride + column + kLanes);
@@ -46,6 +49,8 @@ static void multiply(
 static void multiply_any(
     int64_t queries, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count, float* c,
     int64_t c_stride, int64_t columns, const float* factors) {
+  if (queries == 6) multiply<6>(a, a_stride, b, b_stride, count, c, c_stride, columns, factors);
+  if (queries == 5) multiply<5>(a, a_stride, b, b_stride, count, c, c_stride, columns, factors);
   if (queries == 4) multiply<4>(a, a_stride, b, b_stride, count, c, c_stride, columns, factors);
   if (queries == 3) multiply<3>(a, a_stride, b, b_stride, count, c, c_stride, columns, factors);
   if (queries == 2) multiply<2>(a, a_stride, b, b_stride, count, c, c_stride, columns, factors);
@@ -69,7 +74,8 @@ static inline float soften(float* scores, int64_t first, int64_t last, float sca
   for (int64_t e = 0; e < first; ++e) scores[e] = 0.0f;
   for (int64_t e = last; e < kBlock; ++e) scores[e] = 0.0f;
   Floats values[kBlock / kLanes], most = broadcast(lowest);
-  const auto outside = [&](int64_t e) { return e < first || e + kLanes > last; };
+  const bool all = first == 0 && last == kBlock;
+  const auto outside = [&](int64_t e) { return !all && (e < first || e + kLanes > last); };
   for (int64_t e = 0; e < kBlock; e += kLanes) {
     Floats value = load(scores + e) * broadcast(scale);
     if (outside(e)) {
@@ -102,9 +108,14 @@ static void widen_rows(const T* from, int64_t stride, int64_t rows, int64_t widt
   }
 }
 
-template <typename T>
-static inline __attribute__((always_inline)) Quad widen_quad(const T* from) {
-  return Quad{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])};
+static inline __attribute__((always_inline)) Quad widen_quad(const float* from) {
+  return *reinterpret_cast<const LooseQuad*>(from);
+}
+
+static inline __attribute__((always_inline)) Quad widen_quad(const bfloat16* from) {
+  QuadHalves halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  return reinterpret_cast<Quad>(__builtin_convertvector(halves, QuadWords) << 16);
 }
 
 // Keys of up to kBlock slots, transposed: to[d * kBlock + slot]; slots past `rows` become zero.
