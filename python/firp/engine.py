@@ -190,6 +190,8 @@ class Engine:
         Raises:
             ValueError: a max_len below 2 or past the model's context.
         """
+        if max_len < 2:
+            raise ValueError(f"max_len: got {max_len}, expected at least 2")
         for size in tqdm(batch_sizes, desc="warm up", unit="batch", disable=not progress):
             state = self.start([torch.zeros(1, dtype=torch.int64)] * size, max_len - 1, [])
             for slots in sorted({state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}):

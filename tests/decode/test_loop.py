@@ -252,3 +252,14 @@ def test_engine_settings_are_checked():
         firp.Engine(model, graphs=True)
     with pytest.raises(ValueError, match="compile: got True with impl 'reference'"):
         firp.Engine(model, compile=True, impl="reference")
+
+
+def test_warming_up_takes_every_bucket():
+    model = tiny_model(12)
+    engine = CountingEngine(model, tiny_predictor(model, 12), firp.TreeConfig(8, 3))
+    engine.warm_up((1, 2), max_len=250, progress=False)
+    assert set(engine.launched) == {(1, 256), (1, 512), (2, 256), (2, 512)}
+    prompts, ids, mask = prompts_of(12, 2)
+    assert decode(engine, prompts, False)[0] == hf_alone(model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False)
+    with pytest.raises(ValueError, match="max_len: got 1, expected at least 2"):
+        engine.warm_up(max_len=1)
