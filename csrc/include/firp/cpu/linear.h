@@ -54,7 +54,8 @@ struct Fetch {
   Fetch(const Linear<T>& args, int64_t first, int64_t outs, int64_t most_rows, int64_t step) {
     const int64_t tiles = (args.rows + most_rows - 1) / most_rows, steps = (args.width + step - 1) / step;
     const int64_t block = outs * args.weight_stride * static_cast<int64_t>(sizeof(T));
-    lines = (block + kLineBytes * steps * tiles - 1) / (kLineBytes * steps * tiles);
+    const int64_t asked = kLineBytes * std::max<int64_t>(1, steps * tiles);  // without rows nothing is asked for
+    lines = (block + asked - 1) / asked;
     begin = reinterpret_cast<const char*>(args.weight + first * args.weight_stride) + kBlocksAhead * block;
     share = lines * steps * kLineBytes;
   }
