@@ -257,8 +257,9 @@ inline void tree_attention(const TreeAttention<bfloat16>& args, int64_t batch, i
 
   for (int64_t block = 0; block < open_slots; block += kBlock) {
     const int64_t start = block ? context + block - kBlock : whole;
-    const int64_t some_slots = block ? std::min(kBlock, args.rows + kBlock - block) : rest;
-    pair_keys(keys + start * args.key_slot, args.key_slot, some_slots, width, block_keys);
+    const int64_t slots = block ? std::min(kBlock, args.rows + kBlock - block) : rest;
+    if (slots == 0) continue;
+    pair_keys(keys + start * args.key_slot, args.key_slot, slots, width, block_keys);
     for_each_tile(count, [&](auto some, int64_t q) __attribute__((always_inline)) {
       score<some>(queries + q * padded / 2, padded / 2, block_keys, pairs, scale, open_scores + q * open_slots + block, open_slots);
     });

@@ -210,6 +210,7 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
   for (int64_t block = 0; block < open_slots; block += kBlock) {
     const int64_t start = block ? context + block - kBlock : whole;
     const int64_t slots = block ? std::min(kBlock, args.rows + kBlock - block) : rest;
+    if (slots == 0) continue;
     transpose_rows(keys + start * args.key_slot, args.key_slot, slots, width, block_keys);
     for (int64_t q = 0; q < count; q += kQueries) {
       multiply_any(
