@@ -21,6 +21,7 @@ from firp.memory import check_memory
 from firp.predictor import FirpPredictor
 from firp.prefill import CHUNK_TOKENS, prefill
 from firp.records import pack
+from firp.rotary import check_lengths as check_positions
 from firp.state import DecodeState, StepRecord, gather_rows
 from firp.trees import Drafter, DraftTree, TreeConfig, root_only
 
@@ -114,12 +115,8 @@ class Engine:
             raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
         if not prompt_lengths or min(prompt_lengths) < 1:
             raise ValueError("input_ids: got an empty prompt, expected at least one token")
-        limit = self.view.config.max_position_embeddings
-        if max(prompt_lengths) + max_new_tokens > limit:
-            raise ValueError(
-                f"max_new_tokens: prompt of {max(prompt_lengths)} tokens plus {max_new_tokens} new ones exceed the "
-                f"model's context of {limit}"
-            )
+        for length in prompt_lengths:
+            check_positions(self.view.config, length, max_new_tokens)
 
     @torch.no_grad()
     def start(
