@@ -22,7 +22,7 @@ from firp.choice import Chooser, Greedy, Sequential, Vectorised
 from firp.engine import Engine
 from firp.loop import run
 from firp.metrics import StepEvent
-from firp.options import check_options
+from firp.options import REFUSED, check_options
 from firp.output import FirpOutput, Output
 from firp.predictor import FirpPredictor
 from firp.processors import VECTORISED, is_vectorised, with_padding, without_padding
@@ -79,8 +79,13 @@ def generate(
     """
     model = _without_peft(model)
     for name, instead in NOT_PASSED_ON.items():
-        if options.get(name):
-            raise ValueError(f"{name}: got {type(options[name]).__name__}, expected None: {instead}")
+        given = options.get(name)
+        if given:
+            raise ValueError(f"{name}: got {given if given is True else type(given).__name__}, expected None: {instead}")
+    _check_refused(model, options)
+    ids = options.get("input_ids") if inputs is None else inputs
+    if ids is not None:
+        _check_mask(ids, options.get("attention_mask"))
     _use_stop_strings(model, options)
     method = functools.partial(
         decode, predictor=predictor, tree=tree, engine=engine, seed=seed, streamer=streamer, acceptance=acceptance,
@@ -99,6 +104,12 @@ def _without_peft(model):
             "layers (such as LORA): learned prompts are no tokens that FIRP could decode over"
         )
     return model.get_base_model()
+
+
+def _check_refused(model: PreTrainedModel, options: dict) -> None:
+    """Refuse options before Hugging Face prepares anything for them; `decode` checks the whole configuration."""
+    for fields in (options, vars(options.get("generation_config") or model.generation_config), vars(model.generation_config)):
+        check_options({name: fields[name] for name in REFUSED if fields.get(name) is not None})
 
 
 def _use_stop_strings(model: PreTrainedModel, options: dict) -> None:
@@ -140,7 +151,7 @@ def decode(
     not pass `streamer`, `tokenizer` and `assistant_model` on to custom methods; `firp.generate` serves them.
     """
     config = generation_config or model.generation_config
-    check_options(config)
+    check_options(vars(config))
     _check_inputs(input_ids, model_inputs)
     if streamer is not None and input_ids.shape[0] > 1:
         raise ValueError(f"streamer: got a batch of {input_ids.shape[0]} sequences, expected 1")
@@ -228,6 +239,9 @@ def _check_acceptance(acceptance, engine: Engine, processors: LogitsProcessorLis
 
 
 def _check_inputs(input_ids: Tensor, model_inputs: dict) -> None:
+    for name, value in model_inputs.items():
+        if name not in MODEL_INPUTS and value is not None:
+            raise ValueError(f"{name}: a model input that FIRP does not serve, expected only input_ids and attention_mask")
     if input_ids.shape[-1] == 0:
         raise ValueError("input_ids: got an empty prompt, expected at least one token")
     cache = model_inputs.get("past_key_values")
@@ -236,15 +250,17 @@ def _check_inputs(input_ids: Tensor, model_inputs: dict) -> None:
             f"past_key_values: got a cache of {cache.get_seq_length()} tokens, expected none: FIRP decodes over a "
             "static cache of its own; pass the whole prompt"
         )
-    for name, value in model_inputs.items():
-        if name not in MODEL_INPUTS and value is not None:
-            raise ValueError(f"{name}: a model input that FIRP does not serve, expected only input_ids and attention_mask")
+    mask = model_inputs.get("attention_mask")
+    _check_mask(input_ids, mask)
     positions = model_inputs.get("position_ids")
-    if positions is not None:
-        mask = model_inputs.get("attention_mask")
-        keep = torch.ones_like(input_ids) if mask is None else mask
-        if bool(((positions != keep.cumsum(-1) - 1) & keep.bool()).any()):
-            raise ValueError("position_ids: got positions of their own, expected none: every prompt starts at position 0")
+    keep = torch.ones_like(input_ids) if mask is None else mask
+    if positions is not None and bool(((positions != keep.cumsum(-1) - 1) & keep.bool()).any()):
+        raise ValueError("position_ids: got positions of their own, expected none: every prompt starts at position 0")
+
+
+def _check_mask(input_ids: Tensor, mask: Tensor | None) -> None:
+    if mask is not None and mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}, expected {tuple(input_ids.shape)} (input_ids)")
 
 
 def _engine_for(model, engine: Engine | None, predictor: FirpPredictor | None, tree: TreeConfig | None) -> Engine:
@@ -261,8 +277,6 @@ def _strip_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[li
     """Prompts without padding, and how many padding tokens each held."""
     if attention_mask is None:
         return list(input_ids), [0] * input_ids.shape[0]
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask: got shape {tuple(attention_mask.shape)}, expected {tuple(input_ids.shape)} (input_ids)")
     keep = attention_mask.bool()
     if bool((keep[:, 1:] != keep[:, :-1]).sum(1).gt(1).any()):
         raise ValueError("attention_mask: got a hole inside a prompt, expected padding on one side only")

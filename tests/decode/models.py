@@ -69,11 +69,11 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}),
     "starcoder2": ("starcoder2", SLIDING),
 }
-PREDICTORS = ("random", "zero", "identity", "nan", "inf", "huge")
+PREDICTORS = ("random", "zero", "identity", "inverted", "nan", "inf", "huge")
 
 
 def tiny_model(
-    seed: int, family: str = "llama", vocab: int = 7, kv_heads: int = 2, tied: bool = False, dtype=torch.float64
+    seed: int, family: str = "llama", vocab: int = 7, kv_heads: int = 2, tied: bool = False, dtype=torch.float64, **sizes
 ) -> PreTrainedModel:
     """A random decoder whose greedy output varies: 4 layers of width 32, weights three times the usual size."""
     model_type, extra = FAMILIES[family]
@@ -91,7 +91,7 @@ def tiny_model(
         "pad_token_id": PAD,
         "tie_word_embeddings": tied,
     }
-    config = AutoConfig.for_model(model_type, **{**settings, **extra})
+    config = AutoConfig.for_model(model_type, **{**settings, **extra, **sizes})
     # The default way of running experts knows no float64.
     experts = {"experts_implementation": "eager"} if EXPERTS.items() <= extra.items() else {}
     model = AutoModelForCausalLM.from_config(config, **experts).to(dtype).eval()
@@ -109,6 +109,8 @@ def tiny_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_
         weight = predictor.weight
         if kind == "random":
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
+        elif kind == "inverted":
+            weight.neg_()
         elif kind in ("zero", "nan", "inf", "huge"):
             weight.fill_({"zero": 0.0, "nan": float("nan"), "inf": float("inf"), "huge": 1e30}[kind])
     return predictor
