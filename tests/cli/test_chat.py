@@ -1,6 +1,7 @@
 """`firp chat` with piped input."""
 
 import io
+import itertools
 
 import pytest
 
@@ -19,7 +20,7 @@ def chat(cli, folder, monkeypatch):
 
 
 def answers(lines):
-    return [before for before, line in zip(lines, lines[1:], strict=False) if "tokens/s" in line]
+    return [before for before, line in itertools.pairwise(lines) if "tokens/s" in line]
 
 
 def test_an_answer_and_its_figures(chat):
