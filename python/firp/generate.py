@@ -75,7 +75,7 @@ def generate(
     Raises:
         ValueError: an option that is not served, an empty prompt, more tokens than the model's context,
             a predictor for another model (`PredictorMismatch`).
-        FloatingPointError: the model's own scores are NaN.
+        FloatingPointError: the model's own scores are NaN, or its processors leave no token to draw.
     """
     model = _without_peft(model)
     for name, instead in NOT_PASSED_ON.items():

