@@ -51,7 +51,7 @@ class AttentionStep(Protocol):
 
 def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **others):
     for name, value_given in others.items():
-        if value_given is not None and (name not in HARMLESS or (name == "dropout" and value_given)):
+        if value_given is not None and name not in HARMLESS:
             raise ValueError(f"model: its attention asks for {name}={value_given!r}, which FIRP does not serve")
     return firp_step.attend(module, query, key, value, scaling, sliding_window), None
 
@@ -93,6 +93,10 @@ def check_supported(model: PreTrainedModel) -> None:
     rope_type = rope_type_of(model.config)
     if rope_type not in SUPPORTED_ROPE_TYPES:
         raise ValueError(f"model: got rope_type {rope_type!r}, expected one of {', '.join(SUPPORTED_ROPE_TYPES)}")
+    for layer in model.model.layers:
+        dropout = getattr(layer.self_attn, "attention_dropout", 0)
+        if layer.self_attn.training and dropout:
+            raise ValueError(f"model: is in training mode with an attention dropout of {dropout}, expected model.eval()")
     if any("forward" in module.__dict__ for layer in model.model.layers for module in (layer, layer.self_attn)):
         raise ValueError(
             "model: its layers carry a forward of their own (accelerate's device_map, or a patch), which layer views "

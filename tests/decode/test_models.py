@@ -119,7 +119,7 @@ def test_forwards_bound_to_the_instance_are_refused(part):
 def test_a_model_in_training_mode_with_dropout_is_refused():
     model = tiny_model(1, "llama").train()
     model.model.layers[0].self_attn.attention_dropout = 0.5
-    with pytest.raises(ValueError, match=re.escape("model: its attention asks for dropout=0.5, which FIRP does not serve")):
+    with pytest.raises(ValueError, match=re.escape("model: is in training mode with an attention dropout of 0.5, expected model.eval()")):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
