@@ -15,7 +15,7 @@ from firp.choice import Chooser, Greedy
 from firp.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.emission import emit
 from firp.graphs import StepRunner, make_runner
-from firp.layer_view import DecoderView
+from firp.layer_view import DecoderView, check_supported
 from firp.layers import compiles, layer_function, run_layers
 from firp.memory import check_memory
 from firp.predictor import FirpPredictor
@@ -66,6 +66,7 @@ class Engine:
     ) -> None:
         if head is not None and head not in HEADS:
             raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}, or None")
+        check_supported(model)
         self.model = model
         self.ops = firp_kernels.bind(impl)
         self.head = head
