@@ -17,3 +17,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="200,000 draws a case, 1,000 random configurations")

@@ -5,11 +5,13 @@ Source: "Faster LLM inference via future intermediate representation prediction"
 
 from firp.engine import Engine
 from firp.generate import decode, generate
+from firp.metrics import StepEvent, TimeSplit
 from firp.models import load_model
 from firp.output import FirpOutput
 from firp.predictor import FirpPredictor, PredictorMismatch, default_predictor, load_predictor
 from firp.state import DecodeState, DecodeStats, StepRecord
 from firp.trees import DraftTree, TreeConfig
+from firp.typical import TypicalAcceptance
 
 __all__ = [
     "DecodeState",
@@ -19,8 +21,11 @@ __all__ = [
     "FirpOutput",
     "FirpPredictor",
     "PredictorMismatch",
+    "StepEvent",
     "StepRecord",
+    "TimeSplit",
     "TreeConfig",
+    "TypicalAcceptance",
     "decode",
     "default_predictor",
     "generate",

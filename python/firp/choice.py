@@ -142,11 +142,14 @@ class Vectorised:
         else:
             levels = torch.arange(1, max_depth + 2, device=logits.device)
             drawn = uniforms(state.seed, state.sequence, state.context_lens.long()[:, None] + levels)
-            probabilities = torch.softmax(scores, dim=-1)
             chosen = self.ops.verify_tree(
-                probabilities, drawn, tree.tokens, tree.parents, tree.lookahead, max_depth
+                self.probabilities(scores, state), drawn, tree.tokens, tree.parents, tree.lookahead, max_depth
             )
         return chosen, scores
+
+    def probabilities(self, scores: Tensor, state: DecodeState) -> Tensor:
+        """Processed scores [B, N, V] to the distributions that are drawn from."""
+        return torch.softmax(scores, dim=-1)
 
 
 class Sequential:

@@ -15,12 +15,13 @@ from firp.choice import Chooser, Greedy
 from firp.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.emission import emit
 from firp.graphs import StepRunner, make_runner
-from firp.layer_view import DecoderView
+from firp.layer_view import DecoderView, check_supported
 from firp.layers import compiles, layer_function, run_layers
 from firp.memory import check_memory
 from firp.predictor import FirpPredictor
 from firp.prefill import CHUNK_TOKENS, prefill
 from firp.records import pack
+from firp.rotary import check_lengths as check_positions
 from firp.state import DecodeState, StepRecord, gather_rows
 from firp.trees import Drafter, DraftTree, TreeConfig, root_only
 
@@ -65,6 +66,7 @@ class Engine:
     ) -> None:
         if head is not None and head not in HEADS:
             raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}, or None")
+        check_supported(model)
         self.model = model
         self.ops = firp_kernels.bind(impl)
         self.head = head
@@ -114,12 +116,8 @@ class Engine:
             raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
         if not prompt_lengths or min(prompt_lengths) < 1:
             raise ValueError("input_ids: got an empty prompt, expected at least one token")
-        limit = self.view.config.max_position_embeddings
-        if max(prompt_lengths) + max_new_tokens > limit:
-            raise ValueError(
-                f"max_new_tokens: prompt of {max(prompt_lengths)} tokens plus {max_new_tokens} new ones exceed the "
-                f"model's context of {limit}"
-            )
+        for length in prompt_lengths:
+            check_positions(self.view.config, length, max_new_tokens)
 
     @torch.no_grad()
     def start(

@@ -15,9 +15,18 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from firp.rotary import FIXED_ROPE_TYPES, LENGTH_ROPE_TYPES, LengthRotary, rope_type_of
+
 ATTENTION_NAME = "firp"
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# Decoders that run embedding, layers, norm and head as Llama does; each is proven by a test.
+SUPPORTED_MODEL_TYPES = (
+    "apertus", "arcee", "cohere", "cohere2", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4", "granite", "helium",
+    "hunyuan_v1_dense", "llama", "ministral", "mistral", "mixtral", "olmo", "olmo2", "olmoe", "phi3", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+)  # fmt: skip
+SUPPORTED_ROPE_TYPES = FIXED_ROPE_TYPES + LENGTH_ROPE_TYPES
+# What an attention module may pass on and this function leaves to the layer or to the engine.
+HARMLESS = frozenset(["dropout", "is_causal", "position_ids", "use_cache", "output_attentions"])
 
 
 class AttentionStep(Protocol):
@@ -40,7 +49,10 @@ class AttentionStep(Protocol):
         """
 
 
-def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **_):
+def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **others):
+    for name, value_given in others.items():
+        if value_given is not None and name not in HARMLESS:
+            raise ValueError(f"model: its attention asks for {name}={value_given!r}, which FIRP does not serve")
     return firp_step.attend(module, query, key, value, scaling, sliding_window), None
 
 
@@ -65,6 +77,11 @@ def make_layer_view(layer: nn.Module) -> nn.Module:
 
 def check_supported(model: PreTrainedModel) -> None:
     """Raise ValueError, naming what is wrong, unless `model` is a decoder that layer views can drive."""
+    if hasattr(model, "get_base_model"):
+        raise ValueError(
+            f"model: got {type(model).__name__}, expected the decoder inside it: pass model.get_base_model(), whose "
+            "layers hold the adapters"
+        )
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise ValueError(
@@ -73,16 +90,17 @@ def check_supported(model: PreTrainedModel) -> None:
         )
     if not hasattr(getattr(model, "model", None), "layers") or model.get_output_embeddings() is None:
         raise ValueError(f"model: got {type(model).__name__}, expected a causal language model with a head")
-    rope_type = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    rope_type = rope_type_of(model.config)
     if rope_type not in SUPPORTED_ROPE_TYPES:
+        raise ValueError(f"model: got rope_type {rope_type!r}, expected one of {', '.join(SUPPORTED_ROPE_TYPES)}")
+    for layer in model.model.layers:
+        dropout = getattr(layer.self_attn, "attention_dropout", 0)
+        if layer.self_attn.training and dropout:
+            raise ValueError(f"model: is in training mode with an attention dropout of {dropout}, expected model.eval()")
+    if any("forward" in module.__dict__ for layer in model.model.layers for module in (layer, layer.self_attn)):
         raise ValueError(
-            f"model: rope_type {rope_type!r} changes its frequencies with the longest position it sees, draft rows "
-            f"included; expected one of {', '.join(SUPPORTED_ROPE_TYPES)}"
-        )
-    if any("forward" in layer.__dict__ for layer in model.model.layers):
-        raise ValueError(
-            "model: its layers are dispatched over several devices by accelerate (device_map), which layer views "
-            "cannot follow; load the model on one device"
+            "model: its layers carry a forward of their own (accelerate's device_map, or a patch), which layer views "
+            "cannot follow; load the model on one device, unpatched"
         )
 
 
@@ -112,6 +130,12 @@ class DecoderView:
         self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
         self.norm = norm or self.decoder.norm
         self.head = head or model.get_output_embeddings()
+        # Granite and Cohere scale embeddings and scores outside their layers.
+        self.embedding_factor = getattr(self.decoder, "embedding_multiplier", 1)
+        self.score_factor = getattr(model, "logit_scale", 1)
+        self.score_divisor = getattr(self.config, "logits_scaling", 1)
+        by_length = rope_type_of(self.config) in LENGTH_ROPE_TYPES
+        self._rotary = LengthRotary(self.decoder.rotary_emb, self.config) if by_length else None
 
     @property
     def num_layers(self) -> int:
@@ -127,10 +151,13 @@ class DecoderView:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [B, R] to hidden rows [B, R, d]."""
-        return self.decoder.embed_tokens(tokens)
+        hidden = self.decoder.embed_tokens(tokens)
+        return hidden if self.embedding_factor == 1 else hidden * self.embedding_factor
 
-    def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, R, D] of the position ids [B, R]."""
+    def rotary(self, hidden: Tensor, position_ids: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, R, D] of the position ids [B, R]; `length`: of the prompt that the rows belong to."""
+        if self._rotary is not None:
+            return self._rotary(hidden, position_ids, length)
         return self.decoder.rotary_emb(hidden, position_ids)
 
     def run_layers(
@@ -151,4 +178,7 @@ class DecoderView:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., d] after the last layer to scores [..., V], by the model's own norm and head."""
-        return self.head(self.norm(hidden))
+        scores = self.head(self.norm(hidden))
+        if self.score_factor == self.score_divisor == 1:
+            return scores
+        return scores * self.score_factor / self.score_divisor

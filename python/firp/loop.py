@@ -64,11 +64,11 @@ class _Loop:
     def decode(self) -> DecodeStats:
         while len(self.ended) < len(self.out.emitted):
             self._make_room()
-            before = [len(emitted) for emitted in self.out.emitted]
-            record = self.engine.step(self.state, self.choose)
-            self.unread.append((self.order, record, PendingRecord(record)))
+            with self.out.time.measure("steps"):
+                record = self.engine.step(self.state, self.choose)
+                self.unread.append((self.order, record, PendingRecord(record)))
             if len(self.unread) > self.delay:
-                self._hand_over(before)
+                self._hand_over()
                 self._compact()
         return self.stats
 
@@ -78,20 +78,23 @@ class _Loop:
         unread = len(self.unread) * (self.engine.num_offsets + 1)
         self.state.use_slots(committed + unread + self.engine.max_rows)
 
-    def _hand_over(self, before: list[int]) -> None:
-        """Read the oldest record and deliver its tokens; `before`: tokens delivered when its step was launched."""
+    def _hand_over(self) -> None:
+        """Read the oldest record and deliver its tokens."""
         order, record, pending = self.unread.popleft()
-        host = pending.read()
+        with self.out.time.measure("steps"):
+            host = pending.read()
         if any(host.status):
             broken = order[host.status.index(1)]
             raise FloatingPointError(
-                f"model: its scores after {len(self.out.history(broken))} tokens of sequence {broken} are NaN"
+                f"model: its scores after {len(self.out.history(broken))} tokens of sequence {broken} are NaN, "
+                "or the processors leave no token"
             )
-        if isinstance(self.choose, Sequential):
-            self.ended |= {i for i, finished in zip(order, host.finished, strict=True) if finished}
-        else:
-            self._deliver(order, record, host)
-        self.stats.add([len(emitted) - n for emitted, n in zip(self.out.emitted, before, strict=True)])
+        with self.out.time.measure("host"):
+            if isinstance(self.choose, Sequential):
+                self.ended |= {i for i, finished in zip(order, host.finished, strict=True) if finished}
+            else:
+                self._deliver(order, record, host)
+            self.stats.add(self.out.end_step())
 
     def _deliver(self, order: list[int], record: StepRecord, host: HostRecord) -> None:
         keeps = self.out.scores is not None or self.out.logits is not None

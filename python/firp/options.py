@@ -6,7 +6,7 @@ nothing is ever ignored.
 
 from __future__ import annotations
 
-from transformers import GenerationConfig
+from collections.abc import Mapping
 
 SERVED = frozenset(
     ["max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "renormalize_logits", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale", "watermarking_config", "num_return_sequences", "output_scores", "output_logits", "return_dict_in_generate", "pad_token_id", "bos_token_id", "eos_token_id", "prefill_chunk_size"]
@@ -14,7 +14,7 @@ SERVED = frozenset(
 
 # Fields without meaning for decoding one token after another with a decoder-only model in this engine.
 WITHOUT_EFFECT = frozenset(
-    ["early_stopping", "length_penalty", "decoder_start_token_id", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "disable_compile", "transformers_version", "_from_model_config", "continuous_batching_config", "speculation_type"]
+    ["early_stopping", "length_penalty", "decoder_start_token_id", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "disable_compile", "transformers_version", "_from_model_config"]
 )
 
 _BEAMS = "FIRP follows one sequence at a time; call model.generate without custom_generate for beams"
@@ -32,6 +32,8 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "dola_layers": ((None,), "DoLa is not served; call model.generate without custom_generate"),
     "low_memory": ((None, False), "it belongs to contrastive search, which is not served"),
     "use_mtp": ((None, False), _DRAFTER),
+    "speculation_type": ((None,), _DRAFTER),
+    "continuous_batching_config": ((None,), "call model.generate_batch for continuous batching"),
     "prompt_lookup_num_tokens": ((None,), _DRAFTER),
     "assistant_early_exit": ((None,), _DRAFTER),
     "is_assistant": ((None, False), "a FIRP model cannot be the assistant of another"),
@@ -46,9 +48,13 @@ REFUSED: dict[str, tuple[tuple, str]] = {
 }
 
 
-def check_options(config: GenerationConfig) -> None:
-    """Raise ValueError, naming the field and the alternative, for an option that is not served."""
-    for name, value in vars(config).items():
+def check_options(fields: Mapping[str, object]) -> None:
+    """Raise ValueError, naming the field and the alternative, for an option that is not served.
+
+    Args:
+        fields: names and values of a `GenerationConfig`.
+    """
+    for name, value in fields.items():
         if name in SERVED or name in WITHOUT_EFFECT:
             continue
         if name not in REFUSED:

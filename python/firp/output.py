@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ from transformers import StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
+from firp.metrics import StepEvent, TimeSplit
 from firp.state import DecodeStats
 
 
@@ -18,23 +21,26 @@ class FirpOutput(GenerateDecoderOnlyOutput):
     """What `return_dict_in_generate=True` returns: Hugging Face's output and the run's statistics.
 
     Attributes:
-        stats: `DecodeStats` over all sequences.
+        stats: `DecodeStats` over all sequences: steps, tau, accepted per position.
+        time: where the seconds went.
     """
 
     stats: DecodeStats | None = None
+    time: TimeSplit | None = None
 
 
 class Output:
     """Tokens of B sequences as they are emitted.
 
     Args:
-        padded: [B, T] the caller's prompts, padding included.
+        padded: [B, T] the caller's prompts, padding in front.
         prompts: B tensors [T_b], padding stripped.
         max_new_tokens: tokens at which a sequence ends.
         stop_tokens: ids at which a sequence ends, emitted themselves.
         criteria: further stopping criteria, called once per emitted token with one sequence [1, T].
         streamer: receives every token as it is emitted; one sequence only.
         keep_scores, keep_logits: whether processed scores, raw logits of emitted tokens are kept.
+        on_step: called with a `StepEvent` after every decode step.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Output:
         streamer: BaseStreamer | None = None,
         keep_scores: bool = False,
         keep_logits: bool = False,
+        on_step: Callable[[StepEvent], None] | None = None,
     ) -> None:
         self.padded = padded
         self.prompts = prompts
@@ -57,6 +64,12 @@ class Output:
         self.emitted: list[list[int]] = [[] for _ in prompts]
         self.scores: list[list[Tensor]] | None = [[] for _ in prompts] if keep_scores else None
         self.logits: list[list[Tensor]] | None = [[] for _ in prompts] if keep_logits else None
+        self.on_step = on_step
+        self.time = TimeSplit()
+        self._steps = 0
+        self._began = time.perf_counter()
+        self._reported = [0] * len(prompts)
+        self._ended: list[int] = []
 
     def deliver(self, sequence: int, token: int, scores: Tensor | None, logits: Tensor | None) -> bool:
         """Append one token to a sequence; return whether the sequence ends with it.
@@ -75,7 +88,20 @@ class Output:
         if self.criteria:
             so_far = None if self.scores is None else tuple(row[None] for row in self.scores[sequence])
             ended |= bool(self.criteria(self.history(sequence)[None], so_far)[0])
+        if ended:
+            self._ended.append(sequence)
         return ended
+
+    def end_step(self) -> list[int]:
+        """Close one decode step: tell `on_step` of it; return how many tokens it gave each sequence."""
+        counts = [len(emitted) - before for emitted, before in zip(self.emitted, self._reported, strict=True)]
+        if self.on_step is not None:
+            new = {i: self.emitted[i][-count:] for i, count in enumerate(counts) if count}
+            self.on_step(StepEvent(self._steps, new, self._ended, time.perf_counter() - self._began))
+        self._steps += 1
+        self._ended = []
+        self._reported = [len(emitted) for emitted in self.emitted]
+        return counts
 
     def history(self, sequence: int) -> Tensor:
         """Prompt and emitted tokens of one sequence, without padding, [T_b + emitted]."""
@@ -83,9 +109,7 @@ class Output:
         return torch.cat([prompt, torch.tensor(self.emitted[sequence], dtype=torch.long, device=prompt.device)])
 
     def padded_history(self, pad_token: int) -> Tensor:
-        """Prompts as the caller gave them and emitted tokens [B, T + longest], finished sequences padded."""
-        if len(self.prompts) == 1:
-            return self.history(0)[None]
+        """Prompts, padding in front, and emitted tokens [B, T + longest], finished sequences padded."""
         longest = max(map(len, self.emitted))
         rows = [emitted + [pad_token] * (longest - len(emitted)) for emitted in self.emitted]
         new = torch.tensor(rows, dtype=torch.long, device=self.padded.device).view(len(rows), longest)

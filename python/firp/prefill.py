@@ -65,11 +65,11 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, 
 
 @torch.no_grad()
 def prefill(view: DecoderView, tokens: Tensor, cache: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> None:
-    """Write keys and values of `tokens` [T] into `cache` [L, 2, S, Hkv, D], in chunks, positions from 0."""
+    """Write keys and values of `tokens` [T], a prompt without its last token, into `cache` [L, 2, S, Hkv, D], in chunks."""
     for start in range(0, len(tokens), chunk_tokens):
         chunk = tokens[start : start + chunk_tokens][None]
         position_ids = torch.arange(start, start + chunk.shape[1], device=tokens.device)[None]
         hidden = view.embed(chunk)
         view.run_layers(
-            hidden, view.rotary(hidden, position_ids), PrefillAttention(cache, start), 0, view.num_layers
+            hidden, view.rotary(hidden, position_ids, len(tokens) + 1), PrefillAttention(cache, start), 0, view.num_layers
         )

@@ -70,6 +70,18 @@ def without_padding(processors: LogitsProcessorList) -> LogitsProcessorList:
     return stripped
 
 
+def with_padding(processors: LogitsProcessorList, padding: list[int]) -> LogitsProcessorList:
+    """The same processors for histories with `padding` tokens in front, wherever the caller's padding was."""
+    aligned = LogitsProcessorList()
+    for processor in processors:
+        skipped = getattr(processor, "prompt_ignore_length", None)
+        if isinstance(skipped, Tensor):
+            processor = copy.copy(processor)
+            processor.prompt_ignore_length = torch.tensor(padding, dtype=skipped.dtype, device=skipped.device)
+        aligned.append(processor)
+    return aligned
+
+
 @dataclass(frozen=True)
 class HistoryGroup:
     """Nodes whose histories have one length.

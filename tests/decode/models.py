@@ -6,73 +6,95 @@ import random
 
 import firp
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 EOS, PAD = 3, 0
-FAMILIES = {
-    "llama": (LlamaConfig, LlamaForCausalLM, {}),
-    "llama3-rope": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {
-            "rope_parameters": {
-                "rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-            }
-        },
+SLIDING = {"sliding_window": 6}
+MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2, **SLIDING}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def _rope(rope_type: str, **others) -> dict:
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 1e4, **others}}
+
+
+# name -> (model type, what differs from the others)
+FAMILIES: dict[str, tuple[str, dict]] = {
+    "llama": ("llama", {}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-linear": ("llama", _rope("linear", factor=2.0)),
+    "llama-llama3": (
+        "llama",
+        _rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
     ),
-    "linear-rope": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    "llama-yarn": ("llama", _rope("yarn", factor=4.0, original_max_position_embeddings=64)),
+    "llama-dynamic": ("llama", {**_rope("dynamic", factor=4.0), "max_position_embeddings": 16}),
+    "llama-longrope": (
+        "llama",
+        _rope(
+            "longrope", long_factor=[4.0] * 4, short_factor=[1.0] * 4, original_max_position_embeddings=16, factor=4.0
+        ),
     ),
-    "yarn-rope": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {
-            "rope_parameters": {
-                "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
-            }
-        },
+    "mistral": ("mistral", SLIDING),
+    "qwen2": ("qwen2", {}),
+    "qwen2-sliding": ("qwen2", {**MIXED, "use_sliding_window": True}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3-sliding": ("qwen3", {**MIXED, "use_sliding_window": True, "head_dim": 16}),
+    "apertus": ("apertus", {}),
+    "arcee": ("arcee", {}),
+    "cohere": ("cohere", {"logit_scale": 0.5}),
+    "cohere2": ("cohere2", {"logit_scale": 0.5, **MIXED}),
+    "cwm": ("cwm", MIXED),
+    "ernie4_5": ("ernie4_5", {}),
+    "exaone4": ("exaone4", MIXED),
+    "gemma": ("gemma", {"head_dim": 8}),
+    "glm": ("glm", {"head_dim": 8}),
+    "glm4": ("glm4", {"head_dim": 8}),
+    "granite": ("granite", {"embedding_multiplier": 2.0, "logits_scaling": 3.0, "residual_multiplier": 0.5}),
+    "helium": ("helium", {"head_dim": 8}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 8}),
+    "ministral": ("ministral", {"head_dim": 8, **MIXED}),
+    "mixtral": ("mixtral", {**EXPERTS, "num_local_experts": 4, **SLIDING}),
+    "olmo": ("olmo", {"clip_qkv": 2.0}),
+    "olmo2": ("olmo2", {}),
+    "olmoe": ("olmoe", {**EXPERTS, "num_experts": 4}),
+    "phi3": ("phi3", {**SLIDING, **_rope("default", partial_rotary_factor=0.5)}),
+    "phi3-longrope": (
+        "phi3",
+        {**_rope("longrope", long_factor=[4.0] * 4, short_factor=[1.0] * 4), "original_max_position_embeddings": 64},
     ),
-    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 6}),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
-}  # fmt: skip
-PREDICTORS = ("random", "zero", "identity", "nan", "inf", "huge")
+    "qwen2_moe": ("qwen2_moe", {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}),
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, "num_experts": 4, "head_dim": 16}),
+    "seed_oss": ("seed_oss", {"head_dim": 8}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}),
+    "starcoder2": ("starcoder2", SLIDING),
+}
+PREDICTORS = ("random", "zero", "identity", "inverted", "nan", "inf", "huge")
 
 
 def tiny_model(
-    seed: int, family: str = "llama", vocab: int = 7, kv_heads: int = 2, tied: bool = False, dtype=torch.float64
+    seed: int, family: str = "llama", vocab: int = 7, kv_heads: int = 2, tied: bool = False, dtype=torch.float64, **sizes
 ) -> PreTrainedModel:
     """A random decoder whose greedy output varies: 4 layers of width 32, weights three times the usual size."""
-    config_class, model_class, extra = FAMILIES[family]
+    model_type, extra = FAMILIES[family]
     torch.manual_seed(seed)
-    config = config_class(
-        vocab_size=vocab,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=256,
-        eos_token_id=EOS,
-        bos_token_id=1,
-        pad_token_id=PAD,
-        tie_word_embeddings=tied,
-        **extra,
-    )
-    model = model_class(config).to(dtype).eval()
+    settings = {
+        "vocab_size": vocab,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 256,
+        "eos_token_id": EOS,
+        "bos_token_id": 1,
+        "pad_token_id": PAD,
+        "tie_word_embeddings": tied,
+    }
+    config = AutoConfig.for_model(model_type, **{**settings, **extra, **sizes})
+    # The default way of running experts knows no float64.
+    experts = {"experts_implementation": "eager"} if EXPERTS.items() <= extra.items() else {}
+    model = AutoModelForCausalLM.from_config(config, **experts).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -87,6 +109,8 @@ def tiny_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_
         weight = predictor.weight
         if kind == "random":
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
+        elif kind == "inverted":
+            weight.neg_()
         elif kind in ("zero", "nan", "inf", "huge"):
             weight.fill_({"zero": 0.0, "nan": float("nan"), "inf": float("inf"), "huge": 1e30}[kind])
     return predictor

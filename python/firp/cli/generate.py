@@ -9,58 +9,15 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
-from transformers.generation.streamers import BaseStreamer
 
 from firp.cli import options
+from firp.cli.streaming import MarkingStreamer
 from firp.engine import Engine
 from firp.generate import generate as firp_generate
 from firp.models import load_model
 from firp.prompts import encode
 
 DEFAULT_PROMPT = "Nora buys 4 notebooks at 3 dollars each and 2 pens at 1.50 dollars each. She pays with a 20 dollar bill. How much change does she get?"
-
-
-class MeasuredEngine(Engine):
-    """An engine that knows when a step has just ended: its first token was paid for, the others came free."""
-
-    step_ended = False
-
-    def step(self, state, choose=None):
-        record = super().step(state, choose)
-        self.step_ended = True
-        return record
-
-
-class MarkingStreamer(BaseStreamer):
-    """Prints text as it is accepted, with the tokens that came free in green."""
-
-    def __init__(self, engine: MeasuredEngine, tokenizer, console: Console) -> None:
-        self.engine = engine
-        self.tokenizer = tokenizer
-        self.console = console
-        self.tokens: list[int] = []
-        self.printed = ""
-        self.skipped_prompt = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self.skipped_prompt:
-            self.skipped_prompt = True
-            return
-        self.tokens += value.flatten().tolist()
-        free = not self.engine.step_ended
-        self.engine.step_ended = False
-        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        if not text.endswith("�"):
-            self._print(text, free)
-
-    def _print(self, text: str, free: bool) -> None:
-        self.console.print(Text(text[len(self.printed) :], style="bold green" if free else ""), end="", soft_wrap=True)
-        self.printed = text
-
-    def end(self) -> None:
-        self._print(self.tokenizer.decode(self.tokens, skip_special_tokens=True), False)
-        self.console.print()
 
 
 def generate(
@@ -73,19 +30,18 @@ def generate(
     nodes: options.Nodes = None,
     lookahead: options.Lookahead = None,
     tree_kind: options.TreeKind = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy, more samples.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of sampling.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Ranks of sampling, 0 for all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    seed: options.Seed = 0,
     raw: options.Raw = False,
-    plain: Annotated[bool, typer.Option("--plain", help="No drafting: plain decoding in the same engine.")] = False,
+    plain: options.Plain = False,
     compare: Annotated[bool, typer.Option("--compare", help="Plain decoding first, then FIRP, and the figures.")] = False,
 ) -> None:
     """Answer PROMPT, streaming; tokens that came free are green."""
     if plain and compare:
         raise ValueError("plain: given with compare, expected one of them")
-    if temperature < 0:
-        raise ValueError(f"temperature: got {temperature}, expected at least 0")
+    sampling = options.sampling(temperature, top_p, top_k)
     if not prompt:
         raise ValueError("prompt: got an empty prompt, expected text")
     device = options.choose_device(device)
@@ -93,26 +49,21 @@ def generate(
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
     base, tokenizer = load_model(model, dtype, device)
     ids = torch.tensor([encode(tokenizer, [{"role": "user", "content": prompt}], raw)], device=device)
-    sampling = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-
     console = Console(highlight=False)
-    engines = {"plain": MeasuredEngine(base)} if compare or plain else {}
+    engines = {"plain": Engine(base)} if compare or plain else {}
     if drafter is not None:
-        engines["FIRP"] = MeasuredEngine(base, drafter, tree)
+        engines["FIRP"] = Engine(base, drafter, tree)
     rows = {}
     for name, engine in engines.items():
         # One short run first, so that the figures hold no first-use costs.
         firp_generate(base, ids, engine=engine, max_new_tokens=8, seed=seed, **sampling)
         if compare:
             console.rule(name)
-        streamer = MarkingStreamer(engine, tokenizer, console)
-        engine.step_ended = False
+        streamer = MarkingStreamer(tokenizer, console)
         started = time.perf_counter()
         out = firp_generate(
             base, ids, engine=engine, max_new_tokens=max_new_tokens, seed=seed, streamer=streamer,
-            return_dict_in_generate=True, **sampling,
+            on_step=streamer.step_ended, return_dict_in_generate=True, **sampling,
         )  # fmt: skip
         rows[name] = (out, time.perf_counter() - started)
     _report(console, rows)

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from firp.cli.bench import bench
+from firp.cli.chat import chat
 from firp.cli.doctor import doctor
 from firp.cli.generate import generate
 from firp.cli.train import distill, train
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, distill, train, tune, bench, doctor):
+for command in (generate, chat, distill, train, tune, bench, doctor):
     app.command()(command)
 
 

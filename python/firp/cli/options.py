@@ -20,6 +20,21 @@ Lookahead = Annotated[int | None, typer.Option("--lookahead", "-P", help="Nodes 
 TreeKind = Annotated[str | None, typer.Option(help="dynamic or static.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Prompt as it is, without the chat template.")]
 
+Temperature = Annotated[float, typer.Option(help="0 is greedy, more samples.")]
+TopP = Annotated[float, typer.Option(help="Nucleus of sampling.")]
+TopK = Annotated[int, typer.Option(help="Ranks of sampling, 0 for all.")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling.")]
+Plain = Annotated[bool, typer.Option("--plain", help="No drafting: plain decoding in the same engine.")]
+
+
+def sampling(temperature: float, top_p: float, top_k: int) -> dict:
+    """Options of `generate` for sampling, or for greedy decoding at temperature 0."""
+    if temperature < 0:
+        raise ValueError(f"temperature: got {temperature}, expected at least 0")
+    if temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+
 
 def choose_device(device: str | None) -> str:
     """The device asked for, or the best there is; ValueError for one that is not there."""

@@ -1,0 +1,88 @@
+"""`firp chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from firp.cli import options
+from firp.cli.streaming import MarkingStreamer
+from firp.engine import Engine
+from firp.generate import generate
+from firp.models import load_model
+from firp.prompts import encode
+from firp.rotary import context_limit
+
+HELP = "/reset forgets the conversation, /exit ends it; green tokens came free"
+
+
+def chat(
+    model: options.Model = "smollm2-135m",
+    predictor: options.Predictor = None,
+    system: Annotated[str | None, typer.Option(help="System message of the conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
+    dtype: options.Dtype = "bfloat16",
+    device: options.Device = None,
+    nodes: options.Nodes = None,
+    lookahead: options.Lookahead = None,
+    tree_kind: options.TreeKind = None,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    seed: options.Seed = 0,
+    plain: options.Plain = False,
+) -> None:
+    """Talk to the model, turn by turn; tau and tokens per second after every answer."""
+    sampling = options.sampling(temperature, top_p, top_k)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+    device = options.choose_device(device)
+    drafter = None if plain else options.find_predictor(model, predictor)
+    tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
+    base, tokenizer = load_model(model, dtype, device)
+    engine = Engine(base, drafter, tree)
+    console = Console(highlight=False)
+    console.print(HELP)
+    start = [] if system is None else [{"role": "system", "content": system}]
+    messages = list(start)
+    while (text := _read(console)) is not None:
+        if text == "/exit":
+            break
+        if text == "/reset":
+            messages = list(start)
+            console.print("conversation forgotten")
+            continue
+        if text.startswith("/"):
+            console.print(f"unknown command {text}; {HELP}", markup=False)
+            continue
+        if not text:
+            continue
+        messages.append({"role": "user", "content": text})
+        ids = torch.tensor([encode(tokenizer, messages)], device=device)
+        room = context_limit(base.config) - ids.shape[1]
+        if room < 1:
+            console.print(f"the conversation's {ids.shape[1]} tokens fill the model's context; /reset starts anew")
+            messages.pop()
+            continue
+        streamer = MarkingStreamer(tokenizer, console)
+        started = time.perf_counter()
+        out = generate(
+            base, ids, engine=engine, max_new_tokens=min(max_new_tokens, room), seed=seed, streamer=streamer,
+            on_step=streamer.step_ended, return_dict_in_generate=True, **sampling,
+        )  # fmt: skip
+        speed = out.stats.tokens / (time.perf_counter() - started)
+        console.print(f"[dim]{out.stats.tokens} tokens, tau {out.stats.tau:.2f}, {speed:.1f} tokens/s[/]")
+        messages.append({"role": "assistant", "content": tokenizer.decode(streamer.tokens, skip_special_tokens=True)})
+
+
+def _read(console: Console) -> str | None:
+    """One line of the user's, None at the end of input; the prompt is shown to people only."""
+    try:
+        return (console.input("[bold]> [/]") if sys.stdin.isatty() else input()).strip()
+    except EOFError:
+        return None

@@ -1,0 +1,154 @@
+"""Every bad input gets one error that names the field, what was given and what is expected."""
+
+import firp
+import pytest
+import torch
+from firp.engine import Engine
+from firp.models import parse_dtype
+from firp.predictor import default_predictor, load_predictor
+from firp.prompts import load_prompts
+from models import tiny_model, tiny_predictor
+from transformers import DynamicCache, LogitsProcessor
+from transformers.generation.streamers import BaseStreamer
+
+IDS = torch.tensor([[4, 5, 6]])
+PAIR = torch.tensor([[4, 5, 6], [6, 5, 4]])
+
+
+class World:
+    """What the cases need: a model with drafts, another model, files."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.model = tiny_model(1)
+        self.other = tiny_model(2, vocab=9)
+        self.predictor = tiny_predictor(self.model, 1)
+        (folder / "lines.jsonl").write_text('{"prompt": "x"}\n{"prompt": 3}\n')
+        (folder / "empty.jsonl").write_text("\n")
+        (folder / "latin.jsonl").write_bytes(b"\xff\xfe")
+        (folder / "half").mkdir()
+        (folder / "half/config.json").write_text("{}")
+
+    def generate(self, ids=IDS, **options):
+        return firp.generate(self.model, ids, **{"max_new_tokens": 4, "do_sample": False, "predictor": self.predictor, **options})
+
+    def engine(self, **sizes):
+        return Engine(self.model, self.predictor, **sizes)
+
+
+def trained(**changes):
+    return firp.FirpPredictor(**{"num_offsets": 2, "hidden_size": 8, "insertion_layer": 1, "num_layers": 4, "vocab_size": 9, **changes})
+
+
+def paths(*given, nodes=None, kind="static"):
+    return firp.TreeConfig(nodes or len(given) + 1, 1, kind, tuple(given))
+
+
+def filled_cache(model):
+    return model(IDS, past_key_values=DynamicCache(config=model.config)).past_key_values
+
+
+class Stateful(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return scores
+
+
+class NoStreamer(BaseStreamer):
+    put = end = lambda self, *_: None
+
+
+CASES = {
+    "empty prompt": (lambda w: w.generate(torch.empty(1, 0, dtype=torch.long)), ValueError, "input_ids: got an empty prompt, expected at least one token"),
+    "prompt of padding alone": (lambda w: w.generate(PAIR, attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]])), ValueError, "input_ids: got an empty prompt, expected at least one token"),
+    "hole in a prompt": (lambda w: w.generate(IDS, attention_mask=torch.tensor([[1, 0, 1]])), ValueError, "attention_mask: got a hole inside a prompt, expected padding on one side only"),
+    "mask of another shape": (lambda w: w.generate(IDS, attention_mask=torch.ones(1, 2, dtype=torch.long)), ValueError, "attention_mask: got shape (1, 2), expected (1, 3) (input_ids)"),
+    "past the context": (lambda w: w.generate(max_new_tokens=300), ValueError, "max_new_tokens: prompt of 3 tokens plus 300 new ones exceed the model's context of 256"),
+    "prompt past the context": (lambda w: w.generate(torch.full((1, 256), 4), max_new_tokens=1), ValueError, "max_new_tokens: prompt of 256 tokens plus 1 new ones exceed the model's context of 256"),
+    "no new tokens": (lambda w: firp.Engine(w.model).check_lengths([3], 0), ValueError, "max_new_tokens: got 0, expected at least 1"),
+    "no prompts": (lambda w: firp.Engine(w.model).check_lengths([], 3), ValueError, "input_ids: got an empty prompt, expected at least one token"),
+    "positions of one's own": (lambda w: w.generate(position_ids=torch.tensor([[3, 4, 5]])), ValueError, "position_ids: got positions of their own, expected none: every prompt starts at position 0"),
+    "embeddings": (lambda w: w.generate(None, inputs_embeds=torch.zeros(1, 3, 32, dtype=torch.float64)), ValueError, "inputs_embeds: a model input that FIRP does not serve, expected only input_ids and attention_mask"),
+    "embeddings beside tokens": (lambda w: w.generate(None, input_ids=IDS, inputs_embeds=torch.zeros(1, 3, 32, dtype=torch.float64)), ValueError, "inputs_embeds: a model input that FIRP does not serve, expected only input_ids and attention_mask"),
+    "filled cache": (lambda w: w.generate(past_key_values=filled_cache(w.model)), ValueError, "past_key_values: got a cache of 3 tokens, expected none: FIRP decodes over a static cache of its own; pass the whole prompt"),
+    "streamer with a batch": (lambda w: w.generate(PAIR, streamer=NoStreamer()), ValueError, "streamer: got a batch of 2 sequences, expected 1"),
+    "assistant model": (lambda w: w.generate(assistant_model=w.other), ValueError, "assistant_model: got LlamaForCausalLM, expected None: FIRP is the drafter here"),
+    "assistant tokenizer": (lambda w: w.generate(assistant_tokenizer=NoStreamer()), ValueError, "assistant_tokenizer: got NoStreamer, expected None: FIRP is the drafter here"),
+    "custom generate": (lambda w: w.generate(custom_generate=firp.decode), ValueError, "custom_generate: got function, expected None: firp.generate sets it; pass custom_generate=firp.decode to model.generate instead"),
+    "synced GPUs": (lambda w: w.generate(synced_gpus=True), ValueError, "synced_gpus: got True, expected None: every process would have to step alike"),
+    "stop strings alone": (lambda w: w.generate(stop_strings=["x"]), ValueError, "tokenizer: got None, expected the model's tokenizer, which stop_strings needs"),
+    "engine and predictor": (lambda w: w.generate(engine=w.engine()), ValueError, "engine: given with predictor or tree, expected one or the other: the engine has its own"),
+    "engine and tree": (lambda w: firp.generate(w.model, IDS, engine=w.engine(), tree=firp.TreeConfig(4, 1), max_new_tokens=4), ValueError, "engine: given with predictor or tree, expected one or the other: the engine has its own"),
+    "engine of another model": (lambda w: firp.generate(w.other, IDS, engine=w.engine(), max_new_tokens=4), ValueError, "engine: was made for another model object"),
+    "beams": (lambda w: w.generate(num_beams=2), ValueError, "num_beams: got 2, expected None or 1: FIRP follows one sequence at a time; call model.generate without custom_generate for beams"),
+    "beam groups": (lambda w: w.generate(num_beam_groups=2), ValueError, "num_beam_groups: got 2, expected None or 1: FIRP follows one sequence at a time; call model.generate without custom_generate for beams"),
+    "diversity": (lambda w: w.generate(diversity_penalty=0.5), ValueError, "diversity_penalty: got 0.5, expected None or 0.0: FIRP follows one sequence at a time; call model.generate without custom_generate for beams"),
+    "forced words": (lambda w: w.generate(force_words_ids=[[4]]), ValueError, "force_words_ids: got [[4]], expected None: FIRP follows one sequence at a time; call model.generate without custom_generate for beams"),
+    "contrastive search": (lambda w: w.generate(penalty_alpha=0.6), ValueError, "penalty_alpha: got 0.6, expected None or 0.0: contrastive search is not served; call model.generate without custom_generate"),
+    "low memory": (lambda w: w.generate(low_memory=True), ValueError, "low_memory: got True, expected None or False: it belongs to contrastive search, which is not served"),
+    "DoLa": (lambda w: w.generate(dola_layers="high"), ValueError, "dola_layers: got 'high', expected None: DoLa is not served; call model.generate without custom_generate"),
+    "prompt lookup": (lambda w: w.generate(prompt_lookup_num_tokens=3), ValueError, "prompt_lookup_num_tokens: got 3, expected None: FIRP is the drafter here; call model.generate without custom_generate for another one"),
+    "early exit": (lambda w: w.generate(assistant_early_exit=2), ValueError, "assistant_early_exit: got 2, expected None: FIRP is the drafter here; call model.generate without custom_generate for another one"),
+    "an assistant itself": (lambda w: w.generate(is_assistant=True), ValueError, "is_assistant: got True, expected None or False: a FIRP model cannot be the assistant of another"),
+    "own drafter of the model": (lambda w: w.generate(use_mtp=True), ValueError, "use_mtp: got True, expected None or False: FIRP is the drafter here; call model.generate without custom_generate for another one"),
+    "no cache": (lambda w: w.generate(use_cache=False), ValueError, "use_cache: got False, expected None or True: FIRP decodes over a static cache of its own"),
+    "cache implementation": (lambda w: w.generate(cache_implementation="offloaded"), ValueError, "cache_implementation: got 'offloaded', expected None or 'dynamic' or 'static': FIRP decodes over a static cache of its own"),
+    "cache length": (lambda w: w.generate(max_cache_len=9), ValueError, "max_cache_len: got 9, expected None: FIRP decodes over a static cache of its own"),
+    "token healing": (lambda w: w.generate(token_healing=True), ValueError, "token_healing: got True, expected None or False: heal the prompt before generating"),
+    "attentions": (lambda w: w.generate(output_attentions=True), ValueError, "output_attentions: got True, expected None or False: attention weights are never materialised; use model(...) on the result"),
+    "hidden states": (lambda w: w.generate(output_hidden_states=True), ValueError, "output_hidden_states: got True, expected None or False: hidden states are not kept; use model(..., output_hidden_states=True)"),
+    "acceptance by name": (lambda w: w.generate(do_sample=True, acceptance="typical"), ValueError, "acceptance: got 'typical', expected firp.TypicalAcceptance(epsilon, delta) or None"),
+    "acceptance while greedy": (lambda w: w.generate(acceptance=firp.TypicalAcceptance()), ValueError, "acceptance: got TypicalAcceptance with do_sample=False, expected do_sample=True: greedy decoding is exact"),
+    "acceptance without drafts": (lambda w: w.generate(predictor=None, do_sample=True, acceptance=firp.TypicalAcceptance()), ValueError, "acceptance: got TypicalAcceptance without a predictor, expected one: there are no drafts to accept"),
+    "acceptance with state": (lambda w: w.generate(do_sample=True, acceptance=firp.TypicalAcceptance(), logits_processor=[Stateful()]), ValueError, "acceptance: got TypicalAcceptance with Stateful, expected processors without state: others see emitted tokens only, not drafts"),
+    "epsilon": (lambda w: firp.TypicalAcceptance(epsilon=0.0), ValueError, "epsilon: got 0.0, expected above 0 and at most 1"),
+    "epsilon above one": (lambda w: firp.TypicalAcceptance(epsilon=1.5), ValueError, "epsilon: got 1.5, expected above 0 and at most 1"),
+    "delta": (lambda w: firp.TypicalAcceptance(delta=-1.0), ValueError, "delta: got -1.0, expected above 0"),
+    "no nodes": (lambda w: firp.TreeConfig(0, 1), ValueError, "num_nodes: got 0, expected 1..256"),
+    "too many nodes": (lambda w: firp.TreeConfig(257, 1), ValueError, "num_nodes: got 257, expected 1..256"),
+    "no lookahead": (lambda w: firp.TreeConfig(4, 0), ValueError, "num_lookahead: got 0, expected 1..4 (num_nodes)"),
+    "lookahead past nodes": (lambda w: firp.TreeConfig(4, 5), ValueError, "num_lookahead: got 5, expected 1..4 (num_nodes)"),
+    "tree kind": (lambda w: firp.TreeConfig(4, 1, "bush"), ValueError, "tree_kind: got 'bush', expected one of dynamic, static"),
+    "paths of a dynamic tree": (lambda w: paths((0,), kind="dynamic"), ValueError, "paths: given for a 'dynamic' tree, expected kind 'static'"),
+    "paths of another number": (lambda w: paths((0,), (1,), nodes=5), ValueError, "paths: got 2 distinct paths, expected num_nodes - 1 = 4"),
+    "path without prefix": (lambda w: paths((0,), (1, 0)), ValueError, "paths: (1, 0) is empty, has a negative rank, or lacks its prefix"),
+    "negative rank": (lambda w: paths((-1,)), ValueError, "paths: (-1,) is empty, has a negative rank, or lacks its prefix"),
+    "empty path": (lambda w: paths(()), ValueError, "paths: () is empty, has a negative rank, or lacks its prefix"),
+    "path too deep": (lambda w: w.engine(tree=paths((0,), (0, 0), (0, 0, 0), (0, 0, 0, 0))).drafter(1), ValueError, "paths: deepest path has 4 levels, expected at most k = 3"),
+    "no offsets": (lambda w: trained(num_offsets=0), ValueError, "num_offsets: got 0, expected at least 1"),
+    "insertion layer zero": (lambda w: trained(insertion_layer=0), ValueError, "insertion_layer: got 0, expected 1..3 (4 layers)"),
+    "insertion layer at the top": (lambda w: trained(insertion_layer=4), ValueError, "insertion_layer: got 4, expected 1..3 (4 layers)"),
+    "predictor of another vocabulary": (lambda w: firp.Engine(w.other, w.predictor), firp.PredictorMismatch, "predictor: vocab_size differs: the predictor was trained for 7 (unnamed base model), the model has 9"),
+    "predictor of another architecture": (lambda w: firp.Engine(tiny_model(1, "qwen2"), w.predictor), firp.PredictorMismatch, "predictor: architecture differs: the predictor was trained for 'LlamaForCausalLM' (unnamed base model), the model has 'Qwen2ForCausalLM'"),
+    "predictor of another depth": (lambda w: firp.Engine(tiny_model(1, num_hidden_layers=3), w.predictor), firp.PredictorMismatch, "predictor: num_layers differs: the predictor was trained for 4 (unnamed base model), the model has 3"),
+    "predictor of another width": (lambda w: firp.Engine(tiny_model(1, hidden_size=16), w.predictor), firp.PredictorMismatch, "predictor: hidden_size differs: the predictor was trained for 32 (unnamed base model), the model has 16"),
+    "predictor folder missing": (lambda w: load_predictor("/no/such/folder"), FileNotFoundError, "predictor: folder '/no/such/folder' does not exist"),
+    "predictor folder half empty": (lambda w: load_predictor(w.folder / 'half'), FileNotFoundError, "predictor: FOLDER/half has no model.safetensors"),
+    "no predictor ships": (lambda w: default_predictor("llama-9"), ValueError, "predictor: none ships for model 'llama-9', expected one of smollm2-135m; train one with `firp train`"),
+    "dtype": (lambda w: parse_dtype("float12"), ValueError, "dtype: got 'float12', expected one of float32, bfloat16, float16, float64"),
+    "model folder": (lambda w: firp.load_model("/no/such/folder"), FileNotFoundError, "model: folder '/no/such/folder' does not exist"),
+    "prompts file": (lambda w: load_prompts("/no/such/file.jsonl"), FileNotFoundError, "prompts: file '/no/such/file.jsonl' does not exist"),
+    "prompts limit": (lambda w: load_prompts(w.folder / 'lines.jsonl', 0), ValueError, "limit: got 0, expected at least 1"),
+    "prompts line": (lambda w: load_prompts(w.folder / 'lines.jsonl'), ValueError, "prompts: FOLDER/lines.jsonl, line 2: expected one or more non-empty strings in 'prompt' or 'turns'"),
+    "prompts of nothing": (lambda w: load_prompts(w.folder / 'empty.jsonl'), ValueError, "prompts: 'FOLDER/empty.jsonl' holds no prompts"),
+    "prompts of no text": (lambda w: load_prompts(w.folder / 'latin.jsonl'), ValueError, "prompts: 'FOLDER/latin.jsonl' is not UTF-8 text: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    "implementation of ops": (lambda w: w.engine(impl="magic"), ValueError, "impl: got 'magic', expected one of reference, triton, extension"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("bad"))
+
+
+def test_there_are_sixty():
+    assert len(CASES) >= 60
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", CASES)
+def test_one_exact_error(world, name):
+    call, kind, message = CASES[name]
+    with pytest.raises(kind) as caught:
+        call(world)
+    assert type(caught.value) is kind
+    assert str(caught.value) == message.replace("FOLDER", str(world.folder))

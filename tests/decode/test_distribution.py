@@ -1,0 +1,113 @@
+"""Sampling is lossless: joint frequencies of three tokens against exact enumeration, whatever the tree and predictor."""
+
+import importlib
+from collections import Counter
+
+import firp
+import pytest
+import torch
+from exact import chi_square, joint_distribution
+from firp.typical import Typical, TypicalAcceptance
+from models import EOS, PREDICTORS, tiny_model, tiny_predictor
+
+TOKENS, BATCH, VOCAB = 3, 4000, 6
+PROMPT = torch.tensor([[4]])
+
+SHAPES = [
+    *[firp.TreeConfig(n, p) for n, p in ((2, 1), (3, 2), (4, 1), (5, 3), (6, 2), (8, 8), (8, 1), (12, 4), (16, 3), (24, 2))],
+    *[firp.TreeConfig(n, p, "static") for n, p in ((3, 1), (5, 2), (8, 3), (13, 1))],
+    *[
+        firp.TreeConfig(len(paths) + 1, lookahead, "static", paths)
+        for lookahead, paths in (
+            (1, ((0,), (0, 0), (0, 0, 0))),
+            (3, ((0,), (1,), (2,), (3,), (4,), (5,))),
+            (2, ((5,), (4,))),
+            (4, ((1,), (1, 1), (1, 1, 1))),
+            (2, ((0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1))),
+            (7, ((0,), (0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 5))),
+        )
+    ],
+]  # fmt: skip
+CHAINS = [
+    {"top_k": 0},
+    {"temperature": 0.7, "top_k": 4},
+    {"temperature": 1.2, "top_k": 0, "top_p": 0.9, "min_p": 0.03},
+    {"top_k": 0, "repetition_penalty": 1.4, "typical_p": 0.9, "suppress_tokens": [1]},
+    {"top_k": 0, "no_repeat_ngram_size": 2, "bad_words_ids": [[5, 4], [2]], "min_new_tokens": 2, "epsilon_cutoff": 0.02},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny_model(2, vocab=VOCAB, dtype=torch.float32, hidden_size=16, intermediate_size=16, num_hidden_layers=2)
+    with torch.no_grad():
+        model.lm_head.weight.div_(3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return [joint_distribution(model, PROMPT, TOKENS, **chain) for chain in CHAINS]
+
+
+def draw(engine: firp.Engine, draws: int, **options) -> Counter:
+    """Outcomes of `draws` samples; identical prompts are told apart by their index in the batch."""
+    counts = Counter()
+    for seed in range(draws // BATCH):
+        out = firp.generate(
+            engine.model, PROMPT.repeat(BATCH, 1), engine=engine, seed=seed, max_new_tokens=TOKENS, do_sample=True, **options
+        )
+        for row in out[:, 1:].tolist():
+            counts[tuple(row[: row.index(EOS) + 1] if EOS in row else row)] += 1
+    return counts
+
+
+def test_the_shapes_differ():
+    assert len({repr(shape) for shape in SHAPES}) == len(SHAPES) >= 20 and len(CHAINS) == 5
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_joint_frequencies_are_the_models_own(model, expected, shape, pytestconfig):
+    """Shapes meet chains and predictors in turn, so that each of the five chains meets shapes and predictors of all kinds."""
+    draws = 200_000 if pytestconfig.getoption("exhaustive") else 20_000
+    chain = shape % len(CHAINS)
+    predictor = tiny_predictor(model, shape, PREDICTORS[shape % len(PREDICTORS)], layer=1)
+    counts = draw(firp.Engine(model, predictor, SHAPES[shape]), draws, **CHAINS[chain])
+    assert chi_square(counts, expected[chain]) > 1e-4
+
+
+class Biased(Typical):
+    """Accepts a draft with probability min(1, p / q), as if it had been drawn with probability q."""
+
+    def acceptable(self, before, drafts):
+        chance = before.gather(-1, drafts[..., None])[..., 0]
+        coins = torch.rand(chance.shape, generator=torch.Generator().manual_seed(int(drafts.sum())))
+        return coins < (chance / 0.5).clamp(max=1)
+
+
+def test_a_biased_rule_fails_this_test(model, expected, monkeypatch):
+    engine = firp.Engine(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
+    assert chi_square(draw(engine, 20_000, **CHAINS[0]), expected[0]) > 1e-4
+
+    def biased(engine, processors, seed, acceptance, out, padding, pad_token):
+        return Biased(TypicalAcceptance(), engine.ops, processors, seed, out.history, padding)
+
+    monkeypatch.setattr(importlib.import_module("firp.generate"), "_chooser", biased)
+    assert chi_square(draw(engine, 20_000, **CHAINS[0]), expected[0]) < 1e-12
+
+
+def test_typical_acceptance_is_lossy_as_it_says(model, expected):
+    """It accepts more, every outcome stays possible, and this test sees the difference."""
+    engine = firp.Engine(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
+    options = {"top_k": 0, "return_dict_in_generate": True, "seed": 1, "max_new_tokens": 30, "do_sample": True}
+    typical = TypicalAcceptance()
+    steps = [
+        firp.generate(model, PROMPT.repeat(50, 1), engine=engine, acceptance=acceptance, **options).stats.tau
+        for acceptance in (None, typical)
+    ]
+    assert steps[1] > steps[0] + 0.1
+    assert chi_square(draw(engine, 20_000, acceptance=typical, **CHAINS[0]), expected[0]) < 1e-12
+    # A bound that no probability exceeds accepts nothing but the model's own draws.
+    strict = TypicalAcceptance(epsilon=1.0, delta=1e9)
+    exact = draw(engine, BATCH, **CHAINS[0])
+    assert draw(engine, BATCH, acceptance=strict, **CHAINS[0]) == exact
