@@ -50,9 +50,9 @@ def attention_config(packed_rows: int, width: int, element_size: int, capability
         block_m, block_n, resident = 16, 32, (1 if block_d > 128 else 2)
     else:
         block_m = min(block_m, 128 if block_d <= 128 and capability >= 90 else 64)
-        if block_d > 128 or (block_m >= 64 and capability < 90):
+        if block_d > 128 or (block_m == 64 and capability < 90):
             block_n = 32
-        resident = 1 if block_m == 128 or (block_m >= 32 and block_d > 128) else 2
+        resident = 1 if block_m == 128 or (block_m == 64 and capability < 90) or (block_m >= 32 and block_d > 128) else 2
     # Shared memory holds the queries, the weights and num_stages blocks of keys and values; one block less where the
     # multiply takes its operands from registers.
     block_bytes = 2 * block_n * block_d * element_size
@@ -64,7 +64,7 @@ def attention_config(packed_rows: int, width: int, element_size: int, capability
 
 
 def split_count(tiles: int, key_blocks: int, config: AttentionConfig, multiprocessors: int) -> int:
-    """Programs that share the keys of one tile: the fewest that are fastest by a count of key blocks.
+    """Programs that share the keys of one tile: the fewest within a tenth of the fastest, by a count of key blocks.
 
     Time is waves of programs times blocks a program walks; a split adds its start and its partial result, which
     weighs (float32, written and read) as much as 2 * BLOCK_M / BLOCK_N blocks of keys and values.
@@ -75,4 +75,5 @@ def split_count(tiles: int, key_blocks: int, config: AttentionConfig, multiproce
     def cost(splits: int) -> float:
         return triton.cdiv(tiles * splits, slots) * (triton.cdiv(key_blocks, splits) + (added if splits > 1 else 0))
 
-    return min(range(1, max(min(key_blocks // 2, MAX_SPLITS), 1) + 1), key=cost)
+    costs = [cost(splits) for splits in range(1, max(min(key_blocks // 2, MAX_SPLITS), 1) + 1)]
+    return next(splits for splits, each in enumerate(costs, 1) if each <= 1.1 * min(costs))

@@ -124,7 +124,7 @@ def tree_attention_kernel(
         tl.store(log_sums + p_out, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=live)
         return
 
-    p_q = query + i_b.to(tl.int64) * stride_q_b + o_r[:, None].to(tl.int64) * stride_q_r + o_h[:, None] * stride_q_h
+    p_q = query + i_b.to(tl.int64) * stride_q_b + o_r[:, None].to(tl.int64) * stride_q_r + o_h[:, None].to(tl.int64) * stride_q_h
     b_q = tl.load(p_q + o_d[None, :] * stride_q_d, mask=live[:, None] & inside[None, :], other=0.0)
     p_k = key_cache + i_b.to(tl.int64) * stride_k_b + i_h.to(tl.int64) * stride_k_h
     p_v = value_cache + i_b.to(tl.int64) * stride_v_b + i_h.to(tl.int64) * stride_v_h
@@ -159,19 +159,20 @@ def tree_attention_kernel(
             part_low = low * (BLOCK_N // WORD)
             part_high = tl.minimum(high, first) * (BLOCK_N // WORD)
         for i_c in range(part_low, part_high):
-            column = tl.cast(i_c, tl.int32) * WORD - context
+            first_slot = tl.cast(i_c, tl.int32) * WORD
+            column = first_slot - context
             visible = _visible(
                 o_c, column, chain_first, node, pseudo, position, p_depths, p_ancestors, num_nodes, words, num_offsets,
                 window, WINDOWED,
             )  # fmt: skip
-            slot = tl.cast(i_c, tl.int64) * WORD
-            o_s = (o_c + tl.where(column + o_c >= num_nodes, chain_first, 0))[:, None]
-            filled = (slot + o_c < num_keys)[:, None] & inside[None, :]
-            b_k = tl.load(p_k + slot * stride_k_s + (o_s * stride_k_s + o_d[None, :] * stride_k_d), mask=filled, other=0.0)
-            b_v = tl.load(p_v + slot * stride_v_s + (o_s * stride_v_s + o_d[None, :] * stride_v_d), mask=filled, other=0.0)
+            slot = (first_slot + o_c + tl.where(column + o_c >= num_nodes, chain_first, 0)).to(tl.int64)[:, None]
+            filled = (column + o_c < num_keys - context)[:, None] & inside[None, :]
+            b_k = tl.load(p_k + slot * stride_k_s + o_d[None, :] * stride_k_d, mask=filled, other=0.0)
+            b_v = tl.load(p_v + slot * stride_v_s + o_d[None, :] * stride_v_d, mask=filled, other=0.0)
             b_out, b_max, b_sum = _attend(b_q, b_k, b_v, b_out, b_max, b_sum, visible, scale, True, PRECISION)
 
-    b_out = b_out / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
+    b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
+    b_out = b_out / b_sum[:, None]
     tl.store(out + p_out[:, None] * WIDTH + o_d[None, :], b_out, mask=live[:, None] & inside[None, :])
     if SPLIT:
         tl.store(log_sums + p_out, b_max + tl.log2(b_sum), mask=live)

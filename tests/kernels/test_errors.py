@@ -43,6 +43,22 @@ def bad_attention():
     yield "sliding_window", replaced(good, _9=0)
 
 
+def bad_write():
+    key, cache = torch.zeros(2, 3, 1, 4), torch.zeros(2, 8, 1, 4)
+    good = [key, key, cache, cache.clone(), ints(0, 5)]
+    yield "key", replaced(good, _0=key[0])
+    yield "key", replaced(good, _0=key.int())
+    yield "value", replaced(good, _1=key[:, :2])
+    yield "value", replaced(good, _1=key.half())
+    yield "key_cache", replaced(good, _2=cache[:1])
+    yield "value_cache", replaced(good, _3=cache[:, :7])
+    yield "value_cache", replaced(good, _3=cache.double())
+    yield "context_lens", replaced(good, _4=ints(0))
+    yield "context_lens", replaced(good, _4=ints(0, 5).long())
+    yield "context_lens", replaced(good, _4=ints(0, 6))
+    yield "context_lens", replaced(good, _4=ints(-1, 5))
+
+
 def bad_projection():
     hidden, weight, lookahead = good = projection_case(1, torch.float32)
     yield "hidden", replaced(good, _0=hidden[0])
@@ -119,6 +135,7 @@ def bad_rotary():
 
 
 CASES = {
+    "write_cache": bad_write,
     "tree_attention": bad_attention,
     "predictor_projection": bad_projection,
     "verify_tree": bad_verify,
