@@ -54,7 +54,7 @@ void one_case(uint64_t seed, double rounding) {
 
 int main() {
   using namespace firp;
-  for (uint64_t seed = 0; seed < 60; ++seed) {
+  for (uint64_t seed = 0; seed < 400; ++seed) {
     test::one_case<float>(seed, 0x1p-21);
     test::one_case<cpu::bfloat16>(seed, 0x1p-8);
   }
