@@ -95,13 +95,14 @@ def extensions(choice: str) -> dict:
         table["cuda"] = {}
     names = {device: ",".join(f'"{op}"' for op in ops) for device, ops in table.items()}
     cuda_version = torch.version.cuda if choice == "cuda" else ""
-    macros = [
-        ("FIRP_CPU_OPS", names["cpu"]),
-        ("FIRP_CUDA_OPS", names["cuda"]),
-        ("FIRP_TORCH_VERSION", f'"{torch.__version__}"'),
-        ("FIRP_CUDA_VERSION", f'"{cuda_version}"'),
-    ]
-    flags = {"cxx": ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off"]}
+    # Flags of the C++ compiler, not macros of the extension: nvcc takes lists and quotes in macros apart.
+    macros = {
+        "FIRP_CPU_OPS": names["cpu"],
+        "FIRP_CUDA_OPS": names["cuda"],
+        "FIRP_TORCH_VERSION": f'"{torch.__version__}"',
+        "FIRP_CUDA_VERSION": f'"{cuda_version}"',
+    }
+    flags = {"cxx": ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", *(f"-D{name}={value}" for name, value in macros.items())]}
     make = cpp_extension.CppExtension
     if choice == "cuda":
         make = cpp_extension.CUDAExtension
@@ -111,7 +112,6 @@ def extensions(choice: str) -> dict:
         "firp_kernels._C",
         ["csrc/module.cpp", *sources],
         include_dirs=[str(ROOT / "csrc/include")],
-        define_macros=macros,
         extra_compile_args=flags,
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build.with_options(use_ninja=True)}}

@@ -40,7 +40,10 @@ void one_case(uint64_t seed) {
   }
   if (random.chance(0.2)) scores[random.below(nodes * vocab)] = number<T>(NAN);
   std::vector<float> uniforms;
-  for (int64_t i = 0; i <= max_depth; ++i) uniforms.push_back(random.uniform());
+  // Coarse uniforms fall on the very sums of coarse probabilities.
+  for (int64_t i = 0; i <= max_depth; ++i) {
+    uniforms.push_back(coarse ? static_cast<float>(random.below(8)) / 8 : random.uniform());
+  }
   std::vector<int32_t> parents{-1}, lookahead;
   std::vector<int64_t> tokens{0};
   for (int64_t node = 1; node < nodes; ++node) {
