@@ -33,7 +33,7 @@ void one_case(uint64_t seed, double rounding) {
     const std::vector<T> all = run(isa, input, input_stride, weight, weight_stride, bias, rows, width, outputs);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t o = 0; o < outputs; ++o) {
-        double exact = bias ? real(bias[o]) : 0.0, size = 1.0;
+        double exact = bias ? real(bias[o]) : 0.0, size = std::abs(exact);
         for (int64_t i = 0; i < width; ++i) {
           const double product = real(input[r * input_stride + i]) * real(weight[o * weight_stride + i]);
           exact += product;
