@@ -1,4 +1,4 @@
-"""The CUDA sources compile with torch's headers, whatever build of torch is here; firp's own part runs on a GPU only."""
+"""The CUDA sources compile with the headers of whatever torch is here, a CPU-only build included; no GPU is needed."""
 
 import shutil
 import subprocess
