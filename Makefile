@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench gpu-check clean
+FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: demo test ctest sanitize fuzz lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 # torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
@@ -26,13 +28,25 @@ $(VENV)/tested: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/firp generate --compare
 
-test: $(VENV)/tested
+test: $(VENV)/tested ctest
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# The C++ tests, which need no torch: as they are, and under sanitizers with a long run of the fuzz driver.
+ctest sanitize: $(VENV)/tested
+	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja $(OPTIONS)
+	$(BIN)/cmake --build $(BUILD) --parallel 2
+	$(BIN)/ctest --test-dir $(BUILD) --parallel 2 --output-on-failure
+ctest: BUILD := build/cmake
+sanitize: BUILD := build/sanitize
+sanitize: OPTIONS := -DFIRP_SANITIZE=address,undefined
+
+fuzz: sanitize
+	build/sanitize/test_fuzz $(or $(SEED),1) $(or $(COUNT),100000)
+
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 bench: $(VENV)/installed
 	$(BIN)/firp bench --json benchmarks/results/bench.json

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 CHOICES = ("cpu", "cuda", "none")
-CUDA_ARCHITECTURES = ("80", "90", "100")
+CUDA_ARCHITECTURES = (80, 90, 100)
 
 
 def notice(text: str) -> None:
@@ -39,19 +40,36 @@ def wanted() -> str:
         raise SystemExit(f"FIRP_BUILD: got {choice!r}, expected one of {', '.join(CHOICES)}")
     try:
         import torch
-        from torch.utils import cpp_extension
     except ImportError:
         if choice in ("cpu", "cuda"):
             raise SystemExit(f"FIRP_BUILD={choice} needs torch at build time: pip install --no-build-isolation") from None
         if choice is None:
             notice("torch is not importable while building, so no extension is built (pip install --no-build-isolation)")
         return "none"
+    can_cuda = bool(torch.version.cuda) and nvcc().is_file()
+    if choice == "cuda" and not can_cuda:
+        missing = f"nvcc, not found at {nvcc()} (set CUDA_HOME)" if torch.version.cuda else f"a CUDA build of torch, found {torch.__version__}"
+        raise SystemExit(f"FIRP_BUILD=cuda needs {missing}")
     if choice is not None:
         return choice
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         notice("no C++ compiler found: installing without the extension; the torch reference serves every op on a CPU")
         return "none"
-    return "cuda" if torch.version.cuda and cpp_extension.CUDA_HOME else "cpu"
+    return "cuda" if can_cuda else "cpu"
+
+
+def nvcc() -> Path:
+    from torch.utils import cpp_extension
+
+    return Path(cpp_extension.CUDA_HOME or "/usr/local/cuda") / "bin/nvcc"
+
+
+def architecture_flags() -> list[str]:
+    """Machine code for those of CUDA_ARCHITECTURES that nvcc knows, and PTX of the last for later ones."""
+    listed = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    known = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in listed]
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in known]
+    return [*flags, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
 
 
 def extensions(choice: str) -> dict:
@@ -77,21 +95,24 @@ def extensions(choice: str) -> dict:
         table["cuda"] = {}
     names = {device: ",".join(f'"{op}"' for op in ops) for device, ops in table.items()}
     cuda_version = torch.version.cuda if choice == "cuda" else ""
-    macros = [
-        ("FIRP_CPU_OPS", names["cpu"]),
-        ("FIRP_CUDA_OPS", names["cuda"]),
-        ("FIRP_TORCH_VERSION", f'"{torch.__version__}"'),
-        ("FIRP_CUDA_VERSION", f'"{cuda_version}"'),
-    ]
-    make = cpp_extension.CUDAExtension if choice == "cuda" else cpp_extension.CppExtension
-    architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+    # Flags of the C++ compiler, not macros of the extension: nvcc takes lists and quotes in macros apart.
+    macros = {
+        "FIRP_CPU_OPS": names["cpu"],
+        "FIRP_CUDA_OPS": names["cuda"],
+        "FIRP_TORCH_VERSION": f'"{torch.__version__}"',
+        "FIRP_CUDA_VERSION": f'"{cuda_version}"',
+    }
+    flags = {"cxx": ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", *(f"-D{name}={value}" for name, value in macros.items())]}
+    make = cpp_extension.CppExtension
+    if choice == "cuda":
+        make = cpp_extension.CUDAExtension
+        flags["nvcc"] = ["-O3", "-std=c++20", *architecture_flags()]
     sources = sorted({source for ops in table.values() for source in ops.values()})
     extension = make(
         "firp_kernels._C",
         ["csrc/module.cpp", *sources],
         include_dirs=[str(ROOT / "csrc/include")],
-        define_macros=macros,
-        extra_compile_args={"cxx": ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off"], "nvcc": ["-O3", "-std=c++20", *architectures]},
+        extra_compile_args=flags,
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build.with_options(use_ninja=True)}}
 

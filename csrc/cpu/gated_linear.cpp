@@ -1,7 +1,7 @@
 // firp::gated_linear on a CPU: checks, threads, registration.
 #include <torch/library.h>
 
-#include "checks.h"
+#include "../checks/tensors.h"
 #include "firp/cpu/row.h"
 #include "linear_rows.h"
 
@@ -25,7 +25,7 @@ void run(const at::Tensor& input, const at::Tensor& gate, const at::Tensor& up, 
 }
 
 at::Tensor gated_linear(const at::Tensor& input, const at::Tensor& gate, const at::Tensor& up) {
-  check_same_cpu({{"input", input}, {"gate", gate}, {"up", up}});
+  check_same_device({{"input", input}, {"gate", gate}, {"up", up}});
   check_shape("gate", gate, {kAny, kAny});
   check_shape("up", up, gate.sizes());
   const int64_t width = gate.size(1), outputs = gate.size(0);

@@ -1,7 +1,8 @@
 // firp::linear on a CPU: checks, threads, registration.
+#include <ATen/ops/linear.h>
 #include <torch/library.h>
 
-#include "checks.h"
+#include "../checks/tensors.h"
 #include "linear_rows.h"
 
 namespace firp {
@@ -23,11 +24,11 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   check_float("input", input);
   check_dtype("weight", weight, input.scalar_type());
   if (bias) {
-    check_same_cpu({{"bias", *bias}});
+    check_same_device({{"input", input}, {"bias", *bias}});
     check_shape("bias", *bias, {weight.size(0)});
     check_dtype("bias", *bias, input.scalar_type());
   }
-  check_same_cpu({{"input", input}, {"weight", weight}});
+  check_same_device({{"input", input}, {"weight", weight}});
   const bool served = input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16;
   if (!served) return at::linear(input, weight, bias);
 

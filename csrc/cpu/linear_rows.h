@@ -1,8 +1,9 @@
 // The linear of firp/cpu/linear.h over tensors: rows prepared once, outputs shared out among threads.
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include "firp/cpu/linear.h"
 
@@ -17,13 +18,15 @@ at::Tensor prepare_rows(const at::Tensor& input) {
   const int64_t rows = input.size(0), width = input.size(1);
   const at::Tensor dense = width == 0 || input.stride(1) == 1 ? input : input.contiguous();
   at::Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
-  cpu::prepare(cpu::best_isa(), static_cast<const T*>(dense.const_data_ptr()), dense.stride(0), rows, width, prepared.data_ptr<float>());
+  cpu::prepare(
+      cpu::best_isa(), static_cast<const T*>(dense.const_data_ptr()), dense.stride(0), rows, width, prepared.data_ptr<float>());
   return prepared;
 }
 
 // Prepared rows times `weight` [outputs, width], whose last dimension is dense, to the dense `output` [rows, outputs].
 template <typename T>
-cpu::Linear<T> describe_linear(const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
+cpu::Linear<T> describe_linear(
+    const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
   return {
       prepared.const_data_ptr<float>(),
       static_cast<const T*>(weight.const_data_ptr()),

@@ -1,7 +1,10 @@
 // firp::predictor_projection on a CPU: one pass of the few-row linear over all k maps. Checks and registration.
+#include <ATen/ops/cat.h>
+#include <ATen/ops/linear.h>
 #include <torch/library.h>
 
-#include "checks.h"
+#include "../checks/tensors.h"
+#include "firp/cpu/checks.h"
 #include "linear_rows.h"
 
 namespace firp {
@@ -17,7 +20,7 @@ void run(const at::Tensor& sources, const at::Tensor& maps, at::Tensor& output) 
 }
 
 at::Tensor predictor_projection(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& lookahead) {
-  check_same_cpu({{"hidden", hidden}, {"weight", weight}, {"lookahead", lookahead}});
+  check_same_device({{"hidden", hidden}, {"weight", weight}, {"lookahead", lookahead}});
   check_shape("hidden", hidden, {kAny, kAny, kAny});
   const int64_t batch = hidden.size(0), num_nodes = hidden.size(1), width = hidden.size(2);
   check_shape("weight", weight, {kAny, width, width});
@@ -26,7 +29,7 @@ at::Tensor predictor_projection(const at::Tensor& hidden, const at::Tensor& weig
   check_dtype("weight", weight, hidden.scalar_type());
   check_dtype("lookahead", lookahead, at::kInt);
   const at::Tensor nodes = lookahead.contiguous();
-  check_lookahead(nodes, num_nodes);
+  check_values(cpu::check_lookahead(nodes.const_data_ptr<int32_t>(), nodes.numel(), num_nodes));
   const int64_t slots = lookahead.size(1), k = weight.size(0);
   const at::Tensor empty = nodes.lt(0);
   const at::Tensor index = nodes.clamp_min(0).to(at::kLong).unsqueeze(-1).expand({batch, slots, width});

@@ -1,7 +1,8 @@
 // firp::rms_norm on a CPU: checks and registration.
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "checks.h"
+#include "../checks/tensors.h"
 #include "firp/cpu/row.h"
 
 namespace firp {
@@ -18,7 +19,7 @@ void run(const at::Tensor& input, const at::Tensor& weight, double eps, at::Tens
 }
 
 at::Tensor rms_norm(const at::Tensor& input, const at::Tensor& weight, double eps) {
-  check_same_cpu({{"input", input}, {"weight", weight}});
+  check_same_device({{"input", input}, {"weight", weight}});
   check_shape("weight", weight, {kAny});
   check_last("input", input, weight.size(0));
   check_few_row_dtype("input", input);

@@ -1,7 +1,7 @@
 // firp::rotary on a CPU: checks and registration.
 #include <torch/library.h>
 
-#include "checks.h"
+#include "../checks/tensors.h"
 #include "firp/cpu/row.h"
 
 namespace firp {
@@ -23,7 +23,7 @@ void run(at::Tensor& rows, const at::Tensor& cos, const at::Tensor& sin) {
 }
 
 void rotary(at::Tensor rows, const at::Tensor& cos, const at::Tensor& sin) {
-  check_same_cpu({{"rows", rows}, {"cos", cos}, {"sin", sin}});
+  check_same_device({{"rows", rows}, {"cos", cos}, {"sin", sin}});
   check_shape("rows", rows, {kAny, kAny, kAny, kAny});
   const int64_t width = rows.size(3);
   check_shape("cos", cos, {rows.size(0), rows.size(1), width});

@@ -2,15 +2,18 @@
 #include "firp/cpu/tree_attention.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "checks.h"
+#include "../checks/tensors.h"
+#include "firp/cpu/checks.h"
 
 namespace firp {
 namespace {
 
 template <typename T>
-void run(cpu::TreeAttention<T> args, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, at::Tensor& output) {
+void run(
+    cpu::TreeAttention<T> args, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, at::Tensor& output) {
   args.query = static_cast<const T*>(query.const_data_ptr());
   args.key = static_cast<const T*>(key.const_data_ptr());
   args.value = static_cast<const T*>(value.const_data_ptr());
@@ -33,10 +36,31 @@ cpu::TreeAttention<T> describe(
     const at::Tensor& depths, const at::Tensor& ancestors, const at::Tensor& lookahead, int64_t num_offsets, double scale,
     int64_t window) {
   return {
-      nullptr, query.stride(0), query.stride(1), query.stride(2), nullptr, nullptr, key.stride(0), key.stride(1),
-      key.stride(2), value.stride(0), value.stride(1), value.stride(2), nullptr, context_lens.const_data_ptr<int32_t>(),
-      depths.const_data_ptr<int32_t>(), ancestors.const_data_ptr<int32_t>(), lookahead.const_data_ptr<int32_t>(),
-      query.size(1), depths.size(1), lookahead.size(1), num_offsets, query.size(2), key.size(2), query.size(3), window,
+      nullptr,
+      query.stride(0),
+      query.stride(1),
+      query.stride(2),
+      nullptr,
+      nullptr,
+      key.stride(0),
+      key.stride(1),
+      key.stride(2),
+      value.stride(0),
+      value.stride(1),
+      value.stride(2),
+      nullptr,
+      context_lens.const_data_ptr<int32_t>(),
+      depths.const_data_ptr<int32_t>(),
+      ancestors.const_data_ptr<int32_t>(),
+      lookahead.const_data_ptr<int32_t>(),
+      query.size(1),
+      depths.size(1),
+      lookahead.size(1),
+      num_offsets,
+      query.size(2),
+      key.size(2),
+      query.size(3),
+      window,
       scale};
 }
 
@@ -46,8 +70,14 @@ at::Tensor tree_attention(
     const at::Tensor& query, const at::Tensor& key_cache, const at::Tensor& value_cache, const at::Tensor& context_lens,
     const at::Tensor& depths, const at::Tensor& ancestors, const at::Tensor& lookahead, int64_t num_offsets, double scale,
     std::optional<int64_t> sliding_window) {
-  check_same_cpu({{"query", query}, {"key_cache", key_cache}, {"value_cache", value_cache}, {"context_lens", context_lens},
-                  {"depths", depths}, {"ancestors", ancestors}, {"lookahead", lookahead}});
+  check_same_device(
+      {{"query", query},
+       {"key_cache", key_cache},
+       {"value_cache", value_cache},
+       {"context_lens", context_lens},
+       {"depths", depths},
+       {"ancestors", ancestors},
+       {"lookahead", lookahead}});
   check_shape("query", query, {kAny, kAny, kAny, kAny});
   const int64_t batch = query.size(0), rows = query.size(1), heads = query.size(2), width = query.size(3);
   check_shape("key_cache", key_cache, {batch, kAny, kAny, width});
@@ -55,7 +85,7 @@ at::Tensor tree_attention(
   check_shape("context_lens", context_lens, {batch});
   check_shape("depths", depths, {batch, kAny});
   const int64_t num_nodes = depths.size(1);
-  check_num_nodes("depths", num_nodes);
+  check_values(cpu::check_between("depths", num_nodes, 1, cpu::kMaxNodes, " nodes"));
   check_shape("ancestors", ancestors, {batch, num_nodes, (num_nodes + 31) / 32});
   check_shape("lookahead", lookahead, {batch, kAny});
   check_float("query", query);
@@ -71,15 +101,15 @@ at::Tensor tree_attention(
   TORCH_CHECK_VALUE(num_offsets >= 0, "num_offsets: got ", num_offsets, ", expected at least 0");
   const int64_t with_pseudo = num_nodes + lookahead.size(1) * num_offsets;
   TORCH_CHECK_VALUE(
-      rows == num_nodes || rows == with_pseudo, "query: got ", rows, " rows, expected ", num_nodes, " (nodes) or ",
-      with_pseudo, " (with pseudo rows)");
+      rows == num_nodes || rows == with_pseudo, "query: got ", rows, " rows, expected ", num_nodes, " (nodes) or ", with_pseudo,
+      " (with pseudo rows)");
   TORCH_CHECK_VALUE(
       !sliding_window || *sliding_window >= 1, "sliding_window: got ", sliding_window.value_or(0),
       ", expected at least 1 or None");
   const at::Tensor lens = context_lens.contiguous(), levels = depths.contiguous(), masks = ancestors.contiguous();
   const at::Tensor nodes = lookahead.contiguous();
-  check_room(lens, rows, key_cache.size(1));
-  check_lookahead(nodes, num_nodes);
+  check_values(cpu::check_room(lens.const_data_ptr<int32_t>(), batch, rows, key_cache.size(1)));
+  check_values(cpu::check_lookahead(nodes.const_data_ptr<int32_t>(), nodes.numel(), num_nodes));
 
   const at::Tensor q = dense_rows(query), k = dense_rows(key_cache), v = dense_rows(value_cache);
   at::Tensor output = at::empty(query.sizes(), query.options().memory_format(at::MemoryFormat::Contiguous));

@@ -1,8 +1,9 @@
 // firp::write_cache on a CPU: checks and registration.
 #include <torch/library.h>
 
-#include "checks.h"
+#include "../checks/tensors.h"
 #include "firp/cpu/cache.h"
+#include "firp/cpu/checks.h"
 
 namespace firp {
 namespace {
@@ -11,15 +12,17 @@ void copy_rows(const at::Tensor& rows, at::Tensor& cache, const at::Tensor& cont
   const at::Tensor from = rows.stride(3) == 1 ? rows : rows.contiguous();
   const int64_t size = from.element_size();
   const cpu::WriteCache args{
-      static_cast<const char*>(from.const_data_ptr()), from.stride(0) * size, from.stride(1) * size, from.stride(2) * size,
-      static_cast<char*>(cache.mutable_data_ptr()), cache.stride(0) * size, cache.stride(1) * size, cache.stride(2) * size,
-      context_lens.const_data_ptr<int32_t>(), from.size(1), from.size(2), from.size(3) * size};
+      static_cast<const char*>(from.const_data_ptr()), from.stride(0) * size,  from.stride(1) * size,  from.stride(2) * size,
+      static_cast<char*>(cache.mutable_data_ptr()),    cache.stride(0) * size, cache.stride(1) * size, cache.stride(2) * size,
+      context_lens.const_data_ptr<int32_t>(),          from.size(1),           from.size(2),           from.size(3) * size};
   for (int64_t b = 0; b < from.size(0); ++b) cpu::write_cache(args, b);
 }
 
 void write_cache(
-    const at::Tensor& key, const at::Tensor& value, at::Tensor key_cache, at::Tensor value_cache, const at::Tensor& context_lens) {
-  check_same_cpu({{"key", key}, {"value", value}, {"key_cache", key_cache}, {"value_cache", value_cache}, {"context_lens", context_lens}});
+    const at::Tensor& key, const at::Tensor& value, at::Tensor key_cache, at::Tensor value_cache,
+    const at::Tensor& context_lens) {
+  check_same_device(
+      {{"key", key}, {"value", value}, {"key_cache", key_cache}, {"value_cache", value_cache}, {"context_lens", context_lens}});
   check_shape("key", key, {kAny, kAny, kAny, kAny});
   check_shape("value", value, key.sizes());
   check_shape("key_cache", key_cache, {key.size(0), kAny, key.size(2), key.size(3)});
@@ -33,7 +36,7 @@ void write_cache(
   check_dense_slots("key_cache", key_cache, 1);
   check_dense_slots("value_cache", value_cache, 1);
   const at::Tensor lens = context_lens.contiguous();
-  check_room(lens, key.size(1), key_cache.size(1));
+  check_values(cpu::check_room(lens.const_data_ptr<int32_t>(), lens.numel(), key.size(1), key_cache.size(1)));
   copy_rows(key, key_cache, lens);
   copy_rows(value, value_cache, lens);
 }

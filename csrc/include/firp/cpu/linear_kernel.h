@@ -65,8 +65,8 @@ constexpr int64_t kTileRows = FIRP_VECTOR_BYTES == 64 ? 6 : 3;
 // weight_stride elements apart. Every step asks for `lines` cache lines of the weights to come, from `soon` on.
 template <typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void products(
-    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, const char* soon,
-    int64_t lines, Floats (&sums)[outs][rows]) {
+    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, const char* soon, int64_t lines,
+    Floats (&sums)[outs][rows]) {
   for (int64_t i = 0; i < width; i += Step<T>::size) {
     for (int64_t l = 0; l < lines; ++l, soon += kLineBytes) fetch_soon(soon);
 #pragma GCC unroll 8

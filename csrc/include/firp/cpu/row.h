@@ -16,9 +16,9 @@
 namespace firp::cpu {
 
 #if defined(__x86_64__)
-#define FIRP_DISPATCH(call)                          \
-  if (isa >= Isa::avx512) return avx512::call;       \
-  if (isa == Isa::avx2) return avx2::call;           \
+#define FIRP_DISPATCH(call)                    \
+  if (isa >= Isa::avx512) return avx512::call; \
+  if (isa == Isa::avx2) return avx2::call;     \
   return portable::call
 #else
 #define FIRP_DISPATCH(call) return portable::call

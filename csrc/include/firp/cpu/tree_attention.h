@@ -90,7 +90,8 @@ void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t k
       double peak = -std::numeric_limits<double>::infinity(), total = 0.0;
       for (int64_t e = 0; e < count; ++e) {
         for (int64_t d = 0; d < args.width; ++d) {
-          weights[e] += static_cast<double>(to_float(query[d])) * static_cast<double>(to_float(keys[slot(e) * args.key_slot + d]));
+          weights[e] +=
+              static_cast<double>(to_float(query[d])) * static_cast<double>(to_float(keys[slot(e) * args.key_slot + d]));
         }
         weights[e] *= args.scale;
         peak = std::max(peak, weights[e]);

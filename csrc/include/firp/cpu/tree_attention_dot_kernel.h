@@ -44,7 +44,8 @@ static inline __attribute__((always_inline)) void transpose_pairs(__m512i (&rows
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     const __m512i a = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0x88), b = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0x88), d = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0x88),
+                  d = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0xdd);
     _mm512_storeu_si512(to + j * kBlock, _mm512_shuffle_i32x4(a, c, 0x88));
     _mm512_storeu_si512(to + (4 + j) * kBlock, _mm512_shuffle_i32x4(b, d, 0x88));
     _mm512_storeu_si512(to + (8 + j) * kBlock, _mm512_shuffle_i32x4(a, c, 0xdd));
@@ -72,7 +73,8 @@ static void pair_keys(const bfloat16* from, int64_t stride, int64_t rows, int64_
 }
 
 // Values of two entries, pair by pair: to[column]. A null second entry counts as zeros.
-static inline __attribute__((always_inline)) void pair_values(const bfloat16* even, const bfloat16* odd, int64_t width, uint32_t* to) {
+static inline __attribute__((always_inline)) void pair_values(
+    const bfloat16* even, const bfloat16* odd, int64_t width, uint32_t* to) {
   for (int64_t d = 0; d < width; d += 32) {
     const __mmask32 mask = columns_mask(width, d);
     const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
@@ -85,7 +87,9 @@ static inline __attribute__((always_inline)) void pair_values(const bfloat16* ev
 
 // scores[i, :] = scale * query i . keys of one block.
 template <int queries>
-static void score(const uint32_t* query, int64_t stride, const uint32_t* keys, int64_t pairs, __m512 scale, float* scores, int64_t scores_stride) {
+static void score(
+    const uint32_t* query, int64_t stride, const uint32_t* keys, int64_t pairs, __m512 scale, float* scores,
+    int64_t scores_stride) {
   __m512 sums[queries][kTileVectors];
 #pragma GCC unroll 6
   for (int i = 0; i < queries; ++i) {
@@ -106,14 +110,16 @@ static void score(const uint32_t* query, int64_t stride, const uint32_t* keys, i
 #pragma GCC unroll 6
   for (int i = 0; i < queries; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) _mm512_storeu_ps(scores + i * scores_stride + v * kGroup, _mm512_mul_ps(sums[i][v], scale));
+    for (int v = 0; v < kTileVectors; ++v)
+      _mm512_storeu_ps(scores + i * scores_stride + v * kGroup, _mm512_mul_ps(sums[i][v], scale));
   }
 }
 
 // sums[i, :] = sums[i, :] * factors[i] + weights of entries [first, last) of query i . their values.
 template <int queries, int vectors>
 static inline __attribute__((always_inline)) void add_columns(
-    const uint32_t* weights, const uint32_t* values, int64_t stride, int64_t first, int64_t last, const float* factors, float* sums) {
+    const uint32_t* weights, const uint32_t* values, int64_t stride, int64_t first, int64_t last, const float* factors,
+    float* sums) {
   __m512 total[queries][vectors];
 #pragma GCC unroll 6
   for (int i = 0; i < queries; ++i) {
@@ -144,7 +150,9 @@ static inline __attribute__((always_inline)) void add_columns(
 
 // `stride` columns, a multiple of 32, of values and sums alike.
 template <int queries>
-static void add(const uint32_t* weights, const uint32_t* values, int64_t stride, int64_t first, int64_t last, const float* factors, float* sums) {
+static void add(
+    const uint32_t* weights, const uint32_t* values, int64_t stride, int64_t first, int64_t last, const float* factors,
+    float* sums) {
   int64_t column = 0;
   for (; column + 64 <= stride; column += 64) {
     add_columns<queries, 4>(weights, values + column, stride, first, last, factors, sums + column);
@@ -154,7 +162,8 @@ static void add(const uint32_t* weights, const uint32_t* values, int64_t stride,
 
 // Scores of one block of entries, [first, last) of which count, become weights relative to the new peak, rounded to
 // bfloat16 pairs; the others become zero. Returns the factor that rescales what was summed before.
-static inline __attribute__((always_inline)) float soften(const float* scores, int64_t first, int64_t last, float& peak, float* totals, uint32_t* weights) {
+static inline __attribute__((always_inline)) float soften(
+    const float* scores, int64_t first, int64_t last, float& peak, float* totals, uint32_t* weights) {
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   const uint64_t seen = (last >= kBlock ? ~uint64_t{0} : (uint64_t{1} << last) - 1) & ~uint64_t{0} << first;
   __m512 values[kTileVectors];
@@ -192,7 +201,8 @@ static inline __attribute__((always_inline)) void for_each_tile(int64_t count, c
   }
 }
 
-inline void tree_attention(const TreeAttention<bfloat16>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
+inline void tree_attention(
+    const TreeAttention<bfloat16>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
   const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], width = args.width;
   const int64_t count = (last_row - first_row) * group, pairs = (width + 1) / 2, padded = (width + 31) / 32 * 32;
   const int64_t whole = context / kBlock * kBlock, rest = context - whole;
@@ -201,7 +211,8 @@ inline void tree_attention(const TreeAttention<bfloat16>& args, int64_t batch, i
   const bfloat16* keys = args.key + batch * args.key_batch + kv_head * args.key_head;
   const bfloat16* values = args.value + batch * args.value_batch + kv_head * args.value_head;
 
-  const int64_t words = count * (padded / 2 + padded + kGroup + 1 + open_slots) + kBlock * padded / 2 + kBlock / 2 * padded + kTile * (kBlock + kBlock / 2) + open_slots / 2 * padded;
+  const int64_t words = count * (padded / 2 + padded + kGroup + 1 + open_slots) + kBlock * padded / 2 + kBlock / 2 * padded +
+      kTile * (kBlock + kBlock / 2) + open_slots / 2 * padded;
   const std::unique_ptr<uint32_t[]> memory(new uint32_t[words]);
   uint32_t* queries = memory.get();
   uint32_t* block_keys = queries + count * padded / 2;
@@ -223,7 +234,8 @@ inline void tree_attention(const TreeAttention<bfloat16>& args, int64_t batch, i
     views.push_back(row_view(args, batch, row));
     oldest = std::min(oldest, views.back().first);
     for (int64_t head = 0; head < group; ++head) {
-      const bfloat16* query = args.query + batch * args.query_batch + row * args.query_row + (kv_head * group + head) * args.query_head;
+      const bfloat16* query =
+          args.query + batch * args.query_batch + row * args.query_row + (kv_head * group + head) * args.query_head;
       std::memcpy(queries + ((row - first_row) * group + head) * padded / 2, query, width * 2);
     }
   }
@@ -241,7 +253,8 @@ inline void tree_attention(const TreeAttention<bfloat16>& args, int64_t batch, i
       for (int i = 0; i < some; ++i) all_see_all &= views[(q + i) / group].first <= start;
       if (all_see_all) {
         for (int i = 0; i < some; ++i) {
-          factors[i] = soften(scores + i * kBlock, 0, kBlock, peaks[q + i], totals + (q + i) * kGroup, weights + i * kBlock / 2);
+          factors[i] =
+              soften(scores + i * kBlock, 0, kBlock, peaks[q + i], totals + (q + i) * kGroup, weights + i * kBlock / 2);
         }
         add<some>(weights, block_values, padded, 0, kBlock, factors, sums + q * padded);
         return;
@@ -261,7 +274,8 @@ inline void tree_attention(const TreeAttention<bfloat16>& args, int64_t batch, i
     if (slots == 0) continue;
     pair_keys(keys + start * args.key_slot, args.key_slot, slots, width, block_keys);
     for_each_tile(count, [&](auto some, int64_t q) __attribute__((always_inline)) {
-      score<some>(queries + q * padded / 2, padded / 2, block_keys, pairs, scale, open_scores + q * open_slots + block, open_slots);
+      score<some>(
+          queries + q * padded / 2, padded / 2, block_keys, pairs, scale, open_scores + q * open_slots + block, open_slots);
     });
   }
   for (int64_t e = 0; e + 1 < rest; e += 2) {
@@ -292,7 +306,8 @@ inline void tree_attention(const TreeAttention<bfloat16>& args, int64_t batch, i
   }
   for (int64_t q = 0; q < count; ++q) {
     const float total = _mm512_reduce_add_ps(_mm512_loadu_ps(totals + q * kGroup));
-    bfloat16* out = args.output + ((batch * args.rows + first_row + q / group) * args.heads + kv_head * group + q % group) * width;
+    bfloat16* out =
+        args.output + ((batch * args.rows + first_row + q / group) * args.heads + kv_head * group + q % group) * width;
     for (int64_t d = 0; d < width; ++d) store(sums[q * padded + d] / total, out + d);
   }
 }

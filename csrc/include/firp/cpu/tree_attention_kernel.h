@@ -154,7 +154,8 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
   const T* keys = args.key + batch * args.key_batch + kv_head * args.key_head;
   const T* values = args.value + batch * args.value_batch + kv_head * args.value_head;
 
-  const std::unique_ptr<float[]> memory(new float[count * (2 * padded + 2 + open_slots) + kBlock * (width + padded) + kQueries * kBlock + open_slots * padded]);
+  const std::unique_ptr<float[]> memory(
+      new float[count * (2 * padded + 2 + open_slots) + kBlock * (width + padded) + kQueries * kBlock + open_slots * padded]);
   float* queries = memory.get();
   float* sums = queries + count * padded;
   float* peaks = sums + count * padded;
@@ -200,8 +201,8 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
         const int64_t first = std::max<int64_t>(views[(q + i) / group].first - start, 0);
         if (first >= kBlock) continue;
         multiply<1>(
-            scores + i * kBlock + first, kBlock, block_values + first * padded, padded, kBlock - first,
-            sums + (q + i) * padded, padded, padded, factors + i);
+            scores + i * kBlock + first, kBlock, block_values + first * padded, padded, kBlock - first, sums + (q + i) * padded,
+            padded, padded, factors + i);
       }
     }
   }
@@ -237,8 +238,8 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
           factors[i] = soften(block, from, last, scale, peaks[q + i], totals[q + i]);
         }
         multiply_any(
-            some, scores + from, kBlock, open_values + (done + from) * padded, padded, last - from, sums + q * padded,
-            padded, padded, factors);
+            some, scores + from, kBlock, open_values + (done + from) * padded, padded, last - from, sums + q * padded, padded,
+            padded, factors);
       }
     }
   }

@@ -1,0 +1,41 @@
+// firp::commit_cache on CUDA: checks and registration. Values stay on the device and are not checked.
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include "../checks/commit_cache.h"
+#include "firp/cuda/commit_cache.cuh"
+#include "stream.h"
+
+namespace firp {
+namespace {
+
+void commit_cache(
+    at::Tensor cache, at::Tensor context_lens, const at::Tensor& path, const at::Tensor& num_accepted,
+    const at::Tensor& finished) {
+  check_commit_cache(cache, context_lens, path, num_accepted, finished);
+  TORCH_CHECK_VALUE(
+      cache.size(3) < cuda::kMaxCapacity, "cache: got ", cache.size(3), " slots, expected fewer than ", cuda::kMaxCapacity);
+  const c10::DeviceGuard guard(cache.device());
+  const at::Tensor nodes = path.contiguous(), counts = num_accepted.contiguous(), done = finished.contiguous();
+  const int64_t size = cache.element_size();
+  const cuda::CommitCache args{
+      static_cast<char*>(cache.mutable_data_ptr()),
+      cache.stride(0) * size,
+      cache.stride(1) * size,
+      cache.stride(2) * size,
+      cache.stride(3) * size,
+      context_lens.data_ptr<int32_t>(),
+      nodes.const_data_ptr<int32_t>(),
+      counts.const_data_ptr<int32_t>(),
+      done.const_data_ptr<bool>(),
+      static_cast<int32_t>(cache.size(0)),
+      static_cast<int32_t>(cache.size(4) * cache.size(5) * size),
+      static_cast<int32_t>(path.size(1))};
+  check_launch(cuda::commit_cache(args, cache.size(2), current_stream(cache)));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(firp, CUDA, library) { library.impl("commit_cache", commit_cache); }
+
+}  // namespace firp

@@ -1,0 +1,37 @@
+// firp::draft_tree on CUDA: checks and registration. Values stay on the device and are not checked.
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include "../checks/draft_tree.h"
+#include "firp/cuda/draft_tree.cuh"
+#include "stream.h"
+
+namespace firp {
+namespace {
+
+using at::Tensor;
+
+DraftTensors draft_tree(
+    const Tensor& probabilities, const Tensor& candidates, const Tensor& root_token, const Tensor& num_offsets,
+    int64_t num_nodes, int64_t num_lookahead) {
+  check_draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead);
+  const c10::DeviceGuard guard(probabilities.device());
+  const Tensor table = probabilities.contiguous(), ids = candidates.contiguous(), roots = root_token.contiguous();
+  const Tensor usable = num_offsets.contiguous();
+  DraftTensors tree = new_draft_tree(probabilities, num_nodes, num_lookahead);
+  auto& [tokens, parents, depths, ancestors, lookahead] = tree;
+  const cuda::DraftTree args{
+      table.const_data_ptr<float>(),       ids.const_data_ptr<int64_t>(),       roots.const_data_ptr<int64_t>(),
+      usable.const_data_ptr<int32_t>(),    tokens.data_ptr<int64_t>(),          parents.data_ptr<int32_t>(),
+      depths.data_ptr<int32_t>(),          ancestors.data_ptr<int32_t>(),       lookahead.data_ptr<int32_t>(),
+      static_cast<int32_t>(table.size(1)), static_cast<int32_t>(table.size(2)), static_cast<int32_t>(num_nodes),
+      static_cast<int32_t>(num_lookahead)};
+  check_launch(cuda::draft_tree(args, probabilities.size(0), current_stream(probabilities)));
+  return tree;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(firp, CUDA, library) { library.impl("draft_tree", draft_tree); }
+
+}  // namespace firp

@@ -1,0 +1,65 @@
+// The warp of firp/cuda/warp.cuh on the host: lanes run one after another, in an order that must not matter.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <memory>
+
+#include "draft_case.h"
+#include "firp/cuda/draft_tree.cuh"
+#include "test.h"
+
+namespace firp::test {
+
+class HostWarp {
+ public:
+  // Lanes in ascending order for seed 0, in a random one otherwise.
+  explicit HostWarp(uint64_t seed) {
+    for (int32_t lane = 0; lane < cuda::kLanes; ++lane) order_[lane] = lane;
+    Random random(seed);
+    for (int32_t i = cuda::kLanes - 1; seed && i > 0; --i) std::swap(order_[i], order_[random.below(i + 1)]);
+  }
+
+  template <typename Phase>
+  void each(const Phase& phase) const {
+    for (const int32_t lane : order_) phase(lane);
+  }
+
+  template <typename Phase>
+  cuda::Candidate largest(const Phase& phase) const {
+    cuda::Candidate best{0, INT32_MAX};
+    for (const int32_t lane : order_) {
+      const cuda::Candidate own = phase(lane);
+      if (own.key > best.key || (own.key == best.key && own.index < best.index)) best = own;
+    }
+    return best;
+  }
+
+ private:
+  std::array<int32_t, cuda::kLanes> order_;
+};
+
+// The CUDA algorithm with the lanes of the warp in the order of `seed`.
+inline DraftResult run_warp(const DraftCase& given, uint64_t seed) {
+  DraftResult out(given);
+  const auto tree = std::make_unique<cuda::Growth>();
+  const cuda::DraftTree args{
+      given.probabilities.data(),
+      given.candidates.data(),
+      &given.root_token,
+      &given.num_offsets,
+      out.tokens.data(),
+      out.parents.data(),
+      out.depths.data(),
+      out.ancestors.data(),
+      out.lookahead.data(),
+      static_cast<int32_t>(given.k),
+      static_cast<int32_t>(given.ranks),
+      static_cast<int32_t>(given.num_nodes),
+      static_cast<int32_t>(given.num_lookahead)};
+  cuda::draft_tree(args, 0, *tree, HostWarp(seed));
+  return out;
+}
+
+}  // namespace firp::test

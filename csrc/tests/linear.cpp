@@ -1,0 +1,61 @@
+// linear with every instruction set of this machine against sums in double precision; and a row's bits in any company.
+#include "firp/cpu/linear.h"
+
+#include "test.h"
+
+namespace firp::test {
+namespace {
+
+// Outputs by two threads' worth of calls; weight rows and input rows lie further apart than they are long.
+template <typename T>
+std::vector<T> run(
+    cpu::Isa isa, const std::vector<T>& input, int64_t input_stride, const std::vector<T>& weight, int64_t weight_stride,
+    const T* bias, int64_t rows, int64_t width, int64_t outputs) {
+  std::vector<float> prepared(rows * cpu::prepared_width(width)), scratch(cpu::scratch_size(width));
+  std::vector<T> output(rows * outputs, number<T>(-7.0f));
+  cpu::prepare(isa, input.data(), input_stride, rows, width, prepared.data());
+  const cpu::Linear<T> args{prepared.data(), weight.data(), bias, output.data(), rows, width, outputs, weight_stride};
+  const int64_t half = outputs / 8 * 4;
+  cpu::linear(isa, args, scratch.data(), 0, half);
+  cpu::linear(isa, args, scratch.data(), half, outputs);
+  return output;
+}
+
+template <typename T>
+void one_case(uint64_t seed, double rounding) {
+  Random random(seed);
+  const int64_t width = random.choice({1, 5, 31, 32, 33, 64, 100, 257}), outputs = random.choice({1, 3, 4, 7, 8, 13, 22});
+  const int64_t rows = random.between(1, 20), weight_stride = width + random.below(3), input_stride = width + random.below(3);
+  const std::vector<T> weight = normals<T>(random, outputs * weight_stride), input = normals<T>(random, rows * input_stride);
+  const std::vector<T> added = normals<T>(random, outputs);
+  const T* bias = random.chance(0.5) ? added.data() : nullptr;
+  for (const cpu::Isa isa : instruction_sets()) {
+    const std::vector<T> all = run(isa, input, input_stride, weight, weight_stride, bias, rows, width, outputs);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t o = 0; o < outputs; ++o) {
+        double exact = bias ? real(bias[o]) : 0.0, size = std::abs(exact);
+        for (int64_t i = 0; i < width; ++i) {
+          const double product = real(input[r * input_stride + i]) * real(weight[o * weight_stride + i]);
+          exact += product;
+          size += std::abs(product);
+        }
+        CHECK(std::abs(real(all[r * outputs + o]) - exact) <= rounding * size, seed, cpu::isa_name(isa), r, o);
+      }
+    }
+    for (int64_t some = 1; some < rows; ++some) {
+      const std::vector<T> part = run(isa, input, input_stride, weight, weight_stride, bias, some, width, outputs);
+      CHECK(std::memcmp(part.data(), all.data(), some * outputs * sizeof(T)) == 0, seed, cpu::isa_name(isa), some);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace firp::test
+
+int main() {
+  using namespace firp;
+  for (uint64_t seed = 0; seed < 400; ++seed) {
+    test::one_case<float>(seed, 0x1p-21);
+    test::one_case<cpu::bfloat16>(seed, 0x1p-8);
+  }
+}
