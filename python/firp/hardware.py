@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -23,15 +24,15 @@ def device_name(device: torch.device | str) -> str:
 
 
 def available_memory(device: torch.device | str) -> int:
-    """Bytes that may still be allocated on the device.
-
-    Raises:
-        OSError: a CPU whose system does not say (no /proc/meminfo).
-    """
+    """Bytes that may still be allocated on the device; on a GPU with the blocks that torch holds unused."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def synchronize(device: torch.device | str) -> None:

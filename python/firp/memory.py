@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from firp.buffers import SMALLEST_BUCKET, allocated_slots
+from firp.hardware import available_memory
 from firp.prefill import CHUNK_TOKENS
 
 if TYPE_CHECKING:
@@ -101,19 +100,6 @@ def slots_for(max_len: int, rows: int) -> int:
     return allocated_slots(max_len + rows)
 
 
-def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device, blocks that torch holds unused included."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def gib(number: int) -> str:
     return f"{number / GIB:.2f} GiB"
 
@@ -125,7 +111,7 @@ def check_memory(engine: Engine, batch_size: int, slots: int) -> None:
     if engine.tree is not None:
         tree = {"num_nodes": engine.tree.num_nodes, "num_lookahead": engine.tree.num_lookahead, "num_offsets": engine.num_offsets}
     plan = plan_memory(view.config, view.dtype, slots, batch_size, captures=engine.captures, **tree)
-    available = available_bytes(view.device)
+    available = available_memory(view.device)
     if plan.run > available:
         parts = ", ".join(f"{name} {gib(getattr(plan, name))}" for name in ("cache", "scores", "scratch", "graphs"))
         raise ValueError(

@@ -35,7 +35,7 @@ def test_plain_decoding_needs_less():
 def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     model = tiny_model(1)
     engine = firp.Engine(model, tiny_predictor(model, 1))
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
     monkeypatch.setattr(engine, "run_step", None)
     monkeypatch.setattr("firp.engine.prefill", None)
     with pytest.raises(ValueError, match=r"max_new_tokens: 2 sequences of 256 cache slots need 0\.00 GiB \(cache 0\.00 GiB, .* are free on cpu"):
@@ -51,4 +51,4 @@ def test_over_long_requests_are_refused_before_any_work(monkeypatch):
 
 
 def test_free_memory_is_known():
-    assert memory.available_bytes(torch.device("cpu")) > 1 << 20
+    assert memory.available_memory(torch.device("cpu")) > 1 << 20

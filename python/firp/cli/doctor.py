@@ -16,7 +16,8 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from firp.cli import options
-from firp.memory import available_bytes, gib, plan_memory, slots_for, weight_bytes
+from firp.hardware import available_memory
+from firp.memory import gib, plan_memory, slots_for, weight_bytes
 from firp.models import WHEEL_MODELS, cache_dir, parse_dtype, resolve_model
 from firp.predictor import SHIPPED
 from firp.trees import TreeConfig
@@ -104,7 +105,7 @@ def _memory(
     for name, number in vars(plan).items():
         table.add_row(name, gib(number))
     table.add_row("all", gib(plan.total))
-    available = available_bytes(device)
+    available = available_memory(device)
     table.add_row(f"free on {device}", gib(available))
     console.print(table)
     console.print("it fits" if plan.total <= available else f"it does not fit: {gib(plan.total - available)} too much")
