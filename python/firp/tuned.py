@@ -43,10 +43,11 @@ class TunedTree(TreeConfig):
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was chosen on one machine: k of the predictor's offsets, and the trees."""
+    """What was chosen on one machine: k of the predictor's offsets, the trees, and the head mode of `Engine`."""
 
     num_offsets: int
     tree: TunedTree
+    head: str | None
 
 
 def machine(device: torch.device | str, dtype: torch.dtype) -> str:
@@ -82,7 +83,7 @@ def load_tuned(folder: Path, name: str) -> Tuned | None:
         }
         if entry["num_offsets"] < 1:
             raise ValueError(f"num_offsets: got {entry['num_offsets']}, expected at least 1")
-        return Tuned(int(entry["num_offsets"]), TunedTree.made_of(trees))
+        return Tuned(int(entry["num_offsets"]), TunedTree.made_of(trees), entry["head"])
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(
             f"{FILE_NAME}: entry {name!r} of {folder / FILE_NAME} cannot be read ({type(error).__name__}: {error}); "
@@ -98,18 +99,22 @@ def save_tuned(folder: Path, name: str, entry: dict) -> Path:
     return path
 
 
-def own_tree(predictor: FirpPredictor, device: torch.device | str, dtype: torch.dtype) -> tuple[FirpPredictor, TreeConfig]:
-    """The predictor with as many offsets, and the tree, as were tuned for this machine; else as the predictor has them.
+def own_tree(
+    predictor: FirpPredictor, device: torch.device | str, dtype: torch.dtype
+) -> tuple[FirpPredictor, TreeConfig, str | None]:
+    """The predictor with as many offsets, the tree and the head mode that were tuned for this machine.
+
+    Where nothing was tuned: all offsets, the tree in the predictor's configuration, None.
 
     Raises:
         ValueError: a damaged file, or one tuned for more offsets than the predictor has.
     """
     tuned = None if predictor.folder is None else load_tuned(predictor.folder, machine(device, dtype))
     if tuned is None:
-        return predictor, TreeConfig.of(predictor)
+        return predictor, TreeConfig.of(predictor), None
     if tuned.num_offsets > predictor.num_offsets:
         raise ValueError(
             f"{FILE_NAME}: {predictor.folder / FILE_NAME} was tuned for {tuned.num_offsets} offsets, the predictor has "
             f"{predictor.num_offsets}; run `firp tune` again"
         )
-    return predictor.first_offsets(tuned.num_offsets), tuned.tree
+    return predictor.first_offsets(tuned.num_offsets), tuned.tree, tuned.head

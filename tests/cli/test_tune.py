@@ -42,7 +42,8 @@ def test_tune_writes_its_choice_and_its_figures(cli, arguments, predictor, tmp_p
 
     kept = json.loads((predictor / FILE_NAME).read_text())
     assert list(kept) == [machine("cpu", torch.float32)]
-    _, tree = own_tree(firp.load_predictor(predictor), "cpu", torch.float32)
+    assert kept[machine("cpu", torch.float32)]["head"] == document["head"]
+    _, tree, _ = own_tree(firp.load_predictor(predictor), "cpu", torch.float32)
     for size in (1, 3):
         chosen = document["batch_sizes"][str(size)]["chosen"]
         assert tree.for_batch(size) == firp.TreeConfig(chosen["num_nodes"], chosen["num_lookahead"], chosen["tree_kind"])

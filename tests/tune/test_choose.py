@@ -10,6 +10,7 @@ from firp.tune.choose import (
     candidates,
     choose,
     choose_each,
+    choose_head,
     choose_offsets,
     finalists,
     measure_grid,
@@ -98,6 +99,13 @@ def test_one_k_serves_all_batches():
     tied = {1: [Point(Candidate(4, 1, k), 1, 2.0 + k / 1000) for k in (1, 2, 3)]}
     assert choose_offsets(tied) == 1
     assert choose_offsets({1: [Point(plain(2), 1, 1)]}) == 2
+
+
+def test_the_head_mode_is_the_engines_own_unless_another_is_faster():
+    assert choose_head({}) is None
+    assert choose_head({1: {None: 1.0, "one-pass": 1.0, "two-pass": 0.995}}) is None
+    assert choose_head({1: {None: 1.0, "one-pass": 1.0, "two-pass": 0.9}}) == "two-pass"
+    assert choose_head({1: {None: 1.0, "two-pass": 0.9}, 8: {None: 1.0, "two-pass": 1.3}}) is None
 
 
 def test_step_times_are_interpolated_in_pseudo_rows():

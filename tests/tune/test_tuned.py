@@ -13,9 +13,10 @@ from models import tiny_model
 NAME = machine("cpu", torch.float32)
 
 
-def entry(trees, num_offsets=2):
+def entry(trees, num_offsets=2, head=None):
     return {
         "num_offsets": num_offsets,
+        "head": head,
         "trees": {
             str(size): {"num_nodes": n, "num_lookahead": p, "tree_kind": kind} for size, (n, p, kind) in trees.items()
         },
@@ -29,16 +30,16 @@ def predictor(tmp_path):
 
 
 def test_an_untuned_predictor_keeps_its_own_tree(predictor):
-    assert own_tree(predictor, "cpu", torch.float32) == (predictor, firp.TreeConfig(8, 2))
+    assert own_tree(predictor, "cpu", torch.float32) == (predictor, firp.TreeConfig(8, 2), None)
     save_tuned(predictor.folder, "another machine", entry({1: (4, 1, "static")}))
     assert own_tree(predictor, "cpu", torch.float32)[1] == firp.TreeConfig(8, 2)
     assert own_tree(firp.FirpPredictor.for_model(tiny_model(0), 3, 2), "cpu", torch.float32)[1] == firp.TreeConfig(8, 2)
 
 
 def test_a_tuned_machine_gets_its_trees(predictor):
-    save_tuned(predictor.folder, NAME, entry({8: (2, 1, "dynamic"), 1: (16, 4, "static"), 32: (1, 1, "dynamic")}))
-    tuned, tree = own_tree(predictor, "cpu", torch.float32)
-    assert tuned.num_offsets == 2 and (tree.num_nodes, tree.num_lookahead, tree.kind) == (16, 4, "static")
+    save_tuned(predictor.folder, NAME, entry({8: (2, 1, "dynamic"), 1: (16, 4, "static"), 32: (1, 1, "dynamic")}, head="two-pass"))
+    tuned, tree, head = own_tree(predictor, "cpu", torch.float32)
+    assert tuned.num_offsets == 2 and head == "two-pass" and (tree.num_nodes, tree.num_lookahead, tree.kind) == (16, 4, "static")
     assert tree.for_batch(1) == firp.TreeConfig(16, 4, "static")
     assert tree.for_batch(2) == tree.for_batch(8) == firp.TreeConfig(2, 1)
     assert tree.for_batch(9) == tree.for_batch(100) == firp.TreeConfig(1, 1)
@@ -79,7 +80,7 @@ def test_an_interrupted_write_leaves_the_old_file(predictor, monkeypatch):
     "text",
     ["{broken", "[1]", json.dumps({NAME: {}}), json.dumps({NAME: {"num_offsets": 2, "trees": {}}}), json.dumps({NAME: 3})]
     + [json.dumps({NAME: entry({1: (n, p, kind)})}) for n, p, kind in ((0, 1, "dynamic"), (4, 9, "dynamic"), (4, 1, "bush"))]
-    + [json.dumps({NAME: entry({1: (4, 1, "dynamic")}, num_offsets=k)}) for k in (0, 7)],
+    + [json.dumps({NAME: entry({1: (4, 1, "dynamic")}, num_offsets=k)}) for k in (0, 7)]
 )
 def test_a_damaged_file_is_named(predictor, text):
     (predictor.folder / FILE_NAME).write_text(text)

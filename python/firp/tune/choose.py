@@ -163,6 +163,18 @@ def choose_offsets(points: dict[int, list[Point]]) -> int:
     return min(k for k in drafting if scores[k] >= max(scores.values()) + math.log(1 - TIE))
 
 
+def choose_head(seconds: dict[int, dict[str | None, float]]) -> str | None:
+    """One head mode for all batch sizes: the least geometric mean of step times, ties to None, the engine's own rule.
+
+    Args:
+        seconds: by batch size, the step time of the chosen tree with each mode; None is one of them.
+    """
+    modes = set.intersection(*map(set, seconds.values())) if seconds else {None}
+    mean = {mode: sum(math.log(part[mode]) for part in seconds.values()) for mode in modes}
+    best = min(modes, key=lambda mode: (mean[mode], mode or ""))
+    return None if mean[None] + len(seconds) * math.log(1 - TIE) <= mean[best] else best
+
+
 def finalists(points: Iterable[Point], count: int) -> list[Candidate]:
     """Plain decoding, then the `count` fastest candidates of every k."""
     ranked = sorted(points, key=lambda point: (-point.tokens_per_second, point.candidate.rows, point.candidate))

@@ -44,6 +44,7 @@ def document(tuner: Tuner, environment: dict, settings: dict) -> dict:
             "plain": _figures(batch, batch.plain, True),
             "own": _figures(batch, own, True),
             "finalists": [_figures(batch, point, True) for point in batch.final],
+            "heads_step_ms": {head or "auto": 1e3 * time.seconds for head, time in batch.heads.items()},
             "grid": [_figures(batch, point, False) for point in batch.grid],
         }
     return {
@@ -51,6 +52,7 @@ def document(tuner: Tuner, environment: dict, settings: dict) -> dict:
         "settings": settings | {"context": tuner.context},
         "tokens_per_second": "batch size * tau / step seconds",
         "num_offsets": tuner.num_offsets,
+        "head": tuner.head,
         "batch_sizes": batches,
     }
 
@@ -65,6 +67,7 @@ def entry(tuner: Tuner, settings: dict) -> dict:
         } | {"plain_tokens_per_second": batch.plain.tokens_per_second}
     return {
         "num_offsets": tuner.num_offsets,
+        "head": tuner.head,
         "trees": trees,
         "context": tuner.context,
         "prompts": settings["prompts"],
@@ -96,6 +99,9 @@ def print_tables(tuner: Tuner, name: str, console: Console | None = None) -> Non
             )  # fmt: skip
         console.print(table)
         console.print(f"batch {batch_size}: {verdict(batch)}")
+        for head, time in batch.heads.items():
+            mark = ", chosen" if head == tuner.head else ""
+            console.print(f"head {head or 'by the number of rows'}: {1e3 * time.seconds:.2f} ms{mark}")
     console.print("tau: replayed on the model's own answers; step ms: median (min-max), interleaved; tokens/s = B * tau / step")
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 import firp_kernels
-from firp.engine import Engine
+from firp.engine import HEADS, Engine
 from firp.layer_view import DecoderView
 from firp.predictor import FirpPredictor
 from firp.trees import Drafter, TreeConfig
@@ -20,6 +20,7 @@ from firp.tune.choose import (
     Point,
     candidates,
     choose_each,
+    choose_head,
     choose_offsets,
     finalists,
     measure_grid,
@@ -76,6 +77,7 @@ class Batch:
         times: measured step times, of the grid's sizes and of the finalists.
         final: measured finalists, interleaved with plain decoding and the predictor's own tree.
         own: the predictor's own tree. chosen: the choice.
+        heads: measured step times of the chosen tree with each head mode; None is the engine's own rule.
     """
 
     grid: list[Point] = field(default_factory=list)
@@ -83,6 +85,7 @@ class Batch:
     final: list[Point] = field(default_factory=list)
     own: Candidate | None = None
     chosen: Point | None = None
+    heads: dict[str | None, StepTime] = field(default_factory=dict)
 
     def point(self, candidate: Candidate) -> Point:
         """The measured figures of a finalist."""
@@ -129,6 +132,7 @@ class Tuner:
         self.taus: dict[Candidate, float] = {}
         self.context = config.context
         self.num_offsets = self.most_offsets
+        self.head: str | None = None
         self.batches: dict[int, Batch] = {}
 
     def _own(self, batch_size: int) -> Candidate:
@@ -137,7 +141,7 @@ class Tuner:
         return plain(self.most_offsets) if own.num_nodes == 1 else own
 
     def run(self) -> None:
-        """Fill `taus`, `batches` and `num_offsets`."""
+        """Fill `taus`, `batches`, `num_offsets` and `head`."""
         recordings = self._record()
         for candidate in tqdm([*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=not self.progress):
             self.taus[candidate] = replay(recordings, candidate.tree, candidate.num_offsets).tau
@@ -149,6 +153,7 @@ class Tuner:
         chosen = choose_each({size: self._choosable(batch.final) for size, batch in self.batches.items()})
         for batch_size, point in chosen.items():
             self.batches[batch_size].chosen = point
+        self._choose_head()
 
     def _record(self) -> list[Recording]:
         ops = firp_kernels.bind(None)
@@ -167,10 +172,10 @@ class Tuner:
             self.context = round(mean(len(prompt) + len(answer) / 2 for prompt, answer in pairs))
         return recordings
 
-    def _engine(self, candidate: Candidate) -> Engine:
+    def _engine(self, candidate: Candidate, head: str | None = None) -> Engine:
         if candidate.num_nodes == 1:
             return Engine(self.model)
-        return Engine(self.model, self.predictor.first_offsets(candidate.num_offsets), candidate.tree)
+        return Engine(self.model, self.predictor.first_offsets(candidate.num_offsets), candidate.tree, head=head)
 
     def _estimate(self, batch_size: int) -> None:
         """Measure the grid's sizes at the most offsets, and estimate every candidate from them."""
@@ -207,3 +212,11 @@ class Tuner:
         )  # fmt: skip
         batch.times |= times
         batch.final = [Point(c, time.seconds, self.taus[c], batch_size) for c, time in times.items()]
+
+    def _choose_head(self) -> None:
+        """Measure the chosen trees with each head mode, and take the mode that serves them best."""
+        drafting = {size: batch for size, batch in self.batches.items() if batch.chosen.candidate.num_nodes > 1}
+        for batch_size, batch in drafting.items():
+            engines = {head: self._engine(batch.chosen.candidate, head) for head in (None, *HEADS)}
+            batch.heads = measure_steps(engines, self.context, batch_size, self.config.steps, self.config.repeats)
+        self.head = choose_head({size: {h: t.seconds for h, t in batch.heads.items()} for size, batch in drafting.items()})
