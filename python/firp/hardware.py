@@ -1,4 +1,4 @@
-"""The machine: its name, its free memory, its memory bandwidth, and waiting for it."""
+"""The machine: its name, its memory bandwidth, and waiting for it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,6 @@ def device_name(device: torch.device | str) -> str:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def available_memory(device: torch.device | str) -> int:
-    """Bytes that may still be allocated on the device.
-
-    Raises:
-        OSError: a CPU whose system does not say (no /proc/meminfo).
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
 
 
 def synchronize(device: torch.device | str) -> None:

@@ -59,7 +59,7 @@ def test_random_weights_are_finite_and_repeatable():
 
 
 def test_too_little_memory_is_refused_with_numbers(monkeypatch):
-    monkeypatch.setattr(random_weights, "available_memory", lambda _: 10_000_000_000)
+    monkeypatch.setattr(random_weights, "available_bytes", lambda _: 10_000_000_000)
     with pytest.raises(ValueError, match=r"'llama2-7b' in bfloat16 needs 15\.7 GB on cpu \(weights 13\.6 GB.*10\.0 GB are free"):
         build("llama2-7b", torch.bfloat16, "cpu", 3, 4096)
     assert cache_bytes(shape_config("llama3-8b"), 1, torch.bfloat16) == 2 * 32 * 8 * 128 * 2

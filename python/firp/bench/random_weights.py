@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from firp.hardware import available_memory
+from firp.memory import available_bytes
 from firp.predictor import FirpPredictor
 
 # Positions beyond the original limit, so that steps at a context of 4096 fit; they cost nothing.
@@ -64,7 +64,7 @@ def build(shape: str, dtype: torch.dtype, device: str, num_offsets: int, cached_
         model = LlamaForCausalLM(config).to(dtype)
         predictor = FirpPredictor.for_model(model, num_offsets, config.num_hidden_layers * 2 // 3).to(dtype)
     weights = sum(p.numel() * p.element_size() for module in (model, predictor) for p in module.parameters())
-    needed, available = weights + cache_bytes(config, cached_tokens, dtype), available_memory(device)
+    needed, available = weights + cache_bytes(config, cached_tokens, dtype), available_bytes(torch.device(device))
     if needed > available:
         raise ValueError(
             f"random_weights: {shape!r} in {str(dtype).removeprefix('torch.')} needs {needed / 1e9:.1f} GB on {device} "
