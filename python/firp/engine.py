@@ -24,6 +24,7 @@ from firp.records import pack
 from firp.rotary import check_lengths as check_positions
 from firp.state import DecodeState, StepRecord, gather_rows
 from firp.trees import Drafter, DraftTree, TreeConfig, root_only
+from firp.tuned import own_tree
 
 # Up to this many pseudo rows share the head's pass with the node rows: reading the head twice costs more.
 SHARED_HEAD_ROWS = 16
@@ -80,10 +81,13 @@ class Engine:
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
         if predictor is not None:
             predictor.check_model(model)
-            self.num_offsets = predictor.num_offsets
-            self.tree = tree or TreeConfig.of(predictor)
             self._shrinks = tree is None
-            self.weight = predictor.weight.detach().to(self.view.device, self.view.dtype)
+            if tree is None:
+                self.predictor, tree, tuned_head = own_tree(predictor, self.view.device, self.view.dtype)
+                self.head = head or tuned_head
+            self.num_offsets = self.predictor.num_offsets
+            self.tree = tree
+            self.weight = self.predictor.weight.detach().to(self.view.device, self.view.dtype)
 
     def drafter(self, batch_size: int) -> Drafter | None:
         """What drafts for a batch of this size; None where it decodes plainly.

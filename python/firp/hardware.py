@@ -1,4 +1,4 @@
-"""The machine: its name, its free memory, its memory bandwidth, and waiting for it."""
+"""The machine: its name, its memory bandwidth, and waiting for it."""
 
 from __future__ import annotations
 

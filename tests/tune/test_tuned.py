@@ -86,3 +86,16 @@ def test_a_damaged_file_is_named(predictor, text):
     (predictor.folder / FILE_NAME).write_text(text)
     with pytest.raises(ValueError, match=r"^tuned\.json: .*firp tune"):
         own_tree(predictor, "cpu", torch.float32)
+
+
+def test_an_engine_decodes_with_the_tuned_tree(predictor):
+    model = tiny_model(0)
+    save_tuned(predictor.folder, machine("cpu", torch.float64), entry({1: (5, 2, "static"), 4: (1, 1, "dynamic")}, head="two-pass"))
+    engine = firp.Engine(model, firp.load_predictor(predictor.folder))
+    assert engine.num_offsets == 2 and engine.head == "two-pass"
+    assert engine.drafter(1).config == firp.TreeConfig(5, 2, "static") and engine.drafter(3) is None
+    ids = torch.tensor([[4, 5, 6]])
+    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    assert torch.equal(firp.generate(model, ids, engine=engine, max_new_tokens=20, do_sample=False), plain)
+    asked = firp.Engine(model, firp.load_predictor(predictor.folder), firp.TreeConfig(3, 1))
+    assert asked.num_offsets == 3 and asked.head is None and asked.drafter(4).config == firp.TreeConfig(3, 1)

@@ -18,6 +18,7 @@ from firp.cli import options
 from firp.files import write_atomically
 from firp.models import load_model
 from firp.prompts import load_prompts
+from firp.tuned import own_tree
 
 OWN_PROMPTS = Path(__file__).resolve().parents[3] / "benchmarks/prompts.jsonl"
 
@@ -59,6 +60,7 @@ def bench(
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
     base, tokenizer = load_model(model, dtype, options.choose_device(device))
     made = make_methods(names, base, drafter, tree)
+    used = tree if drafter is None or tree is not None else own_tree(drafter, base.device, base.dtype)[1].for_batch(1)
     results = run_methods(made, loaded, base, tokenizer, max_new_tokens, repeats, all_turns, raw)
     settings = {
         "model": model,
@@ -67,10 +69,8 @@ def bench(
         "num_prompts": len(loaded),
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
-        "tree": None if drafter is None else [
-            nodes or drafter.num_nodes, lookahead or drafter.num_lookahead, tree_kind or drafter.tree_kind
-        ],
-    }  # fmt: skip
+        "tree": None if used is None else [used.num_nodes, used.num_lookahead, used.kind],
+    }
     document = report(results, base, settings)
     print_table(document)
     _write(json_path, document)
