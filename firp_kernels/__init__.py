@@ -9,7 +9,7 @@ from firp_kernels.ops import (
     verify_tree,
     write_cache,
 )
-from firp_kernels.row_ops import gated_linear, linear, rms_norm, rotary
+from firp_kernels.row_ops import gated_linear, linear, rms_norm, rotary, top_marginals
 from firp_kernels.version import __version__
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "predictor_projection",
     "rms_norm",
     "rotary",
+    "top_marginals",
     "tree_attention",
     "verify_tree",
     "write_cache",

@@ -235,3 +235,16 @@ def rotary(rows, cos, sin) -> None:
         raise ValueError(f"rows: got head width {width}, expected an even one")
     if rows.stride(3) != 1:
         raise ValueError("rows: got a strided last dimension, expected a dense one")
+
+
+def top_marginals(logits, rows, num_ranks) -> None:
+    _same_device(logits=logits, rows=rows)
+    _shape("logits", logits, None, None, None)
+    batch, count, vocab = logits.shape
+    _shape("rows", rows, batch, None)
+    _dtype("logits", logits, *FLOATS)
+    _dtype("rows", rows, torch.int64)
+    if not 1 <= num_ranks <= vocab:
+        raise ValueError(f"num_ranks: got {num_ranks}, expected 1..{vocab}")
+    if _on_cpu(rows) and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < count:
+        raise ValueError(f"rows: got {int(rows.min())}..{int(rows.max())}, expected 0..{count - 1}")

@@ -296,3 +296,12 @@ def rotary(rows: Tensor, cos: Tensor, sin: Tensor) -> None:
     low, high = rows.chunk(2, dim=-1)
     turned = torch.cat([-high, low], dim=-1)
     rows.copy_(rows * cos[:, :, None] + turned * sin[:, :, None])
+
+
+def top_marginals(logits: Tensor, rows: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
+    checks.top_marginals(logits, rows, num_ranks)
+    sequence = torch.arange(logits.shape[0], device=logits.device)[:, None]
+    chosen = logits[sequence, rows].to(_wide(logits.dtype))
+    top = chosen.topk(num_ranks, dim=-1)
+    probabilities = (top.values - chosen.logsumexp(-1, keepdim=True)).exp()
+    return probabilities.nan_to_num(nan=0.0).float(), top.indices

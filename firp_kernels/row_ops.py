@@ -1,4 +1,4 @@
-"""Ops on few rows of a model's own layers, for CPUs, where a step is many small operations over weights read once.
+"""Ops on few rows of a model's own layers and head, for CPUs, where a step is many small operations over weights read once.
 
 A row's result does not depend on the other rows, so plain decoding and tree decoding agree bit for bit. Roundings are
 those of the Hugging Face modules. Letters as in `ops.py`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from firp_kernels import registry
@@ -29,10 +30,19 @@ def _fake_rotary(*_) -> None:
     return None
 
 
+def _fake_top_marginals(logits, rows, num_ranks) -> tuple[Tensor, Tensor]:
+    shape = (*rows.shape, num_ranks)
+    return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int64)
+
+
 SCHEMAS: dict[str, tuple[str, Callable]] = {
     "linear": ("(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", _fake_linear),
     "gated_linear": ("(Tensor input, Tensor gate, Tensor up) -> Tensor", _fake_gated_linear),
     "rms_norm": ("(Tensor input, Tensor weight, float eps) -> Tensor", _fake_rms_norm),
+    "top_marginals": (
+        "(Tensor logits, Tensor rows, SymInt num_ranks) -> (Tensor probabilities, Tensor candidates)",
+        _fake_top_marginals,
+    ),
     "rotary": ("(Tensor(a!) rows, Tensor cos, Tensor sin) -> ()", _fake_rotary),
 }
 
@@ -103,3 +113,22 @@ def rotary(rows: Tensor, cos: Tensor, sin: Tensor, impl: str | None = None) -> N
     Source: arXiv 2104.09864, in the half-split layout of Hugging Face's Llama.
     """
     registry.call("rotary", impl, rows, cos, sin)
+
+
+def top_marginals(logits: Tensor, rows: Tensor, num_ranks: int, impl: str | None = None) -> tuple[Tensor, Tensor]:
+    """The most probable tokens of some rows of scores, which `draft_tree` grows the next tree from.
+
+    Args:
+        logits: [B, R, V] floats, any strides.
+        rows: [B, k] int64, which of the R rows.
+        num_ranks: K, 1..V.
+
+    Returns:
+        probabilities: [B, k, K] float32 softmax of the row, descending; 0 in a row that holds NaN or has no finite peak.
+        candidates: [B, k, K] int64 their tokens; among equals the extension puts the lower token first, torch any; in
+            a row of probability 0 any tokens.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees; on a CPU also a row out of range.
+    """
+    return registry.call("top_marginals", impl, logits, rows, num_ranks)

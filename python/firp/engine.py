@@ -293,8 +293,10 @@ class Engine:
             return root_only(root, num_lookahead=int(drafter is not None))
         k = self.num_offsets
         offset = (torch.arange(k, device=pseudo.device) + shift[:, None]).clamp(max=k - 1)
-        rows = gather_rows(pseudo, last_slot.long().clamp(min=0)[:, None] * k + offset)
-        logits = (rows if are_logits else self.view.logits(rows)).float()
-        top = logits.topk(min(drafter.num_ranks, logits.shape[-1]), dim=-1)
-        probabilities = (top.values - logits.logsumexp(-1, keepdim=True)).exp().nan_to_num(nan=0.0)
-        return drafter.draft(probabilities, top.indices, root, (k - shift).clamp(min=0).to(torch.int32))
+        rows = last_slot.long().clamp(min=0)[:, None] * k + offset
+        if not are_logits:
+            pseudo = self.view.logits(gather_rows(pseudo, rows))
+            rows = torch.arange(k, device=rows.device).expand_as(rows)
+        ranks = min(drafter.num_ranks, pseudo.shape[-1])
+        probabilities, candidates = self.ops.top_marginals(pseudo, rows, ranks)
+        return drafter.draft(probabilities, candidates, root, (k - shift).clamp(min=0).to(torch.int32))

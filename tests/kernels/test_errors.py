@@ -134,6 +134,16 @@ def bad_rotary():
     yield "rows", [torch.zeros(1, 2, 1, 8)[..., ::2], angles, angles]
 
 
+def bad_top_marginals():
+    logits, rows = torch.zeros(1, 2, 5), torch.zeros(1, 1, dtype=torch.long)
+    yield "logits", [logits[0], rows, 1]
+    yield "logits", [logits.int(), rows, 1]
+    yield "rows", [logits, rows.int(), 1]
+    yield "rows", [logits, rows + 2, 1]
+    yield "rows", [logits, rows - 1, 1]
+    yield "num_ranks", [logits, rows, 6]
+
+
 CASES = {
     "write_cache": bad_write,
     "tree_attention": bad_attention,
@@ -145,6 +155,7 @@ CASES = {
     "gated_linear": bad_gated_linear,
     "rms_norm": bad_rms_norm,
     "rotary": bad_rotary,
+    "top_marginals": bad_top_marginals,
 }
 
 

@@ -114,6 +114,7 @@ def test_opcheck(seed):
         "linear": (hidden, torch.randn(6, 8), torch.randn(6)),
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),
         "rms_norm": (hidden, torch.randn(8), 1e-5),
+        "top_marginals": (hidden, torch.tensor([[0, 4], [2, 2]]), 3),
         "rotary": (torch.randn(2, 5, 3, 8), hidden.cos(), hidden.sin()),
     }  # fmt: skip
     if key.shape[1] < 2:

@@ -21,6 +21,7 @@ from firp.predictor import FirpPredictor
 from firp.state import DecodeStats
 from firp.train.objective import pseudo_rows, real_rows
 from firp.trees import Drafter, TreeConfig, root_only
+from firp_kernels import top_marginals
 
 ANCHORS_AT_ONCE = 64
 
@@ -79,10 +80,11 @@ def record(
     positions = torch.arange(len(prompt) - 1, len(tokens) - 1, device=device)
     for anchors in positions.split(ANCHORS_AT_ONCE):
         rows = pseudo_rows(view, weight, inserted, recorded, anchors[None], layer)[0]
-        logits = view.logits(rows).float()
-        top = logits.topk(min(num_ranks, logits.shape[-1]), dim=-1)
-        probabilities.append((top.values - logits.logsumexp(-1, keepdim=True)).exp().nan_to_num(nan=0.0).cpu())
-        candidates.append(top.indices.cpu())
+        logits = view.logits(rows)
+        offsets = torch.arange(logits.shape[1], device=device).expand(logits.shape[:2])
+        top = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
+        for kept, part in zip((probabilities, candidates), top, strict=True):
+            kept.append(part.cpu())
     return Recording(tokens[len(prompt) - 1 :], torch.cat(probabilities), torch.cat(candidates))
 
 
