@@ -48,9 +48,15 @@ def _timed(decode: Callable[[], object], device: torch.device) -> tuple[object, 
 
 
 def engine_method(engine: Engine) -> Method:
-    """FIRP, or plain decoding, in this package's engine."""
+    """FIRP, or plain decoding, in this package's engine; capturing and compiling steps is not timed."""
+    captured = 0
 
     def run(ids: Tensor, max_new_tokens: int) -> Run:
+        nonlocal captured
+        needed = ids.shape[1] + max_new_tokens
+        if engine.captures and needed > captured:
+            engine.warm_up(max_len=needed, progress=False)
+            captured = needed
         out, seconds = _timed(
             lambda: generate(
                 engine.model, ids, engine=engine, max_new_tokens=max_new_tokens, do_sample=False,
