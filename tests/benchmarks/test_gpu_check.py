@@ -74,8 +74,9 @@ def test_an_unknown_stage_is_refused():
 
 def test_make_hands_its_variables_on():
     shown = subprocess.run(
-        ["make", "-n", "gpu-check", "PYTHON=py", "STAGE=micro", "OUT=here", "MODEL=m", "PREDICTOR=p"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        ["make", "--no-print-directory", "-n", "gpu-check", "PYTHON=py", "STAGE=micro", "OUT=here", "MODEL=m", "PREDICTOR=p"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert shown.stdout.strip() == "py benchmarks/gpu_check.py --stage micro --out here --model m --predictor p"
 
 

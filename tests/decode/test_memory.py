@@ -14,8 +14,8 @@ def test_weights_and_cache_are_counted_to_the_byte(family, tied):
     assert memory.weight_bytes(model.config, torch.bfloat16) == sum(p.numel() * 2 for p in model.parameters())
     predictor = tiny_predictor(model, 0)
     engine = firp.Engine(model, predictor, firp.TreeConfig(8, 3))
-    state = engine.start([torch.tensor([4, 5, 6])] * 2, 100, [])
-    plan = memory.plan_memory(model.config, torch.bfloat16, memory.slots_for(103, engine.max_rows), 2, 8, 3, 3)
+    state = engine.start([torch.tensor([4, 5, 6])] * 2, 50, [])
+    plan = memory.plan_memory(model.config, torch.bfloat16, memory.slots_for(53, engine.max_rows), 2, 8, 3, 3)
     assert plan.cache == state.buffers.cache.numel() * 2
     assert plan.predictor == engine.weight.numel() * 2
     assert plan.total == plan.weights + plan.predictor + plan.run
