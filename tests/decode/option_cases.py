@@ -176,8 +176,8 @@ def markdown() -> str:
 
 
 def fields() -> set[str]:
-    """Names of all fields of the installed GenerationConfig."""
-    return set(vars(GenerationConfig()))
+    """Names of all fields of the installed GenerationConfig, without one that older releases keep for themselves."""
+    return set(vars(GenerationConfig())) - {"_commit_hash"}
 
 
 def prompt_of(case: Case) -> torch.Tensor | None:
