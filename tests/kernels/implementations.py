@@ -18,7 +18,3 @@ def on_devices(name: str) -> list:
     not_built = pytest.mark.skipif(registry.owner(name, "cuda") != "extension", reason="the extension has no CUDA part")
     pairs.append(pytest.param("extension", "cuda", id="extension-cuda", marks=(pytest.mark.gpu, NO_GPU, not_built)))
     return pairs
-
-
-def moved(args, device: str) -> list:
-    return [arg.to(device) if torch.is_tensor(arg) else arg for arg in args]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import verify_case
-from implementations import moved, on_devices
+from cases import moved, verify_case
+from implementations import on_devices
 
 import firp_kernels as kernels
 from firp_kernels import reference

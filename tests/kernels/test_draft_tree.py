@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import draft_case
+from cases import draft_case, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from implementations import moved, on_devices
+from implementations import on_devices
 
 import firp_kernels as kernels
 from firp_kernels import reference
