@@ -71,7 +71,9 @@ class Engine:
         self.model = model
         self.ops = firp_kernels.bind(impl)
         self.head = head
-        self.view = DecoderView(model, adapt_layer, adapt_norm(model), adapt_head(model))
+        # The reference is torch throughout, the model's own linear layers and norms included.
+        adapted = () if impl == "reference" else (adapt_layer, adapt_norm(model), adapt_head(model))
+        self.view = DecoderView(model, *adapted)
         self.predictor = predictor
         self.tree = None
         self.num_offsets = 0

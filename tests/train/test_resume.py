@@ -27,10 +27,12 @@ def setup(tmp_path, monkeypatch):
     )  # fmt: skip
 
 
-def test_resume_is_exact(setup, tmp_path):
-    whole = Trainer(setup(), tmp_path / "whole", progress=False)
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_resume_is_exact(setup, tmp_path, keep_rows):
+    config = setup(keep_rows=keep_rows)
+    whole = Trainer(config, tmp_path / "whole", progress=False)
     assert whole.run()
-    while not Trainer(setup(), tmp_path / "parts", progress=False).run(time_limit_s=0.0):
+    while not Trainer(config, tmp_path / "parts", progress=False).run(time_limit_s=0.0):
         pass
     weights = [firp.load_predictor(tmp_path / name).weight for name in ("whole", "parts")]
     assert torch.equal(*weights)

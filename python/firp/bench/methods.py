@@ -107,7 +107,8 @@ def compiled_method(model: PreTrainedModel) -> Method:
     return run
 
 
-METHODS = ("ar", "firp", "hf", "hf-compiled", "prompt-lookup")
+# The last two serve every op, linear layers and norms included, with torch: what the package's kernels are worth.
+METHODS = ("ar", "firp", "hf", "hf-compiled", "prompt-lookup", "ar-reference", "firp-reference")
 
 
 def make_methods(
@@ -122,12 +123,13 @@ def make_methods(
     for name in names:
         if name not in METHODS or name in made:
             raise ValueError(f"methods: got {name!r}{' twice' if name in made else ''}, expected some of {', '.join(METHODS)}")
-        if name == "firp":
+        kind, _, impl = name.partition("-")
+        if kind == "firp":
             if predictor is None:
-                raise ValueError("predictor: got None, expected one for the method 'firp'")
-            made[name] = engine_method(Engine(model, predictor, tree))
-        elif name == "ar":
-            made[name] = engine_method(Engine(model))
+                raise ValueError(f"predictor: got None, expected one for the method {name!r}")
+            made[name] = engine_method(Engine(model, predictor, tree, impl or None))
+        elif kind == "ar":
+            made[name] = engine_method(Engine(model, impl=impl or None))
         elif name == "hf":
             made[name] = hugging_face_method(model)
         elif name == "hf-compiled":

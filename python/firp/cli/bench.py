@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from firp.bench.methods import make_methods
+from firp.bench.methods import METHODS, make_methods
 from firp.bench.random_weights import SHAPES
 from firp.bench.report import plot as draw
 from firp.bench.report import print_table
@@ -31,7 +31,7 @@ def bench(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 96,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = None,
-    methods: Annotated[str, typer.Option(help="Comma-separated: ar, firp, hf, hf-compiled, prompt-lookup.")] = "ar,firp,hf,prompt-lookup",
+    methods: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(METHODS)}.")] = "ar,firp,hf,prompt-lookup",
     repeats: Annotated[int, typer.Option(help="Interleaved repeats.")] = 3,
     nodes: options.Nodes = None,
     lookahead: options.Lookahead = None,
@@ -56,7 +56,7 @@ def bench(
         return
     names = [name.strip() for name in methods.split(",")]
     loaded = load_prompts(prompts, limit)
-    drafter = options.find_predictor(model, predictor) if "firp" in names else None
+    drafter = options.find_predictor(model, predictor) if {"firp", "firp-reference"} & set(names) else None
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
     base, tokenizer = load_model(model, dtype, options.choose_device(device))
     made = make_methods(names, base, drafter, tree)

@@ -48,13 +48,14 @@ def train(
     seed: Annotated[int, typer.Option(help="Of data order and anchors.")] = 0,
     dtype: options.Dtype = "float32",
     device: options.Device = None,
+    keep_rows: Annotated[bool, typer.Option(help="Run the base model once and keep its rows in the output folder.")] = False,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
 ) -> None:
     """Train a predictor; run the same command again to resume exactly."""
     config = TrainConfig(
         model=model, data=data, insertion_layer=insertion_layer, num_offsets=num_offsets, steps=steps,
         batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
-        ridge_tokens=ridge_tokens, start_from=start_from, held_out=held_out, seed=seed, dtype=dtype,
+        ridge_tokens=ridge_tokens, start_from=start_from, held_out=held_out, seed=seed, dtype=dtype, keep_rows=keep_rows,
     )  # fmt: skip
     trainer = Trainer(config, output, options.choose_device(device))
     if trainer.run(time_limit):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,37 +10,7 @@ from torch.nn import functional
 
 from firp.layer_view import DecoderView
 from firp.train.data import Batch
-
-
-def _expand_groups(rows: Tensor, num_heads: int) -> Tensor:
-    """[B, Hkv, R, D] to [B, H, R, D]."""
-    return rows.repeat_interleave(num_heads // rows.shape[1], dim=1)
-
-
-@dataclass
-class RecordingAttention:
-    """Causal attention over whole sequences that keeps keys and values from layer `record_from` on."""
-
-    record_from: int
-    recorded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def attend(self, module, query, key, value, scale, sliding_window):
-        if module.layer_idx >= self.record_from:
-            self.recorded[module.layer_idx] = (key, value)
-        length, heads = query.shape[2], query.shape[1]
-        mask = None
-        if sliding_window is not None and sliding_window < length:
-            distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-            mask = ((distance >= 0) & (distance < sliding_window)).to(query.device)
-        out = functional.scaled_dot_product_attention(
-            query,
-            _expand_groups(key, heads),
-            _expand_groups(value, heads),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-        )
-        return out.transpose(1, 2)
+from firp.train.rows import RealRows, expand_groups
 
 
 @dataclass
@@ -60,8 +30,8 @@ class PseudoAttention:
     def attend(self, module, query, key, value, scale, sliding_window):
         batch, heads, _, width = query.shape
         anchors, k = self.anchors.shape[1], self.num_offsets
-        real_key, real_value = (_expand_groups(rows, heads) for rows in self.recorded[module.layer_idx])
-        chains = [rows.reshape(batch, heads, anchors, k, width) for rows in (query, _expand_groups(key, heads), _expand_groups(value, heads))]
+        real_key, real_value = (expand_groups(rows, heads) for rows in self.recorded[module.layer_idx])
+        chains = [rows.reshape(batch, heads, anchors, k, width) for rows in (query, expand_groups(key, heads), expand_groups(value, heads))]
         query_chain, key_chain, value_chain = chains
 
         real = torch.matmul(query, real_key.transpose(2, 3)) * scale
@@ -101,30 +71,14 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     return top.indices.masked_fill(~valid, 0), valid
 
 
-@torch.no_grad()
-def real_rows(view: DecoderView, tokens: Tensor, insertion_layer: int) -> tuple[Tensor, Tensor, dict]:
-    """Run whole sequences once without gradient.
-
-    Returns:
-        hidden states at the insertion layer [B, T, d], final hidden states [B, T, d], recorded keys and values.
-    """
-    step = RecordingAttention(record_from=insertion_layer)
-    position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    embedded = view.embed(tokens)
-    position_embeddings = view.rotary(embedded, position_ids)
-    inserted = view.run_layers(embedded, position_embeddings, step, 0, insertion_layer)
-    final = view.run_layers(inserted, position_embeddings, step, insertion_layer, view.num_layers)
-    return inserted, final, step.recorded
-
-
-def pseudo_rows(view, weight, inserted, recorded, anchors, insertion_layer) -> Tensor:
-    """Predict at the anchors and pass the pseudo rows through the layers above: [B, A, k, d]."""
+def pseudo_rows(view: DecoderView, weight: Tensor, real: RealRows, anchors: Tensor, insertion_layer: int) -> Tensor:
+    """Predict at the anchors [B, A] and pass the pseudo rows through the layers above: [B, A, k, d]."""
     _batch, count = anchors.shape
     k = weight.shape[0]
-    at_anchor = inserted.gather(1, anchors[..., None].expand(-1, -1, inserted.shape[-1]))
+    at_anchor = real.inserted.gather(1, anchors[..., None].expand(-1, -1, real.inserted.shape[-1]))
     rows = torch.einsum("kod,bad->bako", weight.to(at_anchor.dtype), at_anchor).flatten(1, 2)
     position_ids = (anchors[..., None] + torch.arange(1, k + 1, device=anchors.device)).flatten(1)
-    step = PseudoAttention(recorded, anchors, k)
+    step = PseudoAttention(real.recorded, anchors, k)
     rows = view.run_layers(rows, view.rotary(rows, position_ids), step, insertion_layer, view.num_layers)
     return rows.unflatten(1, (count, k))
 
@@ -154,7 +108,7 @@ def _score(pseudo_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tenso
 def kl_objective(
     view: DecoderView,
     weight: Tensor,
-    batch: Batch,
+    real: RealRows,
     insertion_layer: int,
     anchors: Tensor,
     valid: Tensor,
@@ -169,9 +123,8 @@ def kl_objective(
         per-offset sums, and the gradient for `weight` [k, d, d] (None unless wanted).
     """
     k = weight.shape[0]
-    inserted, final, recorded = real_rows(view, batch.tokens, insertion_layer)
     with torch.set_grad_enabled(want_gradient):
-        rows = pseudo_rows(view, weight, inserted, recorded, anchors, insertion_layer)
+        rows = pseudo_rows(view, weight, real, anchors, insertion_layer)
     leaf = rows.detach().requires_grad_(want_gradient)
     total = max(int(valid.sum()), 1)
     sums = torch.zeros(4, k, device=weight.device)
@@ -182,7 +135,7 @@ def kl_objective(
             continue
         targets, inverse = (chosen[:, None] + offsets).unique(return_inverse=True)
         with torch.no_grad():
-            teacher = view.logits(final[b, targets])
+            teacher = view.logits(real.final[b, targets])
         with torch.set_grad_enabled(want_gradient):
             kl, rank = _score(view.logits(leaf[b][valid[b]]), teacher[inverse])
             if want_gradient:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from firp.layer_view import DecoderView
 from firp.train.data import Batch
-from firp.train.objective import RecordingAttention
+from firp.train.rows import RecordingAttention
 
 SINK_POSITIONS = 4
 

@@ -20,8 +20,10 @@ from firp.predictor import FirpPredictor, load_predictor
 from firp.train.data import TextDataset, batch_for_step, epoch_batches, load_dataset, make_batch, split_held_out
 from firp.train.objective import OffsetScores, kl_objective, sample_anchors
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
+from firp.train.rows import RealRows, RowStore, real_rows
 
 CHECKPOINT = "checkpoint.pt"
+ROWS = "rows.bin"
 LOG = "train_log.jsonl"
 
 
@@ -45,6 +47,8 @@ class TrainConfig:
         held_out: sequences kept for accuracy.
         seed: of data order and anchors.
         dtype: dtype of the base model; the predictor itself trains in float32.
+        keep_rows: compute the base model's rows once and keep them in the output folder instead of at every step; see
+            `RowStore` for their size.
     """
 
     model: str
@@ -63,6 +67,7 @@ class TrainConfig:
     held_out: int = 64
     seed: int = 0
     dtype: str = "float32"
+    keep_rows: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_offsets", "steps", "batch_size", "anchors", "held_out"):
@@ -100,6 +105,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.output.mkdir(parents=True, exist_ok=True)
+        self.store = self.open_store() if config.keep_rows else None
 
     def run(self, time_limit_s: float | None = None, checkpoint_every: int = 50, evaluate_every: int = 200) -> bool:
         """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint.
@@ -108,6 +114,8 @@ class Trainer:
             True when all steps are done; the predictor then lies in `output`.
         """
         started = time.monotonic()
+        if self.store is not None:
+            self.store.fill(self.config.batch_size, self.progress)
         if (self.output / CHECKPOINT).is_file():
             self.load_checkpoint()
         else:
@@ -183,13 +191,26 @@ class Trainer:
         return kl_objective(
             self.view,
             self.predictor.weight,
-            batch.to(self.device),
+            self.real_rows(indices),
             config.insertion_layer,
             anchors.to(self.device),
             valid.to(self.device),
             self.offset_weights,
             want_gradient,
         )
+
+    def real_rows(self, indices: np.ndarray) -> RealRows:
+        """The base model's own rows of the sequences at `indices`, kept or computed."""
+        if self.store is not None:
+            return self.store.read(indices)
+        tokens = make_batch(self.dataset, indices, self.config.max_length).tokens.to(self.device)
+        return real_rows(self.view, tokens, self.config.insertion_layer)
+
+    def open_store(self) -> RowStore:
+        config = self.config
+        made_from = {name: getattr(config, name) for name in ("model", "data", "dtype")}
+        path = self.output / ROWS
+        return RowStore(path, self.view, self.dataset, config.insertion_layer, config.max_length, made_from)
 
     def evaluate(self) -> OffsetScores:
         """Scores on the held-out sequences, at anchors that are the same at every call."""

@@ -19,7 +19,8 @@ from firp.generate import generate
 from firp.layer_view import DecoderView
 from firp.predictor import FirpPredictor
 from firp.state import DecodeStats
-from firp.train.objective import pseudo_rows, real_rows
+from firp.train.objective import pseudo_rows
+from firp.train.rows import real_rows
 from firp.trees import Drafter, TreeConfig, root_only
 from firp_kernels import top_marginals
 
@@ -74,12 +75,12 @@ def record(
     """
     tokens = torch.cat([prompt, torch.tensor(answer)])
     layer, device = predictor.insertion_layer, view.device
-    inserted, _, recorded = real_rows(view, tokens[None, :-1].to(device), layer)
+    real = real_rows(view, tokens[None, :-1].to(device), layer)
     weight = predictor.weight.to(device, view.dtype)
     probabilities, candidates = [], []
     positions = torch.arange(len(prompt) - 1, len(tokens) - 1, device=device)
     for anchors in positions.split(ANCHORS_AT_ONCE):
-        rows = pseudo_rows(view, weight, inserted, recorded, anchors[None], layer)[0]
+        rows = pseudo_rows(view, weight, real, anchors[None], layer)[0]
         logits = view.logits(rows)
         offsets = torch.arange(logits.shape[1], device=device).expand(logits.shape[:2])
         top = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))

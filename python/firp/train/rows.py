@@ -1,0 +1,145 @@
+"""What training needs of the base model's own rows: computed for a batch, or once for a whole dataset and kept on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from firp.files import write_atomically
+from firp.layer_view import DecoderView
+from firp.train.data import TextDataset, make_batch
+
+
+@dataclass(frozen=True)
+class RealRows:
+    """Rows of whole sequences in the base model.
+
+    Attributes:
+        inserted: [B, T, d] hidden states after the insertion layer.
+        final: [B, T, d] hidden states after the last layer.
+        recorded: keys and values [B, Hkv, T, D], key after rotary, of every layer above the insertion layer.
+    """
+
+    inserted: Tensor
+    final: Tensor
+    recorded: dict[int, tuple[Tensor, Tensor]]
+
+
+def expand_groups(rows: Tensor, num_heads: int) -> Tensor:
+    """[B, Hkv, R, D] to [B, H, R, D]."""
+    return rows.repeat_interleave(num_heads // rows.shape[1], dim=1)
+
+
+@dataclass
+class RecordingAttention:
+    """Causal attention over whole sequences that keeps keys and values from layer `record_from` on."""
+
+    record_from: int
+    recorded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def attend(self, module, query, key, value, scale, sliding_window):
+        if module.layer_idx >= self.record_from:
+            self.recorded[module.layer_idx] = (key, value)
+        length, heads = query.shape[2], query.shape[1]
+        mask = None
+        if sliding_window is not None and sliding_window < length:
+            distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+            mask = ((distance >= 0) & (distance < sliding_window)).to(query.device)
+        out = functional.scaled_dot_product_attention(
+            query,
+            expand_groups(key, heads),
+            expand_groups(value, heads),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+        )
+        return out.transpose(1, 2)
+
+
+@torch.no_grad()
+def real_rows(view: DecoderView, tokens: Tensor, insertion_layer: int) -> RealRows:
+    """Run whole sequences, tokens [B, T], once without gradient."""
+    step = RecordingAttention(record_from=insertion_layer)
+    position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    embedded = view.embed(tokens)
+    position_embeddings = view.rotary(embedded, position_ids)
+    inserted = view.run_layers(embedded, position_embeddings, step, 0, insertion_layer)
+    final = view.run_layers(inserted, position_embeddings, step, insertion_layer, view.num_layers)
+    return RealRows(inserted, final, step.recorded)
+
+
+class RowStore:
+    """The real rows of every sequence of a dataset in one memory-mapped file, one record a token.
+
+    A record holds the hidden state at the insertion layer, the final one, and each upper layer's key and value, in the
+    base model's dtype: SmolLM2-135M at t = 20 takes 10 KB a token in bfloat16, LLaMA-2-7B at t = 16 about 280 KB.
+
+    Args:
+        path: the file; `path` + ".json" beside it says what it was made from and how far it is.
+        made_from: settings that decide the rows; a file made from others is refused.
+
+    Raises:
+        ValueError: a file made from other settings (the field is named).
+    """
+
+    def __init__(
+        self, path: Path, view: DecoderView, dataset: TextDataset, insertion_layer: int, max_length: int, made_from: dict
+    ) -> None:
+        self.path, self.record = path, path.with_name(path.name + ".json")
+        self.view, self.dataset = view, dataset
+        self.insertion_layer, self.max_length = insertion_layer, max_length
+        self.made_from = {**made_from, "insertion_layer": insertion_layer, "max_length": max_length}
+        lengths = np.minimum(np.diff(dataset.offsets), max_length)
+        self.starts = np.concatenate([[0], lengths.cumsum()])
+        config = view.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.key_shape = (config.num_key_value_heads, head_dim)
+        self.layers = range(insertion_layer, view.num_layers)
+        width = 2 * config.hidden_size + 2 * len(self.layers) * config.num_key_value_heads * head_dim
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.done = self._sequences_done()
+        self.rows = torch.from_file(str(path), shared=True, size=int(self.starts[-1]) * width, dtype=view.dtype).view(-1, width)
+
+    def _sequences_done(self) -> int:
+        if not (self.path.is_file() and self.record.is_file()):
+            return 0
+        state = json.loads(self.record.read_text())
+        for name, value in self.made_from.items():
+            if state["made_from"].get(name) != value:
+                raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {state['made_from'].get(name)!r}")
+        return state["done"]
+
+    def fill(self, batch_size: int, progress: bool = True) -> None:
+        """Compute what is missing, `batch_size` sequences of like length at a time; a run that was cut off goes on."""
+        order = np.argsort(np.diff(self.starts), kind="stable")
+        bar = tqdm(total=len(order), initial=self.done, desc="rows", unit="seq", disable=not progress)
+        for start in range(self.done, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            batch = make_batch(self.dataset, indices, self.max_length)
+            real = real_rows(self.view, batch.tokens.to(self.view.device), self.insertion_layer)
+            parts = [real.inserted, real.final]
+            parts += [rows.transpose(1, 2).flatten(2) for layer in self.layers for rows in real.recorded[layer]]
+            rows = torch.cat(parts, -1).cpu()
+            for i, index in enumerate(indices):
+                self.rows[self.starts[index] : self.starts[index + 1]] = rows[i, : batch.lengths[i]]
+            self.done = start + len(indices)
+            state = {"made_from": self.made_from, "done": self.done}
+            write_atomically(self.record, lambda path, state=state: path.write_text(json.dumps(state)))
+            bar.update(len(indices))
+        bar.close()
+
+    def read(self, indices: np.ndarray) -> RealRows:
+        """Rows of the sequences at `indices`, padded on the right with zeros."""
+        sequences = [self.rows[self.starts[index] : self.starts[index + 1]] for index in indices]
+        rows = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(self.view.device)
+        size, heads = self.view.config.hidden_size, self.key_shape[0] * self.key_shape[1]
+        inserted, final, *rest = rows.split([size, size] + [heads] * (2 * len(self.layers)), dim=-1)
+        rest = [part.unflatten(-1, self.key_shape).transpose(1, 2) for part in rest]
+        return RealRows(inserted, final, dict(zip(self.layers, zip(rest[::2], rest[1::2], strict=True), strict=True)))

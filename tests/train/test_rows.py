@@ -1,0 +1,68 @@
+"""Kept rows are the rows the base model computes."""
+
+import numpy as np
+import pytest
+import torch
+from firp.layer_view import DecoderView
+from firp.train.data import TextDataset, make_batch
+from firp.train.rows import RowStore, real_rows
+from models import tiny_model
+
+LENGTHS = [5, 17, 9, 30, 12]
+MAX_LENGTH = 20
+
+
+@pytest.fixture
+def parts():
+    model = tiny_model(1, vocab=11, dtype=torch.float64)
+    tokens = np.random.default_rng(0).integers(0, 11, sum(LENGTHS)).astype(np.uint16)
+    dataset = TextDataset(tokens, np.concatenate([[0], np.cumsum(LENGTHS)]), np.full(len(LENGTHS), 3))
+    return DecoderView(model), dataset
+
+
+def open_store(parts, path, **changes):
+    made_from = {"model": "tiny", "data": "data.npz", "dtype": "float64", **changes}
+    return RowStore(path / "rows.bin", *parts, insertion_layer=2, max_length=MAX_LENGTH, made_from=made_from)
+
+
+def test_rows_read_back(parts, tmp_path):
+    view, dataset = parts
+    open_store(parts, tmp_path).fill(2, progress=False)
+    indices = np.array([3, 0, 1])
+    read = open_store(parts, tmp_path).read(indices)
+    batch = make_batch(dataset, indices, MAX_LENGTH)
+    expected = real_rows(view, batch.tokens, 2)
+    for b, length in enumerate(batch.lengths.tolist()):
+        for name in ("inserted", "final"):
+            torch.testing.assert_close(getattr(read, name)[b, :length], getattr(expected, name)[b, :length])
+        assert sorted(read.recorded) == sorted(expected.recorded) == list(range(2, view.num_layers))
+        for layer, kept in read.recorded.items():
+            for rows, wanted in zip(kept, expected.recorded[layer], strict=True):
+                torch.testing.assert_close(rows[b, :, :length], wanted[b, :, :length])
+
+
+def test_a_cut_run_goes_on(parts, tmp_path, monkeypatch):
+    open_store(parts, tmp_path / "whole").fill(2, progress=False)
+    calls = []
+
+    def stops_in_the_second_batch(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real_rows(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("firp.train.rows.real_rows", stops_in_the_second_batch)
+        with pytest.raises(KeyboardInterrupt):
+            open_store(parts, tmp_path / "cut").fill(2, progress=False)
+    again = open_store(parts, tmp_path / "cut")
+    assert again.done == 2
+    again.fill(2, progress=False)
+    assert (tmp_path / "cut" / "rows.bin").read_bytes() == (tmp_path / "whole" / "rows.bin").read_bytes()
+
+
+@pytest.mark.parametrize("field", ["model", "data", "dtype"])
+def test_rows_of_other_settings_are_refused(parts, tmp_path, field):
+    open_store(parts, tmp_path).fill(4, progress=False)
+    with pytest.raises(ValueError, match=field):
+        open_store(parts, tmp_path, **{field: "other"})
