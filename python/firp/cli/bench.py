@@ -60,7 +60,10 @@ def bench(
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
     base, tokenizer = load_model(model, dtype, options.choose_device(device))
     made = make_methods(names, base, drafter, tree)
-    used = tree if drafter is None or tree is not None else own_tree(drafter, base.device, base.dtype)[1].for_batch(1)
+    used = drafter
+    if drafter is not None and tree is None:
+        used, own, _ = own_tree(drafter, base.device, base.dtype)
+        tree = own.for_batch(1)
     results = run_methods(made, loaded, base, tokenizer, max_new_tokens, repeats, all_turns, raw)
     settings = {
         "model": model,
@@ -69,7 +72,7 @@ def bench(
         "num_prompts": len(loaded),
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
-        "tree": None if used is None else [used.num_nodes, used.num_lookahead, used.kind],
+        "tree": None if used is None else {"N": tree.num_nodes, "P": tree.num_lookahead, "k": used.num_offsets, "kind": tree.kind},
     }
     document = report(results, base, settings)
     print_table(document)
