@@ -23,7 +23,7 @@ from firp.prefill import CHUNK_TOKENS, prefill
 from firp.records import pack
 from firp.rotary import check_lengths as check_positions
 from firp.state import DecodeState, StepRecord, gather_rows
-from firp.trees import Drafter, DraftTree, TreeConfig, root_only
+from firp.trees import Drafter, DraftTree, TreeConfig, check_drafting, root_only
 from firp.tuned import own_tree
 
 # Up to this many pseudo rows share the head's pass with the node rows: reading the head twice costs more.
@@ -67,6 +67,7 @@ class Engine:
     ) -> None:
         if head is not None and head not in HEADS:
             raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}, or None")
+        check_drafting(predictor, tree)
         check_supported(model)
         self.model = model
         self.ops = firp_kernels.bind(impl)
@@ -120,9 +121,11 @@ class Engine:
         """Raise ValueError, with the numbers, for a request that cannot be decoded."""
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
-        if not prompt_lengths or min(prompt_lengths) < 1:
-            raise ValueError("input_ids: got an empty prompt, expected at least one token")
-        for length in prompt_lengths:
+        if not prompt_lengths:
+            raise ValueError("input_ids: got no prompts, expected at least one")
+        for row, length in enumerate(prompt_lengths):
+            if length < 1:
+                raise ValueError(f"input_ids: got an empty prompt in row {row}, expected at least one token")
             check_positions(self.view.config, length, max_new_tokens)
 
     @torch.no_grad()

@@ -82,6 +82,11 @@ def check_supported(model: PreTrainedModel) -> None:
             f"model: got {type(model).__name__}, expected the decoder inside it: pass model.get_base_model(), whose "
             "layers hold the adapters"
         )
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"model: got {type(model).__name__} of torch.compile, expected the model inside it: pass model._orig_mod; "
+            "Engine(compile=True) compiles its layers"
+        )
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise ValueError(

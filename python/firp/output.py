@@ -37,7 +37,7 @@ class Output:
         prompts: B tensors [T_b], padding stripped.
         max_new_tokens: tokens at which a sequence ends.
         stop_tokens: ids at which a sequence ends, emitted themselves.
-        criteria: further stopping criteria, called once per emitted token with one sequence [1, T].
+        criteria: further stopping criteria, called once per emitted token with one sequence [1, T], padding in front.
         streamer: receives every token as it is emitted; one sequence only.
         keep_scores, keep_logits: whether processed scores, raw logits of emitted tokens are kept.
         on_step: called with a `StepEvent` after every decode step.
@@ -86,11 +86,19 @@ class Output:
             self.streamer.put(torch.tensor([token]))
         ended = token in self.stop_tokens or len(emitted) >= self.max_new_tokens
         if self.criteria:
-            so_far = None if self.scores is None else tuple(row[None] for row in self.scores[sequence])
-            ended |= bool(self.criteria(self.history(sequence)[None], so_far)[0])
+            ended |= self._criteria_end(sequence)
         if ended:
             self._ended.append(sequence)
         return ended
+
+    def _criteria_end(self, sequence: int) -> bool:
+        padded = self.padded[sequence]
+        so_far = torch.cat([padded, torch.tensor(self.emitted[sequence], dtype=torch.long, device=padded.device)])
+        scores = None if self.scores is None else tuple(row[None] for row in self.scores[sequence])
+        done = self.criteria(so_far[None], scores)
+        if done.numel() != 1:
+            raise ValueError(f"stopping_criteria: got {done.numel()} answers, expected 1: they are asked about one sequence at a time")
+        return bool(done)
 
     def end_step(self) -> list[int]:
         """Close one decode step: tell `on_step` of it; return how many tokens it gave each sequence."""

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as hf
 
+from firp.inputs import Prompts
 from firp.trees import DraftTree
 
 POINTWISE = tuple(
@@ -59,27 +60,32 @@ def is_vectorised(processors: LogitsProcessorList) -> bool:
     return all(type(processor) in VECTORISED for processor in processors)
 
 
-def without_padding(processors: LogitsProcessorList) -> LogitsProcessorList:
-    """The same processors for histories that hold no padding: a per-sequence count of padding to skip is dropped."""
-    stripped = LogitsProcessorList()
+def with_padding(processors: LogitsProcessorList, prompts: Prompts) -> LogitsProcessorList:
+    """The same processors for histories with padding in front, wherever the caller's padding was.
+
+    Where a processor leaves out the first tokens, their number is given per sequence.
+    """
+    width = prompts.ids.shape[1]
+    adapted = LogitsProcessorList()
     for processor in processors:
-        if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+        left_out = getattr(processor, "prompt_ignore_length", None)
+        if left_out is not None:
             processor = copy.copy(processor)
-            processor.prompt_ignore_length = None
-        stripped.append(processor)
-    return stripped
+            left_out = torch.as_tensor(left_out, device=prompts.ids.device).expand(len(prompts.ids))
+            moved = (left_out + prompts.trailing).clamp(max=width)
+            processor.prompt_ignore_length = torch.where(left_out < width, moved, left_out)
+        adapted.append(processor)
+    return adapted
 
 
-def with_padding(processors: LogitsProcessorList, padding: list[int]) -> LogitsProcessorList:
-    """The same processors for histories with `padding` tokens in front, wherever the caller's padding was."""
-    aligned = LogitsProcessorList()
-    for processor in processors:
-        skipped = getattr(processor, "prompt_ignore_length", None)
-        if isinstance(skipped, Tensor):
-            processor = copy.copy(processor)
-            processor.prompt_ignore_length = torch.tensor(padding, dtype=skipped.dtype, device=skipped.device)
-        aligned.append(processor)
-    return aligned
+def without_padding(processors: LogitsProcessorList, prompts: Prompts) -> LogitsProcessorList:
+    """The same processors for histories that hold no padding."""
+    adapted = with_padding(processors, prompts)
+    for processor in adapted:
+        left_out = getattr(processor, "prompt_ignore_length", None)
+        if left_out is not None:
+            processor.prompt_ignore_length = (left_out - prompts.leading - prompts.trailing).clamp(min=0)
+    return adapted
 
 
 @dataclass(frozen=True)
@@ -89,25 +95,28 @@ class HistoryGroup:
     Attributes:
         sequences, nodes: [n] int64, which rows of [B, N].
         tokens: [n, T] int64 tokens before the choice at each, without padding.
+        prompts: [n] int64 index of each one's prompt in the caller's batch.
         padding: how many padding tokens Hugging Face would have in front.
     """
 
     sequences: Tensor
     nodes: Tensor
     tokens: Tensor
+    prompts: Tensor
     padding: int
 
 
-def node_histories(tree: DraftTree, histories: list[Tensor], padding: list[int]) -> list[HistoryGroup]:
+def node_histories(tree: DraftTree, histories: list[Tensor], prompts: list[int], padding: list[int]) -> list[HistoryGroup]:
     """Tokens before the choice at every real node: history up to the root, then the path to the node.
 
     Args:
         tree: [B, N].
         histories: B token tensors [T_b], each ending in the root's token.
-        padding: padding tokens of each prompt.
+        prompts: index of each sequence's prompt in the caller's batch.
+        padding: padding tokens of each prompt of the caller's batch.
     """
     tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
-    grouped: dict[tuple[int, int], list[tuple[int, int, list[int]]]] = {}
+    grouped: dict[tuple[int, int], list[tuple[int, int, list[int], int]]] = {}
     for b, history in enumerate(histories):
         paths = {0: history.tolist()}
         for node in range(len(parents[b])):
@@ -115,7 +124,8 @@ def node_histories(tree: DraftTree, histories: list[Tensor], padding: list[int])
             if parent >= 0:
                 paths[node] = paths[parent] + [tokens[b][node]]
             if node in paths:
-                grouped.setdefault((len(paths[node]), padding[b]), []).append((b, node, paths[node]))
+                key = len(paths[node]), padding[prompts[b]]
+                grouped.setdefault(key, []).append((b, node, paths[node], prompts[b]))
     groups = []
     for (_, pad), rows in grouped.items():
         columns = (torch.tensor(column, dtype=torch.long, device=tree.tokens.device) for column in zip(*rows, strict=True))
@@ -123,8 +133,22 @@ def node_histories(tree: DraftTree, histories: list[Tensor], padding: list[int])
     return groups
 
 
+def _for_group(processor: LogitsProcessor, group: HistoryGroup) -> LogitsProcessor:
+    """The processor, with what it holds per sequence of the caller's batch given per row of the group."""
+    if getattr(processor, "prompt_ignore_length", None) is None:
+        return processor
+    processor = copy.copy(processor)
+    processor.prompt_ignore_length = processor.prompt_ignore_length[group.prompts]
+    return processor
+
+
 def process_tree(
-    processors: LogitsProcessorList, logits: Tensor, tree: DraftTree, histories: list[Tensor], padding: list[int]
+    processors: LogitsProcessorList,
+    logits: Tensor,
+    tree: DraftTree,
+    histories: list[Tensor],
+    prompts: list[int],
+    padding: list[int],
 ) -> Tensor:
     """Processed scores of every node, as a sequential run would see them there.
 
@@ -132,7 +156,8 @@ def process_tree(
         processors: all `is_vectorised`, prepared by `without_padding`.
         logits: [B, N, V]. tree: [B, N].
         histories: B token tensors [T_b] up to the root.
-        padding: how many padding tokens the caller's prompt held, per sequence.
+        prompts: index of each sequence's prompt in the caller's batch.
+        padding: how many padding tokens each prompt of the caller's batch held.
 
     Returns:
         [B, N, V] float32; padding nodes hold what pointwise processors made of them.
@@ -145,10 +170,11 @@ def process_tree(
             dummy = torch.zeros(flat.shape[0], 1, dtype=torch.long, device=flat.device)
             scores = processor(dummy, flat).view_as(scores)
             continue
-        groups = groups or node_histories(tree, histories, padding)
+        groups = groups or node_histories(tree, histories, prompts, padding)
         scores = scores.clone()
         for group in groups:
             by_length = type(processor) in BY_LENGTH
             tokens = torch.nn.functional.pad(group.tokens, (group.padding, 0)) if by_length else group.tokens
-            scores[group.sequences, group.nodes] = processor(tokens, scores[group.sequences, group.nodes])
+            processed = _for_group(processor, group)(tokens, scores[group.sequences, group.nodes])
+            scores[group.sequences, group.nodes] = processed
     return scores

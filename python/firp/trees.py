@@ -116,6 +116,16 @@ class TreeConfig:
         return _smallest_rank_products(self.num_nodes - 1, num_offsets)
 
 
+def check_drafting(predictor: object, tree: object) -> None:
+    """Raise ValueError unless these are a predictor and a tree that it can draft, or nothing."""
+    if predictor is not None and not isinstance(predictor, FirpPredictor):
+        raise ValueError(f"predictor: got {type(predictor).__name__}, expected a FirpPredictor (firp.load_predictor reads one)")
+    if tree is not None and not isinstance(tree, TreeConfig):
+        raise ValueError(f"tree: got {tree!r}, expected a firp.TreeConfig")
+    if tree is not None and predictor is None:
+        raise ValueError("tree: given without a predictor, expected None: there is nothing to draft with")
+
+
 def _smallest_rank_products(count: int, num_offsets: int) -> list[tuple[int, ...]]:
     """The `count` paths with the smallest product of (rank + 1) * 2 over their levels, prefixes first."""
     chosen: list[tuple[int, ...]] = []

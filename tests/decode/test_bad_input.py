@@ -8,7 +8,7 @@ from firp.models import parse_dtype
 from firp.predictor import default_predictor, load_predictor
 from firp.prompts import load_prompts
 from models import tiny_model, tiny_predictor
-from transformers import DynamicCache, LogitsProcessor
+from transformers import DynamicCache, LogitsProcessor, MaxTimeCriteria
 from transformers.generation.streamers import BaseStreamer
 
 IDS = torch.tensor([[4, 5, 6]])
@@ -48,6 +48,11 @@ def filled_cache(model):
     return model(IDS, past_key_values=DynamicCache(config=model.config)).past_key_values
 
 
+def autocast(world):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        world.generate()
+
+
 class Stateful(LogitsProcessor):
     def __call__(self, input_ids, scores):
         return scores
@@ -58,19 +63,38 @@ class NoStreamer(BaseStreamer):
 
 
 CASES = {
-    "empty prompt": (lambda w: w.generate(torch.empty(1, 0, dtype=torch.long)), ValueError, "input_ids: got an empty prompt, expected at least one token"),
-    "prompt of padding alone": (lambda w: w.generate(PAIR, attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]])), ValueError, "input_ids: got an empty prompt, expected at least one token"),
-    "hole in a prompt": (lambda w: w.generate(IDS, attention_mask=torch.tensor([[1, 0, 1]])), ValueError, "attention_mask: got a hole inside a prompt, expected padding on one side only"),
+    "empty prompt": (lambda w: w.generate(torch.empty(1, 0, dtype=torch.long)), ValueError, "input_ids: got an empty prompt in row 0, expected at least one token"),
+    "prompt of padding alone": (lambda w: w.generate(PAIR, attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]])), ValueError, "input_ids: got an empty prompt in row 1, expected at least one token"),
+    "prompts as lists": (lambda w: w.generate([[4, 5]]), ValueError, "input_ids: got list, expected a tensor [B, T]"),
+    "prompt of one dimension": (lambda w: w.generate(IDS[0]), ValueError, "input_ids: got shape (3,), expected [B, T]"),
+    "prompt of three dimensions": (lambda w: w.model.generate(IDS[None], custom_generate=firp.decode, max_new_tokens=4), ValueError, "input_ids: got shape (1, 1, 3), expected [B, T]"),
+    "prompt of floats": (lambda w: w.generate(IDS.float()), ValueError, "input_ids: got dtype torch.float32, expected integers"),
+    "token past the vocabulary": (lambda w: w.generate(torch.tensor([[4, 7]])), ValueError, "input_ids: got token 7, expected 0..6 (the model's embeddings)"),
+    "negative token": (lambda w: w.generate(torch.tensor([[4, -1]])), ValueError, "input_ids: got token -1, expected 0..6 (the model's embeddings)"),
+    "mask as a list": (lambda w: w.generate(IDS, attention_mask=[[1, 1, 1]]), ValueError, "attention_mask: got list, expected a tensor (1, 3) (input_ids)"),
     "mask of another shape": (lambda w: w.generate(IDS, attention_mask=torch.ones(1, 2, dtype=torch.long)), ValueError, "attention_mask: got shape (1, 2), expected (1, 3) (input_ids)"),
     "past the context": (lambda w: w.generate(max_new_tokens=300), ValueError, "max_new_tokens: prompt of 3 tokens plus 300 new ones exceed the model's context of 256"),
     "prompt past the context": (lambda w: w.generate(torch.full((1, 256), 4), max_new_tokens=1), ValueError, "max_new_tokens: prompt of 256 tokens plus 1 new ones exceed the model's context of 256"),
     "no new tokens": (lambda w: firp.Engine(w.model).check_lengths([3], 0), ValueError, "max_new_tokens: got 0, expected at least 1"),
-    "no prompts": (lambda w: firp.Engine(w.model).check_lengths([], 3), ValueError, "input_ids: got an empty prompt, expected at least one token"),
+    "no prompts": (lambda w: firp.Engine(w.model).check_lengths([], 3), ValueError, "input_ids: got no prompts, expected at least one"),
+    "batch of no prompts": (lambda w: w.generate(torch.empty(0, 3, dtype=torch.long)), ValueError, "input_ids: got no prompts, expected at least one"),
     "positions of one's own": (lambda w: w.generate(position_ids=torch.tensor([[3, 4, 5]])), ValueError, "position_ids: got positions of their own, expected none: every prompt starts at position 0"),
     "embeddings": (lambda w: w.generate(None, inputs_embeds=torch.zeros(1, 3, 32, dtype=torch.float64)), ValueError, "inputs_embeds: a model input that FIRP does not serve, expected only input_ids and attention_mask"),
     "embeddings beside tokens": (lambda w: w.generate(None, input_ids=IDS, inputs_embeds=torch.zeros(1, 3, 32, dtype=torch.float64)), ValueError, "inputs_embeds: a model input that FIRP does not serve, expected only input_ids and attention_mask"),
     "filled cache": (lambda w: w.generate(past_key_values=filled_cache(w.model)), ValueError, "past_key_values: got a cache of 3 tokens, expected none: FIRP decodes over a static cache of its own; pass the whole prompt"),
     "streamer with a batch": (lambda w: w.generate(PAIR, streamer=NoStreamer()), ValueError, "streamer: got a batch of 2 sequences, expected 1"),
+    "no streamer": (lambda w: w.generate(streamer=print), ValueError, "streamer: got builtin_function_or_method, expected an object with put() and end()"),
+    "no callback": (lambda w: w.generate(on_step=3), ValueError, "on_step: got int, expected a function of a StepEvent"),
+    "no model": (lambda w: firp.generate("smollm2-135m", IDS), ValueError, "model: got str, expected a Hugging Face causal language model"),
+    "model without a head": (lambda w: firp.generate(w.model.model, IDS), ValueError, "model: got LlamaModel, expected a Hugging Face causal language model"),
+    "compiled model": (lambda w: Engine(torch.compile(w.model)), ValueError, "model: got OptimizedModule of torch.compile, expected the model inside it: pass model._orig_mod; Engine(compile=True) compiles its layers"),
+    "configuration as a dictionary": (lambda w: w.generate(generation_config={"top_k": 3}), ValueError, "generation_config: got dict, expected a GenerationConfig"),
+    "one processor": (lambda w: w.generate(logits_processor=Stateful()), ValueError, "logits_processor: got Stateful, expected a list"),
+    "one criterion": (lambda w: w.generate(stopping_criteria=MaxTimeCriteria(3.0)), ValueError, "stopping_criteria: got MaxTimeCriteria, expected a list"),
+    "criterion over a batch": (lambda w: w.generate(PAIR, stopping_criteria=[lambda *_: torch.tensor([False, True])]), ValueError, "stopping_criteria: got 2 answers, expected 1: they are asked about one sequence at a time"),
+    "seed of a float": (lambda w: w.generate(seed=1.5), ValueError, "seed: got 1.5, expected an integer of 64 bits, or None"),
+    "seed too large": (lambda w: w.generate(seed=2**63, do_sample=True), ValueError, "seed: got 9223372036854775808, expected an integer of 64 bits, or None"),
+    "autocast": (autocast, ValueError, "autocast: got torch.autocast('cpu', torch.bfloat16), expected none: load the model in that dtype"),
     "assistant model": (lambda w: w.generate(assistant_model=w.other), ValueError, "assistant_model: got LlamaForCausalLM, expected None: FIRP is the drafter here"),
     "assistant tokenizer": (lambda w: w.generate(assistant_tokenizer=NoStreamer()), ValueError, "assistant_tokenizer: got NoStreamer, expected None: FIRP is the drafter here"),
     "custom generate": (lambda w: w.generate(custom_generate=firp.decode), ValueError, "custom_generate: got function, expected None: firp.generate sets it; pass custom_generate=firp.decode to model.generate instead"),
@@ -78,6 +102,7 @@ CASES = {
     "stop strings alone": (lambda w: w.generate(stop_strings=["x"]), ValueError, "tokenizer: got None, expected the model's tokenizer, which stop_strings needs"),
     "engine and predictor": (lambda w: w.generate(engine=w.engine()), ValueError, "engine: given with predictor or tree, expected one or the other: the engine has its own"),
     "engine and tree": (lambda w: firp.generate(w.model, IDS, engine=w.engine(), tree=firp.TreeConfig(4, 1), max_new_tokens=4), ValueError, "engine: given with predictor or tree, expected one or the other: the engine has its own"),
+    "engine by name": (lambda w: firp.generate(w.model, IDS, engine="fast"), ValueError, "engine: got 'fast', expected a firp.Engine"),
     "engine of another model": (lambda w: firp.generate(w.other, IDS, engine=w.engine(), max_new_tokens=4), ValueError, "engine: was made for another model object"),
     "beams": (lambda w: w.generate(num_beams=2), ValueError, "num_beams: got 2, expected None or 1: FIRP follows one sequence at a time; call model.generate without custom_generate for beams"),
     "beam groups": (lambda w: w.generate(num_beam_groups=2), ValueError, "num_beam_groups: got 2, expected None or 1: FIRP follows one sequence at a time; call model.generate without custom_generate for beams"),
@@ -103,6 +128,8 @@ CASES = {
     "epsilon": (lambda w: firp.TypicalAcceptance(epsilon=0.0), ValueError, "epsilon: got 0.0, expected above 0 and at most 1"),
     "epsilon above one": (lambda w: firp.TypicalAcceptance(epsilon=1.5), ValueError, "epsilon: got 1.5, expected above 0 and at most 1"),
     "delta": (lambda w: firp.TypicalAcceptance(delta=-1.0), ValueError, "delta: got -1.0, expected above 0"),
+    "tree as a tuple": (lambda w: w.generate(tree=(8, 3)), ValueError, "tree: got (8, 3), expected a firp.TreeConfig"),
+    "tree without a predictor": (lambda w: w.generate(predictor=None, tree=firp.TreeConfig(4, 1)), ValueError, "tree: given without a predictor, expected None: there is nothing to draft with"),
     "no nodes": (lambda w: firp.TreeConfig(0, 1), ValueError, "num_nodes: got 0, expected 1..256"),
     "too many nodes": (lambda w: firp.TreeConfig(257, 1), ValueError, "num_nodes: got 257, expected 1..256"),
     "no lookahead": (lambda w: firp.TreeConfig(4, 0), ValueError, "num_lookahead: got 0, expected 1..4 (num_nodes)"),
@@ -117,6 +144,7 @@ CASES = {
     "no offsets": (lambda w: trained(num_offsets=0), ValueError, "num_offsets: got 0, expected at least 1"),
     "insertion layer zero": (lambda w: trained(insertion_layer=0), ValueError, "insertion_layer: got 0, expected 1..3 (4 layers)"),
     "insertion layer at the top": (lambda w: trained(insertion_layer=4), ValueError, "insertion_layer: got 4, expected 1..3 (4 layers)"),
+    "predictor as a folder": (lambda w: w.generate(predictor="predictor/"), ValueError, "predictor: got str, expected a FirpPredictor (firp.load_predictor reads one)"),
     "predictor of another vocabulary": (lambda w: firp.Engine(w.other, w.predictor), firp.PredictorMismatch, "predictor: vocab_size differs: the predictor was trained for 7 (unnamed base model), the model has 9"),
     "predictor of another architecture": (lambda w: firp.Engine(tiny_model(1, "qwen2"), w.predictor), firp.PredictorMismatch, "predictor: architecture differs: the predictor was trained for 'LlamaForCausalLM' (unnamed base model), the model has 'Qwen2ForCausalLM'"),
     "predictor of another depth": (lambda w: firp.Engine(tiny_model(1, num_hidden_layers=3), w.predictor), firp.PredictorMismatch, "predictor: num_layers differs: the predictor was trained for 4 (unnamed base model), the model has 3"),

@@ -1,0 +1,162 @@
+"""What a caller hands to `generate`: checked, with one error that names it, and prompts without their padding."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+MODEL_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "token_type_ids"}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as the caller padded them. The model never sees masked tokens, wherever they stand; processors and criteria
+    see those between a prompt's first and last token, as in Hugging Face.
+
+    Attributes:
+        ids: [B, T] int64.
+        keep: [B, T] bool, False where `attention_mask` masks.
+    """
+
+    ids: Tensor
+    keep: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, attention_mask: Tensor | None) -> Prompts:
+        ids = ids.long()
+        return cls(ids, torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool())
+
+    @cached_property
+    def tokens(self) -> list[Tensor]:
+        """B prompts [T_b] without what is masked."""
+        return [row[kept] for row, kept in zip(self.ids, self.keep, strict=True)]
+
+    @cached_property
+    def leading(self) -> Tensor:
+        """[B] masked tokens in front of each prompt's first one."""
+        return self.keep.int().argmax(1)
+
+    @cached_property
+    def trailing(self) -> Tensor:
+        """[B] masked tokens behind each prompt's last one."""
+        return self.keep.flip(1).int().argmax(1)
+
+    @cached_property
+    def unpadded(self) -> list[Tensor]:
+        """B prompts from their first to their last token."""
+        ends = (self.ids.shape[1] - self.trailing).tolist()
+        return [row[start:end] for row, start, end in zip(self.ids, self.leading.tolist(), ends, strict=True)]
+
+    @cached_property
+    def padding(self) -> list[int]:
+        """Masked tokens around each prompt."""
+        return (self.leading + self.trailing).tolist()
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """[B, T] prompts with all padding in front, as processors and criteria expect it."""
+        width = self.ids.shape[1]
+        places = torch.arange(width, device=self.ids.device) - self.trailing[:, None]
+        return self.ids.gather(1, places % width)
+
+
+def _given(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else type(value).__name__
+
+
+def check_call(model: PreTrainedModel, ids: object, options: dict) -> None:
+    """What Hugging Face would meet with an error of its own insides, before it prepares anything."""
+    if not hasattr(model, "generation_config"):
+        raise ValueError(f"model: got {_given(model)}, expected a Hugging Face causal language model")
+    config = options.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise ValueError(f"generation_config: got {_given(config)}, expected a GenerationConfig")
+    for name in ("logits_processor", "stopping_criteria"):
+        value = options.get(name)
+        if value is not None and not isinstance(value, list):
+            raise ValueError(f"{name}: got {_given(value)}, expected a list")
+    if ids is None:
+        return
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"input_ids: got {_given(ids)}, expected a tensor [B, T]")
+    if ids.dim() != 2:
+        raise ValueError(f"input_ids: got shape {tuple(ids.shape)}, expected [B, T]")
+    check_mask(ids, options.get("attention_mask"))
+
+
+def check_mask(ids: Tensor, mask: object) -> None:
+    """The mask is one of these token ids."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ValueError(f"attention_mask: got {_given(mask)}, expected a tensor {tuple(ids.shape)} (input_ids)")
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(f"attention_mask: got shape {tuple(mask.shape)}, expected {tuple(ids.shape)} (input_ids)")
+
+
+def check_inputs(input_ids: Tensor, model_inputs: dict) -> None:
+    """What Hugging Face hands to a decoding method.
+
+    Raises:
+        ValueError: inputs that are no token ids [B, T], a filled cache, positions of one's own, an unknown input.
+    """
+    for name, value in model_inputs.items():
+        if name not in MODEL_INPUTS and value is not None:
+            raise ValueError(f"{name}: a model input that FIRP does not serve, expected only input_ids and attention_mask")
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids: got shape {tuple(input_ids.shape)}, expected [B, T]")
+    if input_ids.dtype.is_floating_point or input_ids.dtype is torch.bool:
+        raise ValueError(f"input_ids: got dtype {input_ids.dtype}, expected integers")
+    cache = model_inputs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError(
+            f"past_key_values: got a cache of {cache.get_seq_length()} tokens, expected none: FIRP decodes over a "
+            "static cache of its own; pass the whole prompt"
+        )
+    mask = model_inputs.get("attention_mask")
+    check_mask(input_ids, mask)
+    positions = model_inputs.get("position_ids")
+    keep = torch.ones_like(input_ids) if mask is None else mask
+    if positions is not None and bool(((positions != keep.cumsum(-1) - 1) & keep.bool()).any()):
+        raise ValueError("position_ids: got positions of their own, expected none: every prompt starts at position 0")
+
+
+def check_vocabulary(prompts: Prompts, model: PreTrainedModel) -> None:
+    """Raise ValueError for a token that the model has no embedding for."""
+    tokens, size = prompts.ids[prompts.keep], model.get_input_embeddings().weight.shape[0]
+    strange = tokens[(tokens < 0) | (tokens >= size)]
+    if strange.numel():
+        raise ValueError(f"input_ids: got token {int(strange[0])}, expected 0..{size - 1} (the model's embeddings)")
+
+
+def check_calls(streamer: object, on_step: object, batch_size: int) -> None:
+    """What is called back while tokens arrive."""
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise ValueError(f"streamer: got {_given(streamer)}, expected an object with put() and end()")
+    if streamer is not None and batch_size > 1:
+        raise ValueError(f"streamer: got a batch of {batch_size} sequences, expected 1")
+    if on_step is not None and not callable(on_step):
+        raise ValueError(f"on_step: got {_given(on_step)}, expected a function of a StepEvent")
+
+
+def check_seed(seed: object) -> int | None:
+    """The seed as an int64, or None."""
+    if seed is None:
+        return None
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        value = None
+    if value is None or not -(2**63) <= value < 2**63:
+        raise ValueError(f"seed: got {seed!r}, expected an integer of 64 bits, or None")
+    return value
+
+
+def check_autocast(device: torch.device) -> None:
+    """Autocast would reach the model's own modules and not the ops between them."""
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        raise ValueError(f"autocast: got torch.autocast({device.type!r}, {dtype}), expected none: load the model in that dtype")

@@ -1,0 +1,64 @@
+"""Where a run ends: length and end-of-sequence tokens on the device, every other criterion once per emitted token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    MaxLengthCriteria,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What ends a sequence.
+
+    Attributes:
+        max_length: tokens of prompt and output together, padding included.
+        tokens: ids that end a sequence, emitted themselves.
+        criteria: the others.
+    """
+
+    max_length: int
+    tokens: list[int]
+    criteria: StoppingCriteriaList
+
+    @classmethod
+    def of(cls, criteria: StoppingCriteriaList, config: GenerationConfig) -> Stops:
+        """From the criteria that Hugging Face prepared, where a caller's own has taken the place of the configuration's.
+
+        Told apart by exact type: a subclass may decide otherwise.
+        """
+        lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
+        ends = [c.eos_token_id.flatten().tolist() for c in criteria if type(c) is EosTokenCriteria]
+        others = [c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
+        return cls(min(lengths, default=config.max_length), sorted({token for end in ends for token in end}), StoppingCriteriaList(others))
+
+
+def use_stop_strings(model: PreTrainedModel, options: dict) -> None:
+    """Turn stop strings into a criterion: Hugging Face does not pass the tokenizer on to custom methods.
+
+    Args:
+        options: of `generate`; changed in place.
+
+    Raises:
+        ValueError: stop strings without a tokenizer.
+    """
+    tokenizer = options.pop("tokenizer", None)
+    for holder in (options, vars(options.get("generation_config") or GenerationConfig()), vars(model.generation_config)):
+        stop_strings = holder.get("stop_strings")
+        if stop_strings is not None:
+            break
+    else:
+        return
+    if tokenizer is None:
+        raise ValueError("tokenizer: got None, expected the model's tokenizer, which stop_strings needs")
+    options["stop_strings"] = None
+    criteria = StoppingCriteriaList(options.get("stopping_criteria") or [])
+    criteria.append(StopStringCriteria(tokenizer, stop_strings))
+    options["stopping_criteria"] = criteria
