@@ -8,6 +8,7 @@ from firp.generate import decode, generate
 from firp.metrics import StepEvent, TimeSplit
 from firp.models import load_model
 from firp.output import FirpOutput
+from firp.penalties import FrequencyPenalty
 from firp.predictor import FirpPredictor, PredictorMismatch, default_predictor, load_predictor
 from firp.state import DecodeState, DecodeStats, StepRecord
 from firp.trees import DraftTree, TreeConfig
@@ -20,6 +21,7 @@ __all__ = [
     "Engine",
     "FirpOutput",
     "FirpPredictor",
+    "FrequencyPenalty",
     "PredictorMismatch",
     "StepEvent",
     "StepRecord",

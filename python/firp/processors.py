@@ -1,4 +1,4 @@
-"""Hugging Face logits processors over the rows of a draft tree, each node with its own path as history.
+"""Logits processors over the rows of a draft tree, each node with its own path as history.
 
 Four kinds of processor, told apart by exact type:
 - pointwise: looks at scores only; all rows at once;
@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as hf
 
 from firp.inputs import Prompts
+from firp.penalties import FrequencyPenalty
 from firp.trees import DraftTree
 
 POINTWISE = tuple(
@@ -39,6 +40,7 @@ ON_DEVICE = tuple(
     if hasattr(hf, name)
 )  # fmt: skip
 BY_CONTENT = (
+    FrequencyPenalty,
     hf.RepetitionPenaltyLogitsProcessor,
     hf.NoRepeatNGramLogitsProcessor,
     hf.NoBadWordsLogitsProcessor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import firp
 import torch
@@ -151,7 +152,7 @@ def hf_alone(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, **op
     return out
 
 
-def new_tokens(sequences: torch.Tensor, prompt_length: int) -> list[list[int]]:
+def new_tokens(sequences: torch.Tensor, prompt_length: int, stops: Sequence[int] = (EOS,)) -> list[list[int]]:
     """New tokens of a batch, cut behind the first end-of-sequence token."""
     rows = sequences[:, prompt_length:].tolist()
-    return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
+    return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]

@@ -125,6 +125,8 @@ CASES = {
     "acceptance while greedy": (lambda w: w.generate(acceptance=firp.TypicalAcceptance()), ValueError, "acceptance: got TypicalAcceptance with do_sample=False, expected do_sample=True: greedy decoding is exact"),
     "acceptance without drafts": (lambda w: w.generate(predictor=None, do_sample=True, acceptance=firp.TypicalAcceptance()), ValueError, "acceptance: got TypicalAcceptance without a predictor, expected one: there are no drafts to accept"),
     "acceptance with state": (lambda w: w.generate(do_sample=True, acceptance=firp.TypicalAcceptance(), logits_processor=[Stateful()]), ValueError, "acceptance: got TypicalAcceptance with Stateful, expected processors without state: others see emitted tokens only, not drafts"),
+    "frequency": (lambda w: firp.FrequencyPenalty(float("nan")), ValueError, "frequency: got nan, expected a finite number"),
+    "presence": (lambda w: firp.FrequencyPenalty(presence="much"), ValueError, "presence: got 'much', expected a finite number"),
     "epsilon": (lambda w: firp.TypicalAcceptance(epsilon=0.0), ValueError, "epsilon: got 0.0, expected above 0 and at most 1"),
     "epsilon above one": (lambda w: firp.TypicalAcceptance(epsilon=1.5), ValueError, "epsilon: got 1.5, expected above 0 and at most 1"),
     "delta": (lambda w: firp.TypicalAcceptance(delta=-1.0), ValueError, "delta: got -1.0, expected above 0"),

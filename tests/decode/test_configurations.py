@@ -5,7 +5,17 @@ import random
 import firp
 import pytest
 import torch
-from models import FAMILIES, PREDICTORS, hf_alone, new_tokens, ragged_batch, random_tree, tiny_model, tiny_predictor
+from models import (
+    EOS,
+    FAMILIES,
+    PREDICTORS,
+    hf_alone,
+    new_tokens,
+    ragged_batch,
+    random_tree,
+    tiny_model,
+    tiny_predictor,
+)
 
 GROUPS, PER_GROUP, EXHAUSTIVE_PER_GROUP = 10, 6, 100
 VOCAB, NEW_TOKENS = 11, 12
@@ -62,11 +72,7 @@ def run_one(seed: int) -> int:
     if rng.random() < 0.5:
         out = firp.generate(model, given[0], predictor=predictor, tree=tree, do_sample=False, **common)
         expected = hf_alone(model, ids, mask, do_sample=False, **options)
-        stops = options.get("eos_token_id", [3])
-        found = [
-            row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))]
-            for row in out.sequences[:, ids.shape[1] :].tolist()
-        ]
+        found = new_tokens(out.sequences, ids.shape[1], options.get("eos_token_id", [EOS]))
         assert found == expected, (seed, family, tree, options)
     else:
         common |= random_sampling(rng)

@@ -7,6 +7,8 @@ import firp
 import pytest
 import torch
 from exact import chi_square, joint_distribution
+from firp.processors import without_padding
+from firp.state import gather_rows
 from firp.typical import Typical, TypicalAcceptance
 from models import EOS, PREDICTORS, tiny_model, tiny_predictor
 
@@ -76,24 +78,57 @@ def test_joint_frequencies_are_the_models_own(model, expected, shape, pytestconf
     assert chi_square(counts, expected[chain]) > 1e-4
 
 
+class Watched(firp.Engine):
+    """Keeps the probability with which the predictor proposed each node: the q of min(1, p / q)."""
+
+    def draft(self, state, *others):
+        top_marginals, kept = self.ops.top_marginals, []
+
+        def keep(*arguments):
+            kept.append(top_marginals(*arguments))
+            return kept[0]
+
+        self.ops.top_marginals = keep
+        try:
+            tree = super().draft(state, *others)
+        finally:
+            self.ops.top_marginals = top_marginals
+        self.proposed = torch.ones(BATCH, tree.tokens.shape[1])
+        if kept:
+            level = (tree.depths.long() - 1).clamp(min=0)
+            probabilities, candidates = (gather_rows(rows, level) for rows in kept[0])
+            self.proposed[state.sequence] = torch.where(candidates == tree.tokens[..., None], probabilities, 0).sum(-1)
+        return tree
+
+
 class Biased(Typical):
-    """Accepts a draft with probability min(1, p / q), as if it had been drawn with probability q."""
+    """Accepts a draft with probability min(1, p / q), as if it had been drawn from q, and not chosen."""
+
+    def __init__(self, engine, *others):
+        super().__init__(TypicalAcceptance(), *others)
+        self.engine = engine
+        self.coins = torch.Generator().manual_seed(0)
+
+    def probabilities(self, scores, state):
+        self.sequence = state.sequence
+        return super().probabilities(scores, state)
 
     def acceptable(self, before, drafts):
         chance = before.gather(-1, drafts[..., None])[..., 0]
-        coins = torch.rand(chance.shape, generator=torch.Generator().manual_seed(int(drafts.sum())))
-        return coins < (chance / 0.5).clamp(max=1)
+        proposed = self.engine.proposed[self.sequence] if drafts.shape[1] > 1 else torch.ones_like(chance)
+        return torch.rand(chance.shape, generator=self.coins) < chance / proposed
 
 
-def test_a_biased_rule_fails_this_test(model, expected, monkeypatch):
-    engine = firp.Engine(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
-    assert chi_square(draw(engine, 20_000, **CHAINS[0]), expected[0]) > 1e-4
+@pytest.mark.parametrize("chain", range(len(CHAINS)))
+def test_a_biased_rule_fails_this_test(model, expected, monkeypatch, chain):
+    engine = Watched(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
+    assert chi_square(draw(engine, 20_000, **CHAINS[chain]), expected[chain]) > 1e-4
 
-    def biased(engine, processors, seed, acceptance, out, padding, pad_token):
-        return Biased(TypicalAcceptance(), engine.ops, processors, seed, out.history, padding)
+    def biased(engine, processors, seed, acceptance, out, prompts, pad_token):
+        return Biased(engine, engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)
 
     monkeypatch.setattr(importlib.import_module("firp.generate"), "_chooser", biased)
-    assert chi_square(draw(engine, 20_000, **CHAINS[0]), expected[0]) < 1e-12
+    assert chi_square(draw(engine, 20_000, **CHAINS[chain]), expected[chain]) < 1e-12
 
 
 def test_typical_acceptance_is_lossy_as_it_says(model, expected):

@@ -5,7 +5,7 @@ import random
 import firp
 import pytest
 import torch
-from models import hf_alone, new_tokens, ragged_batch, random_tree, tiny_model, tiny_predictor
+from models import EOS, hf_alone, new_tokens, ragged_batch, random_tree, tiny_model, tiny_predictor
 from transformers import LogitsProcessor, LogitsProcessorList, SynthIDTextWatermarkingConfig, WatermarkingConfig
 
 NEW_TOKENS = 24
@@ -15,6 +15,11 @@ PROCESSORS = {
     "no_repeat_ngram": {"no_repeat_ngram_size": 2},
     "bad_words": {"bad_words_ids": [[5], [4, 6], [6, 4, 9]]},
     "sequence_bias": {"sequence_bias": {(7, 8): 4.0, (9,): -2.0}},
+    "frequency": {"logits_processor": [firp.FrequencyPenalty(0.6, presence=0.3)]},
+    "suppress": {"suppress_tokens": [5, 7], "begin_suppress_tokens": [4, 6, 8, 9]},
+    "forced_eos": {"forced_eos_token_id": 5, "suppress_tokens": [3]},
+    "min_new_tokens": {"min_new_tokens": 19, "eos_token_id": [3, 4, 6]},
+    "length_penalty": {"exponential_decay_length_penalty": (4, 1.4), "min_new_tokens": 6},
     "together": {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "bad_words_ids": [[4, 4]], "min_new_tokens": 9},
 }
 
@@ -22,6 +27,7 @@ PROCESSORS = {
 @pytest.mark.parametrize("options", PROCESSORS.values(), ids=PROCESSORS)
 def test_a_nodes_history_is_its_own_path(options):
     accepted = changed = 0
+    stops = options.get("eos_token_id", [EOS])
     for seed in range(4):
         rng = random.Random(seed)
         model = tiny_model(seed, vocab=11)
@@ -32,7 +38,7 @@ def test_a_nodes_history_is_its_own_path(options):
             model, ids, attention_mask=mask, predictor=tiny_predictor(model, seed, "identity"), tree=firp.TreeConfig(16, 4),
             return_dict_in_generate=True, **GREEDY, **options,
         )  # fmt: skip
-        assert new_tokens(out.sequences, ids.shape[1]) == expected
+        assert new_tokens(out.sequences, ids.shape[1], stops) == expected
         accepted += out.stats.tokens - out.stats.steps
     assert accepted > 20 and changed >= 2
 
