@@ -98,6 +98,13 @@ def check_supported(model: PreTrainedModel) -> None:
     rope_type = rope_type_of(model.config)
     if rope_type not in SUPPORTED_ROPE_TYPES:
         raise ValueError(f"model: got rope_type {rope_type!r}, expected one of {', '.join(SUPPORTED_ROPE_TYPES)}")
+    quantisation = getattr(model.config, "quantization_config", None)
+    if getattr(quantisation, "load_in_8bit", False) and quantisation.llm_int8_threshold > 0:
+        raise ValueError(
+            f"model: got llm_int8_threshold {quantisation.llm_int8_threshold}, expected 0.0: its 8-bit linears look for "
+            "outliers over all rows of a forward, so that drafts would change the output; load with "
+            "BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)"
+        )
     for layer in model.model.layers:
         dropout = getattr(layer.self_attn, "attention_dropout", 0)
         if layer.self_attn.training and dropout:

@@ -151,9 +151,10 @@ def markdown() -> str:
     lines += [
         "",
         "Also served: `logits_processor`, `stopping_criteria`, `prefix_allowed_tokens_fn`, `negative_prompt_ids`, `streamer`,",
-        "`tokenizer` (for stop strings). Arguments of FIRP's own: `predictor`, `tree`, `engine`, `seed`, `on_step`, and",
-        "`acceptance=firp.TypicalAcceptance(epsilon, delta)`, which is **lossy**: it keeps drafts that the model finds",
-        "probable enough though it did not draw them, so the output is no longer distributed as the model's own.",
+        "`tokenizer` (for stop strings). Of FIRP's own: the processor `firp.FrequencyPenalty(frequency, presence)`, the",
+        "arguments `predictor`, `tree`, `engine`, `seed`, `on_step`, and `acceptance=firp.TypicalAcceptance(epsilon, delta)`,",
+        "which is **lossy**: it keeps drafts that the model finds probable enough though it did not draw them, so the output",
+        "is no longer distributed as the model's own.",
         "",
         "## Without effect",
         "",
@@ -170,7 +171,7 @@ def markdown() -> str:
     lines += [
         "",
         "Also refused by name: `assistant_model`, `assistant_tokenizer`, `custom_generate`, `synced_gpus`, a filled",
-        "`past_key_values`, `inputs_embeds`, `position_ids` of one's own, a streamer with a batch.",
+        "`past_key_values`, `inputs_embeds`, `position_ids` of one's own, a streamer with a batch, `torch.autocast`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,5 +1,8 @@
 """Odd calls that `model.generate` takes: what comes out is the same, through `firp.generate` and through the hook."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import firp
 import pytest
 import torch
@@ -14,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
+    TextIteratorStreamer,
 )
 
 IDS = torch.tensor([[4, 5, 6, 7]])
@@ -82,6 +86,16 @@ CALLS = {
     "minimal length over padding": {**PADDED, "min_length": 10, "eos_token_id": [2, 3, 8]},
     "minimum above the maximum": {**ONE, "min_new_tokens": 20},
     "processor in place": {**PADDED, "logits_processor": [Preferring()]},
+    "processor in float64": {**PADDED, "logits_processor": [lambda ids, scores: 1.5 * scores.double().roll(1, -1)]},
+    "processor in bfloat16": {**ONE, "logits_processor": [lambda ids, scores: scores.bfloat16()]},
+    "processor that cuts the vocabulary": {**ONE, "logits_processor": [lambda ids, scores: scores[:, :7]]},
+    "processors of all kinds": {
+        **PADDED, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "min_length": 9, "eos_token_id": [2, 9],
+        "logits_processor": [lambda ids, scores: scores.roll(1, -1)],
+    },
+    "no prompt": {**GREEDY},
+    "several without a prompt": {"do_sample": True, "top_k": 1, "num_return_sequences": 2, "max_new_tokens": 5},
+    "to the last position": {"inputs": IDS, "max_length": 256, "do_sample": False, "eos_token_id": None},
     "processor in the place of the configured one": {**ONE, "repetition_penalty": 1.1, **penalty(None)},
     "penalty without the prompt": {**ONE, **penalty(4)},
     "penalty without the padded prompts": {**PADDED, **penalty(4)},
@@ -190,6 +204,45 @@ def test_dtypes_of_model_and_predictor_may_differ(dtype):
     for other in (torch.float32, torch.bfloat16, torch.float16):
         predictor = tiny_predictor(model, 1).to(other)
         assert torch.equal(firp.generate(model, **ONE, predictor=predictor, tree=firp.TreeConfig(8, 3)), expected)
+
+
+@pytest.mark.parametrize("keep", [{}, {"return_dict_in_generate": True, "output_scores": True}], ids=["alone", "with scores"])
+def test_criteria_see_the_scores_so_far(keep):
+    model = tiny_model(1, vocab=11)
+    seen = []
+
+    def look(ids, scores):
+        seen.append((ids.tolist(), None if scores is None else len(scores)))
+        return torch.tensor([False])
+
+    model.generate(**ONE, stopping_criteria=[look], **keep)
+    expected, seen[:] = list(seen), []
+    both(model, {**ONE, "stopping_criteria": [look], **keep})
+    assert seen == 2 * expected and len(expected) > 3
+
+
+def test_a_streamer_read_in_another_thread():
+    class Letters:
+        def decode(self, tokens, **_):
+            return "".join(chr(97 + int(token)) for token in tokens)
+
+    model = tiny_model(1, vocab=11)
+    streamer = TextIteratorStreamer(Letters(), skip_prompt=True, timeout=60)
+    run = threading.Thread(target=firp.generate, args=(model, IDS), kwargs={**GREEDY, "streamer": streamer, "predictor": tiny_predictor(model, 1)})
+    run.start()
+    text = "".join(streamer)
+    run.join()
+    assert text == Letters().decode(model.generate(**ONE)[0, 4:])
+
+
+def test_runs_of_several_threads_on_one_engine():
+    model = tiny_model(1, vocab=11)
+    engine = firp.Engine(model, tiny_predictor(model, 1), firp.TreeConfig(8, 3))
+    prompts = [torch.tensor([[first, 5, 6]]) for first in (4, 5, 6, 7)]
+    expected = [model.generate(ids, **GREEDY) for ids in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda i: firp.generate(model, prompts[i % 4], engine=engine, **GREEDY), range(16)):
+            assert any(torch.equal(found, wanted) for wanted in expected if torch.equal(wanted[:, :3], found[:, :3]))
 
 
 def test_a_run_inside_the_callback_of_another():

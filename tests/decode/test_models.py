@@ -9,7 +9,7 @@ import pytest
 import torch
 from firp.layer_view import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
 from models import EOS, FAMILIES, PAD, hf_alone, new_tokens, ragged_batch, random_tree, tiny_model, tiny_predictor
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 DOCS = Path(__file__).parents[2] / "docs/models.md"
 GREEDY = {"max_new_tokens": 14, "do_sample": False}
@@ -120,6 +120,14 @@ def test_a_model_in_training_mode_with_dropout_is_refused():
     model = tiny_model(1, "llama").train()
     model.model.layers[0].self_attn.attention_dropout = 0.5
     with pytest.raises(ValueError, match=re.escape("model: is in training mode with an attention dropout of 0.5, expected model.eval()")):
+        firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
+
+
+def test_outliers_over_all_rows_are_refused():
+    """bitsandbytes' 8 bit as it is by default: a row's result depends on the rows beside it."""
+    model = tiny_model(1, "llama")
+    model.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+    with pytest.raises(ValueError, match=re.escape("model: got llm_int8_threshold 6.0, expected 0.0: its 8-bit linears look for outliers")):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
