@@ -147,8 +147,10 @@ class Engine:
             chunk_tokens: prompt tokens that pass the model at once; None takes the engine's default.
 
         Raises:
-            ValueError: an empty prompt, no token to generate, or more than the model's context holds.
+            ValueError: an empty prompt, no token to generate, more than the model's context holds, or a model whose
+                modules were replaced or hooked since the engine was made.
         """
+        self.view.check_unchanged()
         lengths = [len(prompt) for prompt in prompts]
         self.check_lengths(lengths, max_new_tokens)
         size, device = len(prompts), self.view.device

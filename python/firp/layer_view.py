@@ -116,6 +116,10 @@ def check_supported(model: PreTrainedModel) -> None:
         )
 
 
+def _attached(module: nn.Module) -> tuple[int, int, bool]:
+    return len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in module.__dict__
+
+
 class DecoderView:
     """The parts of a causal decoder that a FIRP step needs, each callable on its own.
 
@@ -148,6 +152,16 @@ class DecoderView:
         self.score_divisor = getattr(self.config, "logits_scaling", 1)
         by_length = rope_type_of(self.config) in LENGTH_ROPE_TYPES
         self._rotary = LengthRotary(self.decoder.rotary_emb, self.config) if by_length else None
+        self._model = model
+        self._seen = {name: (module, _attached(module)) for name, module in model.named_modules()}
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError, naming the module, if one was replaced or hooked since: views would go on with the old one."""
+        found = dict(self._model.named_modules())
+        for name in {**self._seen, **found}:
+            module, attached = self._seen.get(name, (None, None))
+            if found.get(name) is not module or _attached(module) != attached:
+                raise ValueError(f"engine: the model's {name!r} was replaced or hooked after the engine was made, expected a new Engine")
 
     @property
     def num_layers(self) -> int:

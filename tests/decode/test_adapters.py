@@ -43,3 +43,27 @@ def test_learned_prompts_are_refused():
     model = peft.get_peft_model(tiny_model(4, "llama", vocab=11), config)
     with pytest.raises(ValueError, match="model: got a peft model of type PROMPT_TUNING, expected adapters inside the layers"):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
+
+
+def test_an_engine_sees_that_its_model_was_changed():
+    """Its views would go on with the old modules: adapters, hooks or embeddings put in later would be ignored."""
+    model = tiny_model(4, "llama", vocab=11)
+    ids = torch.tensor([[4, 5, 6]])
+
+    def refused(engine, name):
+        with pytest.raises(ValueError) as caught:
+            firp.generate(model, ids, engine=engine, **GREEDY)
+        assert str(caught.value) == f"engine: the model's {name!r} was replaced or hooked after the engine was made, expected a new Engine"
+
+    engine = firp.Engine(model)
+    handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    refused(engine, "model.layers.1.mlp")
+    handle.remove()
+    expected = firp.generate(model, ids, engine=engine, **GREEDY)
+    config = peft.LoraConfig(r=4, target_modules=["model.layers.2.self_attn.o_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config).to(torch.float64)
+    with pytest.raises(ValueError, match=r"engine: the model's 'model.layers.2.self_attn.o_proj"):
+        firp.generate(adapted, ids, engine=engine, **GREEDY)
+    assert torch.equal(firp.generate(adapted, ids, engine=firp.Engine(model), **GREEDY), model.generate(ids, **GREEDY))
+    with adapted.disable_adapter():
+        assert torch.equal(firp.generate(adapted, ids, **GREEDY), expected)

@@ -23,17 +23,19 @@ VOCAB, NEW_TOKENS = 11, 12
 
 def random_processors(rng: random.Random) -> dict:
     """Options whose effect does not depend on padding, so that a batch equals single runs."""
+    suppressed = rng.randrange(VOCAB)
     choices = {
         "repetition_penalty": rng.choice((0.7, 1.3, 2.0)),
         "no_repeat_ngram_size": rng.choice((2, 3)),
         "bad_words_ids": [[rng.randrange(4, VOCAB)], [rng.randrange(4, VOCAB), rng.randrange(4, VOCAB)]],
         "sequence_bias": {(rng.randrange(4, VOCAB),): 2.0, (rng.randrange(4, VOCAB), rng.randrange(VOCAB)): -3.0},
         "min_new_tokens": rng.randint(1, NEW_TOKENS),
-        "suppress_tokens": [rng.randrange(VOCAB)],
+        "suppress_tokens": [suppressed],
         "begin_suppress_tokens": [rng.randrange(VOCAB)],
         "exponential_decay_length_penalty": (rng.randint(1, 6), 1.2),
-        "forced_eos_token_id": rng.randrange(VOCAB),
+        "forced_eos_token_id": (suppressed + rng.randrange(1, VOCAB)) % VOCAB,
         "eos_token_id": sorted({3, rng.randrange(VOCAB)}),
+        "logits_processor": [firp.FrequencyPenalty(rng.choice((-0.2, 0.7)), rng.choice((0.0, 0.4)))],
         "renormalize_logits": True,
         "remove_invalid_values": True,
     }

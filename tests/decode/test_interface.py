@@ -182,12 +182,17 @@ def test_max_time_ends_every_sequence():
 
 
 def test_several_sequences_of_a_prompt():
-    """Greedy: copies. Sampling: the sequences of a batch that holds the prompt that many times."""
-    model, draft = accepting()
-    out = firp.generate(model, IDS, num_return_sequences=4, max_new_tokens=9, do_sample=True, top_k=0, seed=3, **draft)
-    assert len(set(map(tuple, out.tolist()))) > 1
-    batch = firp.generate(model, IDS.repeat(4, 1), max_new_tokens=9, do_sample=True, top_k=0, seed=3)
+    """Those of a batch that holds each prompt as often; while greedy they would be copies, which Hugging Face refuses."""
+    model, draft = accepting(2, vocab=11)
+    ids, mask = ragged_batch(random.Random(2), 3, 11)
+    options = {"max_new_tokens": 9, "do_sample": True, "top_k": 0, "seed": 3}
+    out = firp.generate(model, ids, attention_mask=mask, num_return_sequences=4, **options, **draft)
+    assert len(out) == 12 and len(set(map(tuple, out.tolist()))) > 6
+    batch = firp.generate(model, ids.repeat_interleave(4, 0), attention_mask=mask.repeat_interleave(4, 0), **options)
     assert torch.equal(out, batch)
+    for generate in (model.generate, lambda *args, **given: firp.generate(model, *args, **draft, **given)):
+        with pytest.raises(ValueError, match=r"do not support `num_return_sequences` different than 1"):
+            generate(ids, attention_mask=mask, num_return_sequences=2, **GREEDY)
 
 
 def test_unpadded_and_padded_batches_are_alike():
