@@ -62,31 +62,41 @@ def is_vectorised(processors: LogitsProcessorList) -> bool:
     return all(type(processor) in VECTORISED for processor in processors)
 
 
-def with_padding(processors: LogitsProcessorList, prompts: Prompts) -> LogitsProcessorList:
-    """The same processors for histories with padding in front, wherever the caller's padding was.
-
-    Where a processor leaves out the first tokens, their number is given per sequence.
-    """
+def _left_out(processor: LogitsProcessor, prompts: Prompts) -> Tensor | None:
+    """[B] tokens that a processor leaves out at the front of each padded prompt, all padding in front; None: it does not."""
+    given = getattr(processor, "prompt_ignore_length", None)
+    if given is None:
+        return None
     width = prompts.ids.shape[1]
+    given = torch.as_tensor(given, device=prompts.ids.device).expand(len(prompts.ids))
+    return torch.where(given < width, (given + prompts.trailing).clamp(max=width), given)
+
+
+def _leaving_out(processor: LogitsProcessor, count: int | Tensor) -> LogitsProcessor:
+    processor = copy.copy(processor)
+    processor.prompt_ignore_length = count
+    return processor
+
+
+def with_padding(processors: LogitsProcessorList, prompts: Prompts) -> LogitsProcessorList:
+    """The same processors for histories with padding in front, wherever the caller's padding was."""
     adapted = LogitsProcessorList()
     for processor in processors:
-        left_out = getattr(processor, "prompt_ignore_length", None)
-        if left_out is not None:
-            processor = copy.copy(processor)
-            left_out = torch.as_tensor(left_out, device=prompts.ids.device).expand(len(prompts.ids))
-            moved = (left_out + prompts.trailing).clamp(max=width)
-            processor.prompt_ignore_length = torch.where(left_out < width, moved, left_out)
+        counts = _left_out(processor, prompts)
+        if counts is not None:
+            processor = _leaving_out(processor, int(counts[0]) if len(counts.unique()) == 1 else counts)
         adapted.append(processor)
     return adapted
 
 
 def without_padding(processors: LogitsProcessorList, prompts: Prompts) -> LogitsProcessorList:
-    """The same processors for histories that hold no padding."""
-    adapted = with_padding(processors, prompts)
-    for processor in adapted:
-        left_out = getattr(processor, "prompt_ignore_length", None)
-        if left_out is not None:
-            processor.prompt_ignore_length = (left_out - prompts.leading - prompts.trailing).clamp(min=0)
+    """The same processors for `process_tree`, whose histories hold no padding: what they leave out, per prompt."""
+    adapted = LogitsProcessorList()
+    for processor in processors:
+        counts = _left_out(processor, prompts)
+        if counts is not None:
+            processor = _leaving_out(processor, (counts - prompts.leading - prompts.trailing).clamp(min=0))
+        adapted.append(processor)
     return adapted
 
 
@@ -135,13 +145,18 @@ def node_histories(tree: DraftTree, histories: list[Tensor], prompts: list[int],
     return groups
 
 
-def _for_group(processor: LogitsProcessor, group: HistoryGroup) -> LogitsProcessor:
-    """The processor, with what it holds per sequence of the caller's batch given per row of the group."""
-    if getattr(processor, "prompt_ignore_length", None) is None:
-        return processor
-    processor = copy.copy(processor)
-    processor.prompt_ignore_length = processor.prompt_ignore_length[group.prompts]
-    return processor
+def _process_group(processor: LogitsProcessor, group: HistoryGroup, scores: Tensor) -> Tensor:
+    """Scores [n, V] of the group's rows, processed."""
+    by_length = type(processor) in BY_LENGTH
+    tokens = torch.nn.functional.pad(group.tokens, (group.padding, 0)) if by_length else group.tokens
+    counts = getattr(processor, "prompt_ignore_length", None)
+    if counts is None:
+        return processor(tokens, scores)
+    counts, processed = counts[group.prompts], torch.empty_like(scores)
+    for count in counts.unique().tolist():
+        rows = counts == count
+        processed[rows] = _leaving_out(processor, count)(tokens[rows], scores[rows])
+    return processed
 
 
 def process_tree(
@@ -175,8 +190,6 @@ def process_tree(
         groups = groups or node_histories(tree, histories, prompts, padding)
         scores = scores.clone()
         for group in groups:
-            by_length = type(processor) in BY_LENGTH
-            tokens = torch.nn.functional.pad(group.tokens, (group.padding, 0)) if by_length else group.tokens
-            processed = _for_group(processor, group)(tokens, scores[group.sequences, group.nodes])
-            scores[group.sequences, group.nodes] = processed
+            place = group.sequences, group.nodes
+            scores[place] = _process_group(processor, group, scores[place])
     return scores
