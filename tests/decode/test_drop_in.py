@@ -1,5 +1,6 @@
 """Odd calls that `model.generate` takes: what comes out is the same, through `firp.generate` and through the hook."""
 
+import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -100,22 +101,27 @@ CALLS = {
     "penalty without the prompt": {**ONE, **penalty(4)},
     "penalty without the padded prompts": {**PADDED, **penalty(4)},
     "penalty without their first three tokens": {**PADDED, **penalty(3)},
-    "penalty without some of each": {**PADDED, **penalty(torch.tensor([3, 4]))},
-    "penalty without prompts and more": {**PADDED, **penalty(torch.tensor([6, 5]))},
-    "general processor, penalty without some of each": {
-        **PADDED, "prefix_allowed_tokens_fn": neighbours, **penalty(torch.tensor([3, 4])),
-    },
     "everything forbidden": {**ONE, "suppress_tokens": list(range(11))},
     "sampling without choice": {"inputs": PAIR, "attention_mask": MASK, "do_sample": True, "temperature": 1e-6, "max_new_tokens": 12},
     "more candidates than tokens": {"inputs": IDS, "do_sample": True, "temperature": 1e-6, "top_k": 99, "max_new_tokens": 12},
     "several of each, with a penalty": {
-        "inputs": PAIR, "attention_mask": MASK, "do_sample": True, "top_k": 1, "num_return_sequences": 2, "max_new_tokens": 9,
+        "inputs": torch.cat([IDS, PAIR[1:]]), "do_sample": True, "top_k": 1, "num_return_sequences": 2, "max_new_tokens": 9,
         "repetition_penalty": 1.9,
     },
     "positions as they are": {**PADDED, "position_ids": (MASK.cumsum(-1) - 1).clamp(min=0)},
     "scores without a dictionary": {**ONE, "output_scores": True},
     "argument over configuration": {"inputs": IDS, "generation_config": GenerationConfig(max_new_tokens=3, **CONFIG), "max_new_tokens": 7},
 }  # fmt: skip
+
+# Older releases leave out as many tokens of every sequence.
+if "Tensor" in str(inspect.signature(RepetitionPenaltyLogitsProcessor)):
+    CALLS |= {
+        "penalty without some of each": {**PADDED, **penalty(torch.tensor([3, 4]))},
+        "penalty without prompts and more": {**PADDED, **penalty(torch.tensor([6, 5]))},
+        "general processor, penalty without some of each": {
+            **PADDED, "prefix_allowed_tokens_fn": neighbours, **penalty(torch.tensor([3, 4])),
+        },
+    }  # fmt: skip
 
 
 def both(model: PreTrainedModel, call: dict) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ PROCESSORS = {
     "suppress": {"suppress_tokens": [5, 7], "begin_suppress_tokens": [4, 6, 8, 9]},
     "forced_eos": {"forced_eos_token_id": 5, "suppress_tokens": [3]},
     "min_new_tokens": {"min_new_tokens": 19, "eos_token_id": [3, 4, 6]},
-    "length_penalty": {"exponential_decay_length_penalty": (4, 1.4), "min_new_tokens": 6},
+    "length_penalty": {"exponential_decay_length_penalty": (4, 1.4)},
     "together": {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "bad_words_ids": [[4, 4]], "min_new_tokens": 9},
 }
 
