@@ -100,6 +100,7 @@ CALLS = {
     "processor in the place of the configured one": {**ONE, "repetition_penalty": 1.1, **penalty(None)},
     "penalty without the prompt": {**ONE, **penalty(4)},
     "penalty without the padded prompts": {**PADDED, **penalty(4)},
+    "penalty without the padded prompts, the first ends first": {**PADDED, **penalty(4, eos_token_id=[3, 8])},
     "penalty without their first three tokens": {**PADDED, **penalty(3)},
     "everything forbidden": {**ONE, "suppress_tokens": list(range(11))},
     "sampling without choice": {"inputs": PAIR, "attention_mask": MASK, "do_sample": True, "temperature": 1e-6, "max_new_tokens": 12},

@@ -43,6 +43,14 @@ def test_a_nodes_history_is_its_own_path(options):
     assert accepted > 20 and changed >= 2
 
 
+def test_a_frequency_penalty_counts_occurrences():
+    scores = torch.zeros(2, 5)
+    ids = torch.tensor([[1, 1, 4, 1], [0, 2, 9, 0]])
+    expected = torch.tensor([[0.0, -6.5, 0.0, 0.0, -2.5], [-4.5, 0.0, -2.5, 0.0, 0.0]])
+    assert torch.equal(firp.FrequencyPenalty(2.0, presence=0.5)(ids, scores), expected)
+    assert not scores.any()
+
+
 class Counting(LogitsProcessor):
     """Holds state: forbids what was emitted twice in a row, counts its calls, keeps every history it was shown."""
 
