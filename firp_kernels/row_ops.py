@@ -6,7 +6,7 @@ those of the Hugging Face modules. Letters as in `ops.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,12 +18,20 @@ def _fake_linear(input, weight, bias=None) -> Tensor:
     return input.new_empty(*input.shape[:-1], weight.shape[0])
 
 
+def _fake_joint_linear(input, weights, biases) -> Tensor:
+    return input.new_empty(*input.shape[:-1], sum(weight.shape[0] for weight in weights))
+
+
 def _fake_gated_linear(input, gate, up) -> Tensor:
     return input.new_empty(*input.shape[:-1], gate.shape[0])
 
 
 def _fake_rms_norm(input, weight, eps) -> Tensor:
     return input.new_empty(input.shape)
+
+
+def _fake_add_rms_norm(hidden, residual, weight, eps) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape)
 
 
 def _fake_rotary(*_) -> None:
@@ -37,8 +45,13 @@ def _fake_top_marginals(logits, rows, num_ranks) -> tuple[Tensor, Tensor]:
 
 SCHEMAS: dict[str, tuple[str, Callable]] = {
     "linear": ("(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", _fake_linear),
+    "joint_linear": ("(Tensor input, Tensor[] weights, Tensor[] biases) -> Tensor", _fake_joint_linear),
     "gated_linear": ("(Tensor input, Tensor gate, Tensor up) -> Tensor", _fake_gated_linear),
     "rms_norm": ("(Tensor input, Tensor weight, float eps) -> Tensor", _fake_rms_norm),
+    "add_rms_norm": (
+        "(Tensor hidden, Tensor residual, Tensor weight, float eps) -> (Tensor sum, Tensor normed)",
+        _fake_add_rms_norm,
+    ),
     "top_marginals": (
         "(Tensor logits, Tensor rows, SymInt num_ranks) -> (Tensor probabilities, Tensor candidates)",
         _fake_top_marginals,
@@ -63,6 +76,26 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, impl: str 
         ValueError, TypeError: a shape, dtype or device that disagrees.
     """
     return registry.call("linear", impl, input, weight, bias)
+
+
+def joint_linear(
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), impl: str | None = None
+) -> Tensor:
+    """Several `linear` over the same rows at once, such as queries, keys and values: their outputs side by side.
+
+    Args:
+        input: [..., in] bfloat16, float32 (float16, float64: reference only).
+        weights: at least one [out_i, in], dtype of input.
+        biases: one [out_i] per weight, dtype of input, or none at all.
+
+    Returns:
+        [..., sum of out_i]; each part has the bits that `linear` gives it.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees, no weight, a number of biases that is neither 0
+            nor that of the weights.
+    """
+    return registry.call("joint_linear", impl, input, list(weights), list(biases))
 
 
 def gated_linear(input: Tensor, gate: Tensor, up: Tensor, impl: str | None = None) -> Tensor:
@@ -98,6 +131,26 @@ def rms_norm(input: Tensor, weight: Tensor, eps: float, impl: str | None = None)
     Source: arXiv 1910.07467.
     """
     return registry.call("rms_norm", impl, input, weight, eps)
+
+
+def add_rms_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, impl: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The residual addition between two blocks of a layer, and the RMS norm in front of the second.
+
+    Args:
+        hidden, residual: [..., d] bfloat16, float32 (float16, float64: reference only), alike.
+        weight: [d], dtype of hidden.
+        eps: added to the mean square.
+
+    Returns:
+        sum: [..., d] residual + hidden, rounded to the dtype.
+        normed: [..., d] `rms_norm` of the sum.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees.
+    """
+    return registry.call("add_rms_norm", impl, hidden, residual, weight, eps)
 
 
 def rotary(rows: Tensor, cos: Tensor, sin: Tensor, impl: str | None = None) -> None:

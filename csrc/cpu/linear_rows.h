@@ -23,7 +23,7 @@ at::Tensor prepare_rows(const at::Tensor& input) {
   return prepared;
 }
 
-// Prepared rows times `weight` [outputs, width], whose last dimension is dense, to the dense `output` [rows, outputs].
+// Prepared rows times `weight` [outputs, width], whose last dimension is dense, to `output` [rows, outputs or more].
 template <typename T>
 cpu::Linear<T> describe_linear(
     const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
@@ -35,13 +35,17 @@ cpu::Linear<T> describe_linear(
       prepared.size(0),
       weight.size(1),
       weight.size(0),
-      weight.stride(0)};
+      weight.stride(0),
+      output.stride(0)};
 }
+
+// Outputs rounded up to whole tiles of four.
+inline int64_t whole_tiles(int64_t outputs) { return (outputs + 3) / 4 * 4; }
 
 // work(scratch, first, last) over ranges of outputs that tile them all.
 template <typename Work>
 void over_outputs(int64_t outputs, int64_t width, const Work& work) {
-  at::parallel_for(0, (outputs + 3) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, whole_tiles(outputs) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
     const at::Tensor scratch = at::empty({cpu::scratch_size(width)}, at::kFloat);
     work(scratch.data_ptr<float>(), 4 * first, std::min(4 * last, outputs));
   });
