@@ -26,7 +26,7 @@ void run(const at::Tensor& input, at::TensorList weights, at::TensorList biases,
     column += linears.back().outputs;
     padded += whole_tiles(linears.back().outputs);
   }
-  over_outputs(padded, input.size(1), [&](float* scratch, int64_t first, int64_t last) {
+  over_outputs(padded, input.size(-1), [&](float* scratch, int64_t first, int64_t last) {
     int64_t start = 0;
     for (const cpu::Linear<T>& args : linears) {
       const int64_t from = std::max<int64_t>(first - start, 0), to = std::min(last - start, args.outputs);
@@ -56,18 +56,14 @@ at::Tensor joint_linear(const at::Tensor& input, at::TensorList weights, at::Ten
     check_shape(name.c_str(), biases[i], {weights[i].size(0)});
     check_dtype(name.c_str(), biases[i], input.scalar_type());
   }
-  const int64_t width = weights[0].size(1);
-  check_last("input", input, width);
-  const at::Tensor flat = input.reshape({-1, width});
-  at::Tensor output = at::empty({flat.size(0), outputs}, input.options());
+  check_last("input", input, weights[0].size(1));
+  at::Tensor output = empty_outputs(input, outputs);
   if (input.scalar_type() == at::kFloat) {
-    run<float>(flat, weights, biases, output);
+    run<float>(input, weights, biases, output);
   } else {
-    run<cpu::bfloat16>(flat, weights, biases, output);
+    run<cpu::bfloat16>(input, weights, biases, output);
   }
-  auto shape = input.sizes().vec();
-  shape.back() = outputs;
-  return output.view(shape);
+  return output;
 }
 
 }  // namespace
