@@ -9,12 +9,11 @@ from firp_kernels.ops import (
     verify_tree,
     write_cache,
 )
-from firp_kernels.row_ops import add_rms_norm, gated_linear, joint_linear, linear, rms_norm, rotary, top_marginals
+from firp_kernels.row_ops import gated_linear, joint_linear, linear, rms_norm, rotary, top_marginals
 from firp_kernels.version import __version__
 
 __all__ = [
     "__version__",
-    "add_rms_norm",
     "bind",
     "commit_cache",
     "draft_tree",

@@ -239,16 +239,6 @@ def rms_norm(input, weight) -> None:
     _dtype("weight", weight, input.dtype)
 
 
-def add_rms_norm(hidden, residual, weight) -> None:
-    _same_device(hidden=hidden, residual=residual, weight=weight)
-    _shape("weight", weight, None)
-    _last("hidden", hidden, weight.shape[0])
-    _shape("residual", residual, *hidden.shape)
-    _dtype("hidden", hidden, *FLOATS)
-    _dtype("residual", residual, hidden.dtype)
-    _dtype("weight", weight, hidden.dtype)
-
-
 def rotary(rows, cos, sin) -> None:
     _same_device(rows=rows, cos=cos, sin=sin)
     _shape("rows", rows, None, None, None, None)

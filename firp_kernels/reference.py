@@ -11,7 +11,6 @@ from torch import Tensor
 
 from firp_kernels import checks
 from firp_kernels.row_reference import (  # noqa: F401
-    add_rms_norm,
     computed_in,
     gated_linear,
     joint_linear,

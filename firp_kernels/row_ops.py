@@ -30,10 +30,6 @@ def _fake_rms_norm(input, weight, eps) -> Tensor:
     return input.new_empty(input.shape)
 
 
-def _fake_add_rms_norm(hidden, residual, weight, eps) -> tuple[Tensor, Tensor]:
-    return hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape)
-
-
 def _fake_rotary(*_) -> None:
     return None
 
@@ -48,10 +44,6 @@ SCHEMAS: dict[str, tuple[str, Callable]] = {
     "joint_linear": ("(Tensor input, Tensor[] weights, Tensor[] biases) -> Tensor", _fake_joint_linear),
     "gated_linear": ("(Tensor input, Tensor gate, Tensor up) -> Tensor", _fake_gated_linear),
     "rms_norm": ("(Tensor input, Tensor weight, float eps) -> Tensor", _fake_rms_norm),
-    "add_rms_norm": (
-        "(Tensor hidden, Tensor residual, Tensor weight, float eps) -> (Tensor sum, Tensor normed)",
-        _fake_add_rms_norm,
-    ),
     "top_marginals": (
         "(Tensor logits, Tensor rows, SymInt num_ranks) -> (Tensor probabilities, Tensor candidates)",
         _fake_top_marginals,
@@ -131,26 +123,6 @@ def rms_norm(input: Tensor, weight: Tensor, eps: float, impl: str | None = None)
     Source: arXiv 1910.07467.
     """
     return registry.call("rms_norm", impl, input, weight, eps)
-
-
-def add_rms_norm(
-    hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, impl: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """The residual addition between two blocks of a layer, and the RMS norm in front of the second.
-
-    Args:
-        hidden, residual: [..., d] bfloat16, float32 (float16, float64: reference only), alike.
-        weight: [d], dtype of hidden.
-        eps: added to the mean square.
-
-    Returns:
-        sum: [..., d] residual + hidden, rounded to the dtype.
-        normed: [..., d] `rms_norm` of the sum.
-
-    Raises:
-        ValueError, TypeError: a shape, dtype or device that disagrees.
-    """
-    return registry.call("add_rms_norm", impl, hidden, residual, weight, eps)
 
 
 def rotary(rows: Tensor, cos: Tensor, sin: Tensor, impl: str | None = None) -> None:

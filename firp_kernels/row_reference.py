@@ -39,12 +39,6 @@ def rms_norm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * scaled.to(input.dtype)
 
 
-def add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    checks.add_rms_norm(hidden, residual, weight)
-    total = residual + hidden
-    return total, rms_norm(total, weight, eps)
-
-
 def rotary(rows: Tensor, cos: Tensor, sin: Tensor) -> None:
     checks.rotary(rows, cos, sin)
     low, high = rows.chunk(2, dim=-1)

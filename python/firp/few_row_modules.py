@@ -93,5 +93,5 @@ class FewRowLayer(nn.Module):
         before_attention, before_mlp = self.norms
         normed = ops.rms_norm.default(hidden_states, *before_attention)
         attended, _ = self.attend(normed, position_embeddings, firp_step)
-        hidden_states, normed = ops.add_rms_norm.default(attended, hidden_states, *before_mlp)
-        return hidden_states + self.feed(normed)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.feed(ops.rms_norm.default(hidden_states, *before_mlp))

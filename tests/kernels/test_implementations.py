@@ -115,7 +115,6 @@ def test_opcheck(seed):
         "joint_linear": (hidden, [torch.randn(6, 8), torch.randn(3, 8)], [torch.randn(6), torch.randn(3)]),
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),
         "rms_norm": (hidden, torch.randn(8), 1e-5),
-        "add_rms_norm": (hidden, torch.randn(2, 5, 8), torch.randn(8), 1e-5),
         "top_marginals": (hidden, torch.tensor([[0, 4], [2, 2]]), 3),
         "rotary": (torch.randn(2, 5, 3, 8), hidden.cos(), hidden.sin()),
     }  # fmt: skip

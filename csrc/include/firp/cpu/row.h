@@ -30,12 +30,6 @@ void rms_norm(Isa isa, const T* input, const T* weight, int64_t width, float eps
   FIRP_DISPATCH(rms_norm(input, weight, width, eps, output));
 }
 
-// sum = hidden + residual, `width` elements.
-template <typename T>
-void add(Isa isa, const T* hidden, const T* residual, int64_t width, T* sum) {
-  FIRP_DISPATCH(add(hidden, residual, width, sum));
-}
-
 // row = row * cos + rotate_half(row) * sin, in place, `width` elements.
 template <typename T>
 void rotary(Isa isa, T* row, const T* cos, const T* sin, int64_t width) {

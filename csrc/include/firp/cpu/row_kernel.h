@@ -24,11 +24,6 @@ void rms_norm(const T* input, const T* weight, int64_t width, float eps, T* outp
 }
 
 template <typename T>
-void add(const T* hidden, const T* residual, int64_t width, T* sum) {
-  for (int64_t i = 0; i < width; ++i) store(to_float(hidden[i]) + to_float(residual[i]), sum + i);
-}
-
-template <typename T>
 void rotary(T* row, const T* cos, const T* sin, int64_t width) {
   const int64_t half = width / 2;
   T* other = row + half;
