@@ -96,6 +96,22 @@ def draft_inputs(tree: Tree, vocabulary: int, device: str, seed: int) -> tuple:
     return *tensors, tree.num_nodes, max(tree.num_lookahead, 1)
 
 
+def tensors_of(args: tuple) -> list[Tensor]:
+    """The tensors among an op's arguments, those in lists included."""
+    return [part for arg in args for part in (arg if isinstance(arg, list) else [arg]) if isinstance(part, Tensor)]
+
+
+def with_tensors(args: tuple, change: Callable[[Tensor], Tensor]) -> tuple:
+    """An op's arguments with every tensor changed, those in lists included."""
+
+    def changed(arg):
+        if isinstance(arg, list):
+            return [changed(part) for part in arg]
+        return change(arg) if isinstance(arg, Tensor) else arg
+
+    return tuple(changed(arg) for arg in args)
+
+
 def integers(device: str, *values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32, device=device)
 

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.case import Call, Case, num_bytes
+from benchmarks.case import Call, Case, num_bytes, tensors_of, with_tensors
 from benchmarks.timing import Rates, Timed, interleave, num_sets, start
 from firp_kernels import registry
 
@@ -66,9 +66,9 @@ def _bind(function: Callable, args: tuple) -> Call:
 
 def oracle(case: Case, device: str) -> tuple[Tensor, ...]:
     """What the reference makes of the case's first arguments on `device`, in float64 where floats are computed."""
-    args = tuple(arg.to(device) if isinstance(arg, Tensor) else arg for arg in case.make(0))
+    args = with_tensors(case.make(0), lambda tensor: tensor.to(device))
     if case.bound is not None:
-        args = tuple(arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+        args = with_tensors(args, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     return case.outcome(args, registry.bound(case.op, "reference")(*args))
 
 
@@ -142,7 +142,7 @@ def _entry(case: Case, contender: Contender) -> dict:
 
 def _time(case: Case, ready: list[Contender], entries: dict[str, dict], device: str, repeats: int, rates: Rates) -> None:
     first = case.make(0)
-    held = num_bytes(*(arg for arg in first if isinstance(arg, Tensor)))
+    held = num_bytes(*tensors_of(first))
     sets = [first] + [case.make(seed) for seed in range(1, num_sets(device, case.num_bytes, held))]
 
     def reset_all() -> None:

@@ -9,7 +9,7 @@ from firp_kernels.ops import (
     verify_tree,
     write_cache,
 )
-from firp_kernels.row_ops import gated_linear, linear, rms_norm, rotary, top_marginals
+from firp_kernels.row_ops import gated_linear, joint_linear, linear, rms_norm, rotary, top_marginals
 from firp_kernels.version import __version__
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "commit_cache",
     "draft_tree",
     "gated_linear",
+    "joint_linear",
     "linear",
     "predictor_projection",
     "rms_norm",

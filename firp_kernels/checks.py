@@ -204,6 +204,23 @@ def linear(input, weight, bias) -> None:
         _dtype("bias", bias, input.dtype)
 
 
+def joint_linear(input, weights, biases) -> None:
+    if not weights:
+        raise ValueError("weights: got none, expected at least one")
+    if len(biases) not in (0, len(weights)):
+        raise ValueError(f"biases: got {len(biases)}, expected none or {len(weights)} (one per weight)")
+    _dtype("input", input, *FLOATS)
+    for i, weight in enumerate(weights):
+        _same_device(input=input, **{f"weights[{i}]": weight})
+        _shape(f"weights[{i}]", weight, None, weights[0].shape[1] if i else None)
+        _dtype(f"weights[{i}]", weight, input.dtype)
+    for i, bias in enumerate(biases):
+        _same_device(input=input, **{f"biases[{i}]": bias})
+        _shape(f"biases[{i}]", bias, weights[i].shape[0])
+        _dtype(f"biases[{i}]", bias, input.dtype)
+    _last("input", input, weights[0].shape[1])
+
+
 def gated_linear(input, gate, up) -> None:
     _same_device(input=input, gate=gate, up=up)
     _shape("gate", gate, None, None)

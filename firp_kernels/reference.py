@@ -1,6 +1,7 @@
 """The torch oracle of every op, written to be read; also the CPU path where the C++ extension is not built.
 
-Contracts, shapes and errors are in `ops.py`. Arithmetic is in float32, or float64 for float64 inputs.
+Contracts, shapes and errors are in `ops.py`. Arithmetic is in float32, or float64 for float64 inputs. The oracles of
+`row_ops.py` are written in `row_reference.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ import torch
 from torch import Tensor
 
 from firp_kernels import checks
+from firp_kernels.row_reference import (  # noqa: F401
+    computed_in,
+    gated_linear,
+    joint_linear,
+    linear,
+    rms_norm,
+    rotary,
+    top_marginals,
+)
 
 WORD_BITS = 32
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def unpack_ancestors(ancestors: Tensor, num_nodes: int) -> Tensor:
@@ -60,7 +66,7 @@ def tree_attention(
     )
     batch, rows, heads, width = query.shape
     kv_heads, num_nodes = key_cache.shape[2], depths.shape[1]
-    wide = _wide(query.dtype)
+    wide = computed_in(query.dtype)
     shared = int(context_lens.max()) + num_nodes
     slots = torch.arange(shared, device=query.device)
     context = context_lens.long()[:, None]
@@ -271,37 +277,3 @@ def draft_tree(
         lookahead[:, slot] = torch.where(real, node, -1).to(torch.int32)
         rest[sequence, (node - 1).clamp(max=num_nodes - 2)] = float("-inf")
     return tokens, parents, depths, pack_ancestors(visible), lookahead
-
-
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    checks.linear(input, weight, bias)
-    return torch.nn.functional.linear(input, weight, bias)
-
-
-def gated_linear(input: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    checks.gated_linear(input, gate, up)
-    linear = torch.nn.functional.linear
-    return torch.nn.functional.silu(linear(input, gate)) * linear(input, up)
-
-
-def rms_norm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
-    checks.rms_norm(input, weight)
-    wide = input.to(_wide(input.dtype))
-    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * scaled.to(input.dtype)
-
-
-def rotary(rows: Tensor, cos: Tensor, sin: Tensor) -> None:
-    checks.rotary(rows, cos, sin)
-    low, high = rows.chunk(2, dim=-1)
-    turned = torch.cat([-high, low], dim=-1)
-    rows.copy_(rows * cos[:, :, None] + turned * sin[:, :, None])
-
-
-def top_marginals(logits: Tensor, rows: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
-    checks.top_marginals(logits, rows, num_ranks)
-    sequence = torch.arange(logits.shape[0], device=logits.device)[:, None]
-    chosen = logits[sequence, rows].to(_wide(logits.dtype))
-    top = chosen.topk(num_ranks, dim=-1)
-    probabilities = (top.values - chosen.logsumexp(-1, keepdim=True)).exp()
-    return probabilities.nan_to_num(nan=0.0).float(), top.indices

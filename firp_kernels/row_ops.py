@@ -6,7 +6,7 @@ those of the Hugging Face modules. Letters as in `ops.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from firp_kernels import registry
 
 def _fake_linear(input, weight, bias=None) -> Tensor:
     return input.new_empty(*input.shape[:-1], weight.shape[0])
+
+
+def _fake_joint_linear(input, weights, biases) -> Tensor:
+    return input.new_empty(*input.shape[:-1], sum(weight.shape[0] for weight in weights))
 
 
 def _fake_gated_linear(input, gate, up) -> Tensor:
@@ -37,6 +41,7 @@ def _fake_top_marginals(logits, rows, num_ranks) -> tuple[Tensor, Tensor]:
 
 SCHEMAS: dict[str, tuple[str, Callable]] = {
     "linear": ("(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", _fake_linear),
+    "joint_linear": ("(Tensor input, Tensor[] weights, Tensor[] biases) -> Tensor", _fake_joint_linear),
     "gated_linear": ("(Tensor input, Tensor gate, Tensor up) -> Tensor", _fake_gated_linear),
     "rms_norm": ("(Tensor input, Tensor weight, float eps) -> Tensor", _fake_rms_norm),
     "top_marginals": (
@@ -63,6 +68,26 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, impl: str 
         ValueError, TypeError: a shape, dtype or device that disagrees.
     """
     return registry.call("linear", impl, input, weight, bias)
+
+
+def joint_linear(
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), impl: str | None = None
+) -> Tensor:
+    """Several `linear` over the same rows at once, such as queries, keys and values: their outputs side by side.
+
+    Args:
+        input: [..., in] bfloat16, float32 (float16, float64: reference only).
+        weights: at least one [out_i, in], dtype of input.
+        biases: one [out_i] per weight, dtype of input, or none at all.
+
+    Returns:
+        [..., sum of out_i]; each part has the bits that `linear` gives it.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees, no weight, a number of biases that is neither 0
+            nor that of the weights.
+    """
+    return registry.call("joint_linear", impl, input, list(weights), list(biases))
 
 
 def gated_linear(input: Tensor, gate: Tensor, up: Tensor, impl: str | None = None) -> Tensor:

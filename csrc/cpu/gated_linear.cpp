@@ -28,21 +28,18 @@ at::Tensor gated_linear(const at::Tensor& input, const at::Tensor& gate, const a
   check_same_device({{"input", input}, {"gate", gate}, {"up", up}});
   check_shape("gate", gate, {kAny, kAny});
   check_shape("up", up, gate.sizes());
-  const int64_t width = gate.size(1), outputs = gate.size(0);
-  check_last("input", input, width);
+  check_last("input", input, gate.size(1));
   check_few_row_dtype("input", input);
   check_dtype("gate", gate, input.scalar_type());
   check_dtype("up", up, input.scalar_type());
-  const at::Tensor flat = input.reshape({-1, width}), dense_gate = dense_weight(gate), dense_up = dense_weight(up);
-  at::Tensor output = at::empty({flat.size(0), outputs}, input.options());
+  const at::Tensor dense_gate = dense_weight(gate), dense_up = dense_weight(up);
+  at::Tensor output = empty_outputs(input, gate.size(0));
   if (input.scalar_type() == at::kFloat) {
-    run<float>(flat, dense_gate, dense_up, output);
+    run<float>(input, dense_gate, dense_up, output);
   } else {
-    run<cpu::bfloat16>(flat, dense_gate, dense_up, output);
+    run<cpu::bfloat16>(input, dense_gate, dense_up, output);
   }
-  auto shape = input.sizes().vec();
-  shape.back() = outputs;
-  return output.view(shape);
+  return output;
 }
 
 }  // namespace

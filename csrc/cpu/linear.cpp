@@ -32,17 +32,15 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   const bool served = input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16;
   if (!served) return at::linear(input, weight, bias);
 
-  const at::Tensor flat = input.reshape({-1, width}), dense = dense_weight(weight);
+  const at::Tensor dense = dense_weight(weight);
   const at::Tensor added = bias ? bias->contiguous() : at::Tensor();
-  at::Tensor output = at::empty({flat.size(0), weight.size(0)}, input.options());
+  at::Tensor output = empty_outputs(input, weight.size(0));
   if (input.scalar_type() == at::kFloat) {
-    run<float>(flat, dense, bias ? &added : nullptr, output);
+    run<float>(input, dense, bias ? &added : nullptr, output);
   } else {
-    run<cpu::bfloat16>(flat, dense, bias ? &added : nullptr, output);
+    run<cpu::bfloat16>(input, dense, bias ? &added : nullptr, output);
   }
-  auto shape = input.sizes().vec();
-  shape.back() = weight.size(0);
-  return output.view(shape);
+  return output;
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/SmallVector.h>
+#include <c10/util/accumulate.h>
 
 #include "firp/cpu/linear.h"
 
@@ -12,18 +14,27 @@ namespace firp {
 // Outputs a thread takes at a time: whole tiles of four, enough of them to repay handing out the work.
 constexpr int64_t kGrain = 64;
 
-// `input` [rows, width] as the kernel reads it.
+// `input` [..., width] as the kernel reads it, [rows, prepared width].
 template <typename T>
 at::Tensor prepare_rows(const at::Tensor& input) {
-  const int64_t rows = input.size(0), width = input.size(1);
-  const at::Tensor dense = width == 0 || input.stride(1) == 1 ? input : input.contiguous();
+  const int64_t width = input.size(-1);
+  const at::Tensor dense = input.dim() == 2 && input.stride(1) == 1 ? input : input.contiguous();
+  const int64_t rows = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
   at::Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
   cpu::prepare(
-      cpu::best_isa(), static_cast<const T*>(dense.const_data_ptr()), dense.stride(0), rows, width, prepared.data_ptr<float>());
+      cpu::best_isa(), static_cast<const T*>(dense.const_data_ptr()), dense.dim() == 2 ? dense.stride(0) : width, rows, width,
+      prepared.data_ptr<float>());
   return prepared;
 }
 
-// Prepared rows times `weight` [outputs, width], whose last dimension is dense, to the dense `output` [rows, outputs].
+// [..., outputs] for an `input` [..., width].
+inline at::Tensor empty_outputs(const at::Tensor& input, int64_t outputs) {
+  c10::SmallVector<int64_t, 4> shape(input.sizes().begin(), input.sizes().end());
+  shape.back() = outputs;
+  return at::empty(shape, input.options());
+}
+
+// Prepared rows times `weight` [outputs, width], whose last dimension is dense, to the dense `output` [..., outputs or more].
 template <typename T>
 cpu::Linear<T> describe_linear(
     const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
@@ -35,13 +46,17 @@ cpu::Linear<T> describe_linear(
       prepared.size(0),
       weight.size(1),
       weight.size(0),
-      weight.stride(0)};
+      weight.stride(0),
+      output.size(-1)};
 }
+
+// Outputs rounded up to whole tiles of four.
+inline int64_t whole_tiles(int64_t outputs) { return (outputs + 3) / 4 * 4; }
 
 // work(scratch, first, last) over ranges of outputs that tile them all.
 template <typename Work>
 void over_outputs(int64_t outputs, int64_t width, const Work& work) {
-  at::parallel_for(0, (outputs + 3) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, whole_tiles(outputs) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
     const at::Tensor scratch = at::empty({cpu::scratch_size(width)}, at::kFloat);
     work(scratch.data_ptr<float>(), 4 * first, std::min(4 * last, outputs));
   });

@@ -6,15 +6,16 @@
 namespace firp::test {
 namespace {
 
-// Outputs by two threads' worth of calls; weight rows and input rows lie further apart than they are long.
+// Outputs by two threads' worth of calls; rows of weight, input and output lie further apart than they are long.
 template <typename T>
 std::vector<T> run(
     cpu::Isa isa, const std::vector<T>& input, int64_t input_stride, const std::vector<T>& weight, int64_t weight_stride,
-    const T* bias, int64_t rows, int64_t width, int64_t outputs) {
+    const T* bias, int64_t rows, int64_t width, int64_t outputs, int64_t output_stride) {
   std::vector<float> prepared(rows * cpu::prepared_width(width)), scratch(cpu::scratch_size(width));
-  std::vector<T> output(rows * outputs, number<T>(-7.0f));
+  std::vector<T> output(rows * output_stride, number<T>(-7.0f));
   cpu::prepare(isa, input.data(), input_stride, rows, width, prepared.data());
-  const cpu::Linear<T> args{prepared.data(), weight.data(), bias, output.data(), rows, width, outputs, weight_stride};
+  const cpu::Linear<T> args{prepared.data(), weight.data(), bias,          output.data(), rows,
+                            width,           outputs,       weight_stride, output_stride};
   const int64_t half = outputs / 8 * 4;
   cpu::linear(isa, args, scratch.data(), 0, half);
   cpu::linear(isa, args, scratch.data(), half, outputs);
@@ -26,11 +27,12 @@ void one_case(uint64_t seed, double rounding) {
   Random random(seed);
   const int64_t width = random.choice({1, 5, 31, 32, 33, 64, 100, 257}), outputs = random.choice({1, 3, 4, 7, 8, 13, 22});
   const int64_t rows = random.between(1, 20), weight_stride = width + random.below(3), input_stride = width + random.below(3);
+  const int64_t output_stride = outputs + random.below(3);
   const std::vector<T> weight = normals<T>(random, outputs * weight_stride), input = normals<T>(random, rows * input_stride);
   const std::vector<T> added = normals<T>(random, outputs);
   const T* bias = random.chance(0.5) ? added.data() : nullptr;
   for (const cpu::Isa isa : instruction_sets()) {
-    const std::vector<T> all = run(isa, input, input_stride, weight, weight_stride, bias, rows, width, outputs);
+    const std::vector<T> all = run(isa, input, input_stride, weight, weight_stride, bias, rows, width, outputs, output_stride);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t o = 0; o < outputs; ++o) {
         double exact = bias ? real(bias[o]) : 0.0, size = std::abs(exact);
@@ -39,12 +41,14 @@ void one_case(uint64_t seed, double rounding) {
           exact += product;
           size += std::abs(product);
         }
-        CHECK(std::abs(real(all[r * outputs + o]) - exact) <= rounding * size, seed, cpu::isa_name(isa), r, o);
+        CHECK(std::abs(real(all[r * output_stride + o]) - exact) <= rounding * size, seed, cpu::isa_name(isa), r, o);
       }
+      for (int64_t o = outputs; o < output_stride; ++o) CHECK(real(all[r * output_stride + o]) == -7.0, seed, r, o);
     }
     for (int64_t some = 1; some < rows; ++some) {
-      const std::vector<T> part = run(isa, input, input_stride, weight, weight_stride, bias, some, width, outputs);
-      CHECK(std::memcmp(part.data(), all.data(), some * outputs * sizeof(T)) == 0, seed, cpu::isa_name(isa), some);
+      const std::vector<T> part =
+          run(isa, input, input_stride, weight, weight_stride, bias, some, width, outputs, output_stride);
+      CHECK(std::memcmp(part.data(), all.data(), some * output_stride * sizeof(T)) == 0, seed, cpu::isa_name(isa), some);
     }
   }
 }

@@ -18,6 +18,7 @@ from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from firp.few_row_modules import FewRowAttention, FewRowLayer, FewRowLinear, FewRowMLP, FewRowNorm
 from firp.layer_view import replace_submodule
 from firp_kernels import registry
 
@@ -25,70 +26,7 @@ FEW_ROW_DTYPES = (torch.bfloat16, torch.float32)
 NORMS = (llama.LlamaRMSNorm, mistral.MistralRMSNorm, qwen2.Qwen2RMSNorm, qwen3.Qwen3RMSNorm)
 GATED_MLPS = (llama.LlamaMLP, mistral.MistralMLP, qwen2.Qwen2MLP, qwen3.Qwen3MLP)
 ATTENTIONS = (llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention)
-
-ops = torch.ops.firp
-
-
-class FewRowLinear(nn.Module):
-    """Stands for an `nn.Linear` of the model in a view, sharing its parameters."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        return ops.linear.default(input, self.weight, self.bias)
-
-
-class FewRowNorm(nn.Module):
-    """Stands for an RMS norm of the model."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.weight = norm.weight
-        self.eps = norm.variance_epsilon
-
-    def forward(self, input: Tensor) -> Tensor:
-        return ops.rms_norm.default(input, self.weight, self.eps)
-
-
-class FewRowMLP(nn.Module):
-    """Stands for a gated MLP of the model."""
-
-    def __init__(self, mlp: nn.Module) -> None:
-        super().__init__()
-        self.gate = mlp.gate_proj.weight
-        self.up = mlp.up_proj.weight
-        self.down = mlp.down_proj.weight
-
-    def forward(self, input: Tensor) -> Tensor:
-        return ops.linear.default(ops.gated_linear.default(input, self.gate, self.up), self.down, None)
-
-
-class FewRowAttention(nn.Module):
-    """Stands for an attention block of the model, up to what `AttentionStep` does and after it."""
-
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        self.layer_idx = attention.layer_idx
-        self.head_dim = attention.head_dim
-        self.scaling = attention.scaling
-        holder = attention.config if isinstance(attention, mistral.MistralAttention) else attention
-        self.sliding_window = getattr(holder, "sliding_window", None)
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            FewRowLinear(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-        )
-
-    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step, **_) -> tuple[Tensor, None]:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (project(hidden_states).view(shape) for project in (self.q_proj, self.k_proj, self.v_proj))
-        for rows in (query, key):
-            ops.rotary.default(rows, *position_embeddings)
-        attended = firp_step.attend(
-            self, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.scaling, self.sliding_window
-        )
-        return self.o_proj(attended.flatten(2)), None
+LAYERS = (llama.LlamaDecoderLayer, mistral.MistralDecoderLayer, qwen2.Qwen2DecoderLayer)
 
 
 def _plain(module: nn.Module) -> bool:
@@ -122,8 +60,21 @@ def _is_gated_mlp(module: nn.Module) -> bool:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    projections = ("q_proj", "k_proj", "v_proj", "o_proj")
-    return type(module) in ATTENTIONS and _plain(module) and all(_is_linear(getattr(module, name)) for name in projections)
+    if type(module) not in ATTENTIONS or not _plain(module):
+        return False
+    joined = [module.q_proj, module.k_proj, module.v_proj]
+    biases = sum(getattr(projection, "bias", None) is not None for projection in joined)
+    return all(_is_linear(projection) for projection in [*joined, module.o_proj]) and biases in (0, len(joined))
+
+
+def _is_layer(module: nn.Module, dtype: torch.dtype) -> bool:
+    return (
+        type(module) in LAYERS
+        and _plain(module)
+        and _is_attention(module.self_attn)
+        and _is_gated_mlp(module.mlp)
+        and all(_is_norm(norm, dtype) for norm in (module.input_layernorm, module.post_attention_layernorm))
+    )
 
 
 def _adapt_block(block: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -143,8 +94,10 @@ def _adapt_block(block: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def adapt_layer(view: nn.Module) -> nn.Module:
-    """Replace what few-row ops can stand for in a layer view; the model's own modules stay as they are."""
+    """Replace a layer view, or what few-row ops can stand for in it; the model's own modules stay as they are."""
     dtype = next(view.parameters()).dtype
+    if _is_layer(view, dtype):
+        return FewRowLayer(view)
     for name, block in list(view.named_children()):
         adapted = _adapt_block(block, dtype)
         if adapted is not block:

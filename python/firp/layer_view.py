@@ -39,8 +39,8 @@ class AttentionStep(Protocol):
 
         Args:
             module: the layer's attention module; its `layer_idx` is the 0-based index of the layer.
-            query: [B, H, R, D] after rotary, a transposed view.
-            key, value: [B, Hkv, R, D], key after rotary.
+            query: [B, R, H, D] after rotary, the last dimension dense.
+            key, value: [B, R, Hkv, D], key after rotary.
             scale: factor of the scores.
             sliding_window: number of last positions seen, or None.
 
@@ -53,6 +53,7 @@ def _attention(module, query, key, value, attention_mask, scaling, sliding_windo
     for name, value_given in others.items():
         if value_given is not None and name not in HARMLESS:
             raise ValueError(f"model: its attention asks for {name}={value_given!r}, which FIRP does not serve")
+    query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
     return firp_step.attend(module, query, key, value, scaling, sliding_window), None
 
 

@@ -55,7 +55,6 @@ class TreeAttention:
     num_offsets: int
 
     def attend(self, module, query, key, value, scale, sliding_window):
-        query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
         return self.attention(
             query, key, value, self.layer_cache, self.context_lens, self.depths, self.ancestors, self.lookahead,
             self.num_offsets, scale, sliding_window,

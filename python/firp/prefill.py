@@ -27,13 +27,13 @@ class PrefillAttention:
     start: int
 
     def attend(self, module, query, key, value, scale, sliding_window):
-        stop = self.start + query.shape[2]
+        stop = self.start + query.shape[1]
         key_cache, value_cache = self.cache[module.layer_idx]
-        key_cache[self.start : stop] = key[0].transpose(0, 1)
-        value_cache[self.start : stop] = value[0].transpose(0, 1)
+        key_cache[self.start : stop] = key[0]
+        value_cache[self.start : stop] = value[0]
         keys, values = (rows[:stop].transpose(0, 1)[None] for rows in (key_cache, value_cache))
         window = None if sliding_window is None or sliding_window >= stop else sliding_window
-        return causal_attention(query, keys, values, scale, window).transpose(1, 2)
+        return causal_attention(query.transpose(1, 2), keys, values, scale, window).transpose(1, 2)
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:

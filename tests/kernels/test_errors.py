@@ -113,6 +113,19 @@ def bad_linear():
     yield "bias", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(5)]
 
 
+def bad_joint_linear():
+    rows, weight, bias = torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(4)
+    yield "weights: got none", [rows, [], []]
+    yield "input", [rows[:, :3], [weight, weight], []]
+    yield "input", [rows.int(), [weight], []]
+    yield r"weights\[1\]", [rows, [weight, weight[:, :3]], []]
+    yield r"weights\[1\]", [rows, [weight, weight.bfloat16()], []]
+    yield r"weights\[0\]", [rows, [bias], []]
+    yield "biases: got 1, expected none or 2", [rows, [weight, weight], [bias]]
+    yield r"biases\[1\]", [rows, [weight, weight], [bias, torch.zeros(5)]]
+    yield r"biases\[0\]", [rows, [weight], [bias.double()]]
+
+
 def bad_gated_linear():
     yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(4, 5)]
     yield "gate", [torch.zeros(2, 5), torch.zeros(4, 5).double(), torch.zeros(4, 5)]
@@ -152,6 +165,7 @@ CASES = {
     "draft_tree": bad_draft,
     "commit_cache": bad_commit,
     "linear": bad_linear,
+    "joint_linear": bad_joint_linear,
     "gated_linear": bad_gated_linear,
     "rms_norm": bad_rms_norm,
     "rotary": bad_rotary,

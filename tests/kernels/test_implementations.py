@@ -112,6 +112,7 @@ def test_opcheck(seed):
         "commit_cache": (torch.randn(2, 2, batch, rows + 4, 1, 4), torch.full((batch,), 2, dtype=torch.int32), path, accepted, torch.zeros(batch, dtype=torch.bool)),
         "predictor_projection": (hidden, torch.randn(3, 8, 8), torch.tensor([[0, 4], [2, -1]], dtype=torch.int32)),
         "linear": (hidden, torch.randn(6, 8), torch.randn(6)),
+        "joint_linear": (hidden, [torch.randn(6, 8), torch.randn(3, 8)], [torch.randn(6), torch.randn(3)]),
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),
         "rms_norm": (hidden, torch.randn(8), 1e-5),
         "top_marginals": (hidden, torch.tensor([[0, 4], [2, 2]]), 3),

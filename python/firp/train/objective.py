@@ -28,6 +28,7 @@ class PseudoAttention:
     num_offsets: int
 
     def attend(self, module, query, key, value, scale, sliding_window):
+        query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
         batch, heads, _, width = query.shape
         anchors, k = self.anchors.shape[1], self.num_offsets
         real_key, real_value = (expand_groups(rows, heads) for rows in self.recorded[module.layer_idx])

@@ -45,6 +45,7 @@ class RecordingAttention:
     recorded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(self, module, query, key, value, scale, sliding_window):
+        query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
         if module.layer_idx >= self.record_from:
             self.recorded[module.layer_idx] = (key, value)
         length, heads = query.shape[2], query.shape[1]

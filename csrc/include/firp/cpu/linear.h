@@ -16,14 +16,15 @@
 
 namespace firp::cpu {
 
-// Weights are [outputs, width] with rows weight_stride apart; bias may be null. `prepared` is what `prepare` made.
+// Weights are [outputs, width] with rows weight_stride apart, output rows lie output_stride apart; bias may be null.
+// `prepared` is what `prepare` made.
 template <typename T>
 struct Linear {
   const float* prepared;
   const T* weight;
   const T* bias;
   T* output;
-  int64_t rows, width, outputs, weight_stride;
+  int64_t rows, width, outputs, weight_stride, output_stride;
 };
 
 // Floats a prepared row takes: a whole number of the widest weight loads (32 elements).

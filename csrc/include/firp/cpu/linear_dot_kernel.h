@@ -58,7 +58,7 @@ static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, const
   for (int r = 0; r < rows; ++r) {
     const __m128 four = _mm_add_ps(sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]), _mm_loadu_ps(bias));
     const __m128i halves = (__m128i)_mm_cvtneps_pbh(four);
-    std::memcpy(args.output + (row + r) * args.outputs + first, &halves, outs * sizeof(bfloat16));
+    std::memcpy(args.output + (row + r) * args.output_stride + first, &halves, outs * sizeof(bfloat16));
   }
 }
 

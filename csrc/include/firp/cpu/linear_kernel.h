@@ -84,13 +84,13 @@ static inline __attribute__((always_inline)) void products(
   }
 }
 
-// Sums to outputs, `outputs` elements from one row to the next.
+// Sums to outputs, `output_stride` elements from one row to the next.
 template <typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void finish(
-    const Floats (&sums)[outs][rows], const T* bias, T* output, int64_t outputs) {
+    const Floats (&sums)[outs][rows], const T* bias, T* output, int64_t output_stride) {
   static_assert(outs == 1 || outs == 4);
 #pragma GCC unroll 6
-  for (int r = 0; r < rows; ++r, output += outputs) {
+  for (int r = 0; r < rows; ++r, output += output_stride) {
     if constexpr (outs == 4) {
       Quad four = sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]);
       if (bias) four += Quad{to_float(bias[0]), to_float(bias[1]), to_float(bias[2]), to_float(bias[3])};
@@ -103,10 +103,10 @@ static inline __attribute__((always_inline)) void finish(
 
 template <int outs, int rows>
 static void from_floats(
-    const float* input, const float* weight, int64_t stride, const bfloat16* bias, bfloat16* output, int64_t outputs) {
+    const float* input, const float* weight, int64_t stride, const bfloat16* bias, bfloat16* output, int64_t output_stride) {
   Floats sums[outs][rows] = {};
   products<float, outs, rows>(input, stride, weight, stride, stride, nullptr, 0, sums);
-  finish(sums, bias, output, outputs);
+  finish(sums, bias, output, output_stride);
 }
 
 // The last, partial step of the weight is read from a copy padded with zeros.
@@ -125,7 +125,7 @@ static void tile(const Linear<T>& args, int64_t first, int64_t row, const char* 
     }
     products<T, outs, rows>(input + whole, stride, rest[0], step, step, nullptr, 0, sums);
   }
-  finish(sums, args.bias ? args.bias + first : nullptr, args.output + row * args.outputs + first, args.outputs);
+  finish(sums, args.bias ? args.bias + first : nullptr, args.output + row * args.output_stride + first, args.output_stride);
 }
 
 // All rows of `outs` outputs: the first tile reads the weight rows from memory, the others find them in cache.
@@ -156,15 +156,15 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
   for (int64_t row = 0; row < args.rows;) {
     const int64_t take = tile_rows(args.rows - row, kTileRows);
     const float* input = args.prepared + row * stride;
-    bfloat16* output = args.output + row * args.outputs + first;
+    bfloat16* output = args.output + row * args.output_stride + first;
     if constexpr (kTileRows == 6) {
-      if (take == 6) from_floats<outs, 6>(input, scratch, stride, bias, output, args.outputs);
-      if (take == 5) from_floats<outs, 5>(input, scratch, stride, bias, output, args.outputs);
-      if (take == 4) from_floats<outs, 4>(input, scratch, stride, bias, output, args.outputs);
+      if (take == 6) from_floats<outs, 6>(input, scratch, stride, bias, output, args.output_stride);
+      if (take == 5) from_floats<outs, 5>(input, scratch, stride, bias, output, args.output_stride);
+      if (take == 4) from_floats<outs, 4>(input, scratch, stride, bias, output, args.output_stride);
     }
-    if (take == 3) from_floats<outs, 3>(input, scratch, stride, bias, output, args.outputs);
-    if (take == 2) from_floats<outs, 2>(input, scratch, stride, bias, output, args.outputs);
-    if (take == 1) from_floats<outs, 1>(input, scratch, stride, bias, output, args.outputs);
+    if (take == 3) from_floats<outs, 3>(input, scratch, stride, bias, output, args.output_stride);
+    if (take == 2) from_floats<outs, 2>(input, scratch, stride, bias, output, args.output_stride);
+    if (take == 1) from_floats<outs, 1>(input, scratch, stride, bias, output, args.output_stride);
     row += take;
   }
 }

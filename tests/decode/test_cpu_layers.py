@@ -1,0 +1,106 @@
+"""On a CPU, layers built of the package's ops: the bits of the blocks they stand for, and nothing attached is passed over."""
+
+import firp
+import pytest
+import torch
+from firp import cpu_layers
+from firp.few_row_modules import FewRowAttention, FewRowLayer
+from models import tiny_model, tiny_predictor
+
+from firp_kernels import registry
+
+pytestmark = pytest.mark.skipif(registry.owner("joint_linear", "cpu") != "extension", reason="the C++ extension is not built")
+PROMPTS = [torch.tensor([4, 5, 6, 4, 4, 5, 6, 5, 4]), torch.tensor([6, 5])]
+
+
+def decoded(engine):
+    """Cache after prefill, and of every step the model's scores, with the tree they belong to."""
+    state = engine.start(PROMPTS, 12, [])
+    yield state.cache[..., :1, :, :].clone()
+    while not bool(state.finished.all()):
+        yield state.tree.tokens
+        yield engine.step(state).logits
+
+
+def whole_layers(engine):
+    return [isinstance(layer, FewRowLayer) for layer in engine.view.layers]
+
+
+@pytest.mark.parametrize("whole_attention", [True, False])
+@pytest.mark.parametrize("drafts", [True, False], ids=["firp", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "llama-llama3", "mistral", "qwen2", "qwen2-sliding"])
+def test_whole_layers_have_the_bits_of_their_blocks(monkeypatch, family, dtype, drafts, whole_attention):
+    """Against Hugging Face's own layer around replaced blocks, and around its own attention over replaced linears."""
+    model = tiny_model(3, family, dtype=dtype)
+    arguments = (tiny_predictor(model, 3), firp.TreeConfig(6, 3)) if drafts else ()
+    engine = firp.Engine(model, *arguments)
+    assert all(whole_layers(engine))
+    monkeypatch.setattr(cpu_layers, "_is_layer", lambda *_: False)
+    if not whole_attention:
+        monkeypatch.setattr(cpu_layers, "_is_attention", lambda *_: False)
+    blocks = firp.Engine(model, *arguments)
+    assert not any(whole_layers(blocks)) and isinstance(blocks.view.layers[0].self_attn, FewRowAttention) == whole_attention
+    for ours, theirs in zip(decoded(engine), decoded(blocks), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_layers_of_other_kinds_keep_their_blocks():
+    for family in ("qwen3", "llama-biases", "granite", "gemma"):
+        assert not any(whole_layers(firp.Engine(tiny_model(1, family, dtype=torch.float32)))), family
+    assert not any(whole_layers(firp.Engine(tiny_model(1))))
+    assert not any(whole_layers(firp.Engine(tiny_model(1, dtype=torch.float32), impl="reference")))
+
+
+PARTS = (
+    "", ".self_attn", ".self_attn.k_proj", ".self_attn.o_proj", ".mlp", ".mlp.down_proj", ".input_layernorm",
+    ".post_attention_layernorm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_hook_on_any_part_of_a_layer_runs(part, hook):
+    model = tiny_model(2, dtype=torch.float32)
+    calls = []
+    getattr(model.get_submodule(f"model.layers.1{part}"), hook)(lambda *_: calls.append(1))
+    engine = firp.Engine(model)
+    assert whole_layers(engine) == [True, False, True, True]
+    state = engine.start(PROMPTS[:1], 4, [])
+    engine.step(state)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("part", ["mlp", "mlp.up_proj", "self_attn.q_proj", "input_layernorm"])
+def test_a_forward_of_its_own_runs(part):
+    model = tiny_model(2, dtype=torch.float32)
+    module = model.get_submodule(f"model.layers.1.{part}")
+    calls, forward = [], module.forward
+    module.forward = lambda *arguments: calls.append(1) or forward(*arguments)
+    engine = firp.Engine(model)
+    assert whole_layers(engine) == [True, False, True, True]
+    engine.step(engine.start(PROMPTS[:1], 4, []))
+    assert len(calls) == 2
+
+
+def test_quantised_linears_are_left_alone():
+    model = tiny_model(2, dtype=torch.float32)
+    attention = model.model.layers[2].self_attn
+    attention.v_proj = torch.ao.nn.quantized.dynamic.Linear.from_float(_with_qconfig(attention.v_proj))
+    engine = firp.Engine(model)
+    assert whole_layers(engine) == [True, True, False, True]
+    assert engine.view.layers[2].self_attn.v_proj is attention.v_proj
+
+
+def _with_qconfig(linear):
+    linear.qconfig = torch.ao.quantization.default_dynamic_qconfig
+    return linear
+
+
+def test_adapters_are_left_alone():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["v_proj"], layers_to_transform=[1], init_lora_weights=False)
+    base = peft.get_peft_model(tiny_model(4, dtype=torch.float32), config).eval().get_base_model()
+    engine = firp.Engine(base)
+    assert whole_layers(engine) == [True, False, True, True]
+    assert engine.view.layers[1].self_attn.v_proj is base.model.layers[1].self_attn.v_proj
