@@ -117,8 +117,10 @@ def check_supported(model: PreTrainedModel) -> None:
         )
 
 
-def _attached(module: nn.Module) -> tuple[int, int, bool]:
-    return len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in module.__dict__
+def _attached(module: nn.Module) -> tuple:
+    """What hangs on a module itself: hooks, a forward of its own, and which parameters it has."""
+    parameters = tuple(map(id, module._parameters.values()))
+    return len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in module.__dict__, parameters
 
 
 class DecoderView:
@@ -157,7 +159,7 @@ class DecoderView:
         self._seen = {name: (module, _attached(module)) for name, module in model.named_modules()}
 
     def check_unchanged(self) -> None:
-        """Raise ValueError, naming the module, if one was replaced or hooked since: views would go on with the old one."""
+        """Raise ValueError, naming the module, if it or a parameter was replaced or hooked since: views would go on with the old."""
         found = dict(self._model.named_modules())
         for name in {**self._seen, **found}:
             module, attached = self._seen.get(name, (None, None))

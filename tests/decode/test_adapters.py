@@ -59,6 +59,10 @@ def test_an_engine_sees_that_its_model_was_changed():
     handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
     refused(engine, "model.layers.1.mlp")
     handle.remove()
+    projection = model.model.layers[2].mlp.up_proj
+    weight, projection.weight = projection.weight, torch.nn.Parameter(projection.weight.detach().clone())
+    refused(engine, "model.layers.2.mlp.up_proj")
+    projection.weight = weight
     expected = firp.generate(model, ids, engine=engine, **GREEDY)
     config = peft.LoraConfig(r=4, target_modules=["model.layers.2.self_attn.o_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(model, config).to(torch.float64)
