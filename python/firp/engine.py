@@ -25,6 +25,7 @@ from firp.rotary import check_lengths as check_positions
 from firp.state import DecodeState, StepRecord, gather_rows
 from firp.trees import Drafter, DraftTree, TreeConfig, check_drafting, root_only
 from firp.tuned import own_tree
+from firp_kernels.registry import owner
 
 # Up to this many pseudo rows share the head's pass with the node rows: reading the head twice costs more.
 SHARED_HEAD_ROWS = 16
@@ -81,6 +82,8 @@ class Engine:
         self._drafters: dict[int, Drafter | None] = {}
         self._spare: list[Buffers] = []
         self._runner: StepRunner = make_runner(self, graphs, impl)
+        own_attention = impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
+        self._prefill_attention = self.ops.tree_attention if own_attention else None
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
         if predictor is not None:
             predictor.check_model(model)
@@ -157,7 +160,7 @@ class Engine:
         buffers = self._buffers(size, max(lengths) + max_new_tokens + self.max_rows)
         cache = buffers.cache[:, :, :size]
         for b, prompt in enumerate(prompts):
-            prefill(self.view, prompt[:-1].to(device), cache[:, :, b], chunk_tokens or CHUNK_TOKENS)
+            prefill(self.view, prompt[:-1].to(device), cache[:, :, b], chunk_tokens or CHUNK_TOKENS, self._prefill_attention)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
         drafts = not plain and self.drafter(size) is not None
         committed = [length - 1 for length in lengths]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +12,11 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
 from firp.layer_view import DecoderView
+from firp_kernels.reference import pack_ancestors
 
 CHUNK_TOKENS = 1024
+# Rows of a chunk that `tree_attention` takes at a time; measured on a CPU, where 16, 32 and 128 are no faster.
+CHAIN_ROWS = 64
 
 
 @dataclass
@@ -21,19 +26,44 @@ class PrefillAttention:
     Attributes:
         cache: [L, 2, S, Hkv, D] of one sequence.
         start: tokens already in the cache.
+        tree_attention: the op that decoding uses; a block of rows is a tree of one branch to it, and what lies before
+            the block is context. None takes torch's own attention.
     """
 
     cache: Tensor
     start: int
+    tree_attention: Callable[..., Tensor] | None
 
     def attend(self, module, query, key, value, scale, sliding_window):
         stop = self.start + query.shape[1]
         key_cache, value_cache = self.cache[module.layer_idx]
         key_cache[self.start : stop] = key[0]
         value_cache[self.start : stop] = value[0]
+        if self.tree_attention is not None:
+            return self._by_chains(query, key_cache[None], value_cache[None], scale, sliding_window)
         keys, values = (rows[:stop].transpose(0, 1)[None] for rows in (key_cache, value_cache))
         window = None if sliding_window is None or sliding_window >= stop else sliding_window
         return causal_attention(query.transpose(1, 2), keys, values, scale, window).transpose(1, 2)
+
+    def _by_chains(self, query, key_cache, value_cache, scale, sliding_window):
+        none = torch.empty(1, 0, dtype=torch.int32)
+        attended = []
+        for first in range(0, query.shape[1], CHAIN_ROWS):
+            rows = query[:, first : first + CHAIN_ROWS]
+            context = torch.tensor([self.start + first], dtype=torch.int32)
+            attended.append(
+                self.tree_attention(
+                    rows, key_cache, value_cache, context, *chain(rows.shape[1]), none, 0, scale, sliding_window
+                )
+            )
+        return torch.cat(attended, 1)
+
+
+@functools.cache
+def chain(num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Depths [1, N] and ancestors [1, N, M] of a tree of one branch."""
+    visible = torch.ones(1, num_nodes, num_nodes, dtype=torch.bool).tril()
+    return torch.arange(num_nodes, dtype=torch.int32)[None], pack_ancestors(visible)
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
@@ -64,12 +94,20 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, 
 
 
 @torch.no_grad()
-def prefill(view: DecoderView, tokens: Tensor, cache: Tensor, chunk_tokens: int = CHUNK_TOKENS) -> None:
-    """Write keys and values of `tokens` [T], a prompt without its last token, into `cache` [L, 2, S, Hkv, D], in chunks."""
+def prefill(
+    view: DecoderView,
+    tokens: Tensor,
+    cache: Tensor,
+    chunk_tokens: int = CHUNK_TOKENS,
+    tree_attention: Callable[..., Tensor] | None = None,
+) -> None:
+    """Write keys and values of `tokens` [T], a prompt without its last token, into `cache` [L, 2, S, Hkv, D], in chunks.
+
+    `tree_attention`: see `PrefillAttention`.
+    """
     for start in range(0, len(tokens), chunk_tokens):
         chunk = tokens[start : start + chunk_tokens][None]
         position_ids = torch.arange(start, start + chunk.shape[1], device=tokens.device)[None]
         hidden = view.embed(chunk)
-        view.run_layers(
-            hidden, view.rotary(hidden, position_ids, len(tokens) + 1), PrefillAttention(cache, start), 0, view.num_layers
-        )
+        step = PrefillAttention(cache, start, tree_attention)
+        view.run_layers(hidden, view.rotary(hidden, position_ids, len(tokens) + 1), step, 0, view.num_layers)

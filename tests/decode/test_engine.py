@@ -35,6 +35,27 @@ def test_cache_after_every_step_equals_a_fresh_prefill(seed):
             torch.testing.assert_close(state.cache[:, :, b, :committed], fresh[:, :, :committed], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("attention", ["torch", "tree_attention"])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_prefill_in_chunks_fills_the_same_cache(family, attention):
+    """With a sliding window, and with more rows than one chain holds; slots past the prompt hold NaN."""
+    model = tiny_model(3, family)
+    engine = firp.Engine(model)
+    prompt = torch.randint(4, 7, (150,), generator=torch.Generator().manual_seed(3))
+    op = engine.ops.tree_attention if attention == "tree_attention" else None
+
+    def filled(chunk):
+        cache = torch.full_like(engine.start([prompt], 5, []).cache[:, :, 0], float("nan"))
+        prefill(engine.view, prompt, cache, chunk, op)
+        assert cache[:, :, len(prompt) :].isnan().all()
+        return cache[:, :, : len(prompt)]
+
+    expected = filled(len(prompt))
+    for chunk in (1, 7, 64, 100):
+        torch.testing.assert_close(filled(chunk), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(engine.start([prompt], 5, []).cache[:, :, 0, : len(prompt) - 1], expected[:, :, :-1], rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", range(6))
 def test_node_rows_do_not_depend_on_pseudo_rows_or_dead_slots(seed, dtype):
