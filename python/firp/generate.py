@@ -15,7 +15,7 @@ from firp.engine import Engine
 from firp.inputs import Prompts, check_autocast, check_call, check_calls, check_inputs, check_seed, check_vocabulary
 from firp.loop import run
 from firp.metrics import StepEvent
-from firp.options import REFUSED, check_options
+from firp.options import REFUSED, check_options, first_given
 from firp.output import FirpOutput, Output
 from firp.predictor import FirpPredictor
 from firp.processors import VECTORISED, is_vectorised, with_padding, without_padding
@@ -106,13 +106,8 @@ def _without_peft(model):
 
 
 def _check_refused(model: PreTrainedModel, options: dict) -> None:
-    """Refuse options before Hugging Face prepares anything for them; `decode` checks the whole configuration.
-
-    An argument comes before the configuration, and that before the model's own.
-    """
-    holders = (options, vars(options.get("generation_config") or GenerationConfig()), vars(model.generation_config))
-    for name in REFUSED:
-        check_options({name: next((fields[name] for fields in holders if fields.get(name) is not None), None)})
+    """Refuse options before Hugging Face prepares anything for them; `decode` checks the whole configuration."""
+    check_options({name: first_given(name, model, options) for name in REFUSED})
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from transformers import PreTrainedModel
+
 SERVED = frozenset(
     ["max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "renormalize_logits", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "guidance_scale", "watermarking_config", "num_return_sequences", "output_scores", "output_logits", "return_dict_in_generate", "pad_token_id", "bos_token_id", "eos_token_id", "prefill_chunk_size"]
 )
@@ -46,6 +48,13 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "output_attentions": ((None, False), "attention weights are never materialised; use model(...) on the result"),
     "output_hidden_states": ((None, False), "hidden states are not kept; use model(..., output_hidden_states=True)"),
 }
+
+
+def first_given(name: str, model: PreTrainedModel, options: dict) -> object:
+    """Value of an option of `generate`: an argument before the configuration passed, that before the model's own."""
+    config = options.get("generation_config")
+    holders = (options, {} if config is None else vars(config), vars(model.generation_config))
+    return next((fields[name] for fields in holders if fields.get(name) is not None), None)
 
 
 def check_options(fields: Mapping[str, object]) -> None:

@@ -13,6 +13,8 @@ from transformers import (
     StopStringCriteria,
 )
 
+from firp.options import first_given
+
 
 @dataclass(frozen=True)
 class Stops:
@@ -50,11 +52,8 @@ def use_stop_strings(model: PreTrainedModel, options: dict) -> None:
         ValueError: stop strings without a tokenizer.
     """
     tokenizer = options.pop("tokenizer", None)
-    for holder in (options, vars(options.get("generation_config") or GenerationConfig()), vars(model.generation_config)):
-        stop_strings = holder.get("stop_strings")
-        if stop_strings is not None:
-            break
-    else:
+    stop_strings = first_given("stop_strings", model, options)
+    if stop_strings is None:
         return
     if tokenizer is None:
         raise ValueError("tokenizer: got None, expected the model's tokenizer, which stop_strings needs")

@@ -1,5 +1,7 @@
 """Kept rows are the rows the base model computes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,21 @@ def test_a_cut_run_goes_on(parts, tmp_path, monkeypatch):
     assert again.done == 2
     again.fill(2, progress=False)
     assert (tmp_path / "cut" / "rows.bin").read_bytes() == (tmp_path / "whole" / "rows.bin").read_bytes()
+
+
+def test_rows_of_other_text_are_refused(parts, tmp_path):
+    view, dataset = parts
+    open_store(parts, tmp_path).fill(4, progress=False)
+    changed = TextDataset((dataset.tokens + 1) % 11, dataset.offsets, dataset.prompt_lengths)
+    with pytest.raises(ValueError, match="text"):
+        open_store((view, changed), tmp_path)
+
+
+def test_rows_past_the_disk_are_refused(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match=r"keep_rows: .* needs 0.0 GB"):
+        open_store(parts, tmp_path)
+    assert not (tmp_path / "rows.bin").exists()
 
 
 @pytest.mark.parametrize("field", ["model", "data", "dtype"])

@@ -111,6 +111,14 @@ def compiled_method(model: PreTrainedModel) -> Method:
 METHODS = ("ar", "firp", "hf", "hf-compiled", "prompt-lookup", "ar-reference", "firp-reference")
 
 
+def check_methods(names: list[str]) -> None:
+    """Raise ValueError for an unknown name, or one given twice."""
+    for i, name in enumerate(names):
+        if name not in METHODS or name in names[:i]:
+            twice = " twice" if name in names[:i] else ""
+            raise ValueError(f"methods: got {name!r}{twice}, expected some of {', '.join(METHODS)}")
+
+
 def make_methods(
     names: list[str], model: PreTrainedModel, predictor: FirpPredictor | None, tree: TreeConfig | None
 ) -> dict[str, Method]:
@@ -119,10 +127,9 @@ def make_methods(
     Raises:
         ValueError: an unknown name, one given twice, `firp` without a predictor, or `hf-compiled` where nothing compiles.
     """
+    check_methods(names)
     made: dict[str, Method] = {}
     for name in names:
-        if name not in METHODS or name in made:
-            raise ValueError(f"methods: got {name!r}{' twice' if name in made else ''}, expected some of {', '.join(METHODS)}")
         kind, _, impl = name.partition("-")
         if kind == "firp":
             if predictor is None:

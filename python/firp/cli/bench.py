@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from firp.bench.methods import METHODS, make_methods
+from firp.bench.methods import METHODS, check_methods, make_methods
 from firp.bench.random_weights import SHAPES
 from firp.bench.report import plot as draw
 from firp.bench.report import print_table
@@ -55,6 +55,7 @@ def bench(
         _write(json_path, document)
         return
     names = [name.strip() for name in methods.split(",")]
+    check_methods(names)
     loaded = load_prompts(prompts, limit)
     drafter = options.find_predictor(model, predictor) if {"firp", "firp-reference"} & set(names) else None
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)

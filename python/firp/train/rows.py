@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,10 +87,10 @@ class RowStore:
 
     Args:
         path: the file; `path` + ".json" beside it says what it was made from and how far it is.
-        made_from: settings that decide the rows; a file made from others is refused.
+        made_from: settings that decide the rows; a file made from others, or from other text, is refused.
 
     Raises:
-        ValueError: a file made from other settings (the field is named).
+        ValueError: a file made from other settings (the field is named), or more bytes than the disk has left.
     """
 
     def __init__(
@@ -96,7 +99,8 @@ class RowStore:
         self.path, self.record = path, path.with_name(path.name + ".json")
         self.view, self.dataset = view, dataset
         self.insertion_layer, self.max_length = insertion_layer, max_length
-        self.made_from = {**made_from, "insertion_layer": insertion_layer, "max_length": max_length}
+        text = hashlib.blake2b(dataset.tokens.tobytes() + dataset.offsets.tobytes()).hexdigest()
+        self.made_from = {**made_from, "insertion_layer": insertion_layer, "max_length": max_length, "text": text}
         lengths = np.minimum(np.diff(dataset.offsets), max_length)
         self.starts = np.concatenate([[0], lengths.cumsum()])
         config = view.config
@@ -106,7 +110,9 @@ class RowStore:
         width = 2 * config.hidden_size + 2 * len(self.layers) * config.num_key_value_heads * head_dim
         path.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._sequences_done()
-        self.rows = torch.from_file(str(path), shared=True, size=int(self.starts[-1]) * width, dtype=view.dtype).view(-1, width)
+        size = int(self.starts[-1]) * width
+        self._check_room(size * view.dtype.itemsize)
+        self.rows = torch.from_file(str(path), shared=True, size=size, dtype=view.dtype).view(-1, width)
 
     def _sequences_done(self) -> int:
         if not (self.path.is_file() and self.record.is_file()):
@@ -117,8 +123,23 @@ class RowStore:
                 raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {state['made_from'].get(name)!r}")
         return state["done"]
 
-    def fill(self, batch_size: int, progress: bool = True) -> None:
-        """Compute what is missing, `batch_size` sequences of like length at a time; a run that was cut off goes on."""
+    def _check_room(self, num_bytes: int) -> None:
+        """The file is mapped before it is written: a disk that fills up later would end the process without a word."""
+        taken = self.path.stat().st_blocks * 512 if self.path.is_file() else 0
+        free = shutil.disk_usage(self.path.parent).free
+        if num_bytes - taken > free:
+            raise ValueError(
+                f"keep_rows: {self.path} needs {num_bytes / 1e9:.1f} GB, of which {taken / 1e9:.1f} GB are there and "
+                f"{free / 1e9:.1f} GB are free; leave it off, or take another output folder or a smaller max_length"
+            )
+
+    def fill(self, batch_size: int, progress: bool = True, time_limit_s: float | None = None) -> bool:
+        """Compute what is missing, `batch_size` sequences of like length at a time; a run that was cut off goes on.
+
+        Returns:
+            True when every row is there, False where `time_limit_s` seconds were over before.
+        """
+        started = time.monotonic()
         order = np.argsort(np.diff(self.starts), kind="stable")
         bar = tqdm(total=len(order), initial=self.done, desc="rows", unit="seq", disable=not progress)
         for start in range(self.done, len(order), batch_size):
@@ -134,7 +155,10 @@ class RowStore:
             state = {"made_from": self.made_from, "done": self.done}
             write_atomically(self.record, lambda path, state=state: path.write_text(json.dumps(state)))
             bar.update(len(indices))
+            if time_limit_s is not None and time.monotonic() - started > time_limit_s:
+                break
         bar.close()
+        return self.done == len(order)
 
     def read(self, indices: np.ndarray) -> RealRows:
         """Rows of the sequences at `indices`, padded on the right with zeros."""

@@ -108,14 +108,14 @@ class Trainer:
         self.store = self.open_store() if config.keep_rows else None
 
     def run(self, time_limit_s: float | None = None, checkpoint_every: int = 50, evaluate_every: int = 200) -> bool:
-        """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint.
+        """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint, or with part of the rows kept.
 
         Returns:
             True when all steps are done; the predictor then lies in `output`.
         """
         started = time.monotonic()
-        if self.store is not None:
-            self.store.fill(self.config.batch_size, self.progress)
+        if self.store is not None and not self.store.fill(self.config.batch_size, self.progress, time_limit_s):
+            return False
         if (self.output / CHECKPOINT).is_file():
             self.load_checkpoint()
         else:
