@@ -265,3 +265,22 @@ def top_marginals(logits, rows, num_ranks) -> None:
         raise ValueError(f"num_ranks: got {num_ranks}, expected 1..{vocab}")
     if _on_cpu(rows) and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < count:
         raise ValueError(f"rows: got {int(rows.min())}..{int(rows.max())}, expected 0..{count - 1}")
+
+
+def condition_marginals(probabilities, candidates, root_token, source, target, num_ranks) -> None:
+    _same_device(probabilities=probabilities, candidates=candidates, root_token=root_token, source=source, target=target)
+    _shape("probabilities", probabilities, None, None, None)
+    _shape("candidates", candidates, *probabilities.shape)
+    _shape("root_token", root_token, probabilities.shape[0])
+    _shape("source", source, None, None)
+    _shape("target", target, *source.shape)
+    _dtype("probabilities", probabilities, torch.float32)
+    _dtype("candidates", candidates, torch.int64)
+    _dtype("root_token", root_token, torch.int64)
+    _dtype("source", source, *FLOATS)
+    _dtype("target", target, source.dtype)
+    if not 1 <= num_ranks <= probabilities.shape[2]:
+        raise ValueError(f"num_ranks: got {num_ranks}, expected 1..{probabilities.shape[2]}")
+    for name, tokens in (("candidates", candidates), ("root_token", root_token)):
+        if _on_cpu(tokens) and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(source):
+            raise ValueError(f"{name}: got {int(tokens.min())}..{int(tokens.max())}, expected 0..{len(source) - 1}")

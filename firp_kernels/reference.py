@@ -12,6 +12,7 @@ from torch import Tensor
 from firp_kernels import checks
 from firp_kernels.row_reference import (  # noqa: F401
     computed_in,
+    condition_marginals,
     gated_linear,
     joint_linear,
     linear,

@@ -39,6 +39,11 @@ def _fake_top_marginals(logits, rows, num_ranks) -> tuple[Tensor, Tensor]:
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int64)
 
 
+def _fake_condition_marginals(probabilities, candidates, root_token, source, target, num_ranks) -> tuple[Tensor, Tensor]:
+    shape = (*probabilities.shape[:2], num_ranks)
+    return probabilities.new_empty(shape), candidates.new_empty(shape)
+
+
 SCHEMAS: dict[str, tuple[str, Callable]] = {
     "linear": ("(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", _fake_linear),
     "joint_linear": ("(Tensor input, Tensor[] weights, Tensor[] biases) -> Tensor", _fake_joint_linear),
@@ -47,6 +52,11 @@ SCHEMAS: dict[str, tuple[str, Callable]] = {
     "top_marginals": (
         "(Tensor logits, Tensor rows, SymInt num_ranks) -> (Tensor probabilities, Tensor candidates)",
         _fake_top_marginals,
+    ),
+    "condition_marginals": (
+        "(Tensor probabilities, Tensor candidates, Tensor root_token, Tensor source, Tensor target, SymInt num_ranks) "
+        "-> (Tensor probabilities, Tensor candidates)",
+        _fake_condition_marginals,
     ),
     "rotary": ("(Tensor(a!) rows, Tensor cos, Tensor sin) -> ()", _fake_rotary),
 }
@@ -157,3 +167,33 @@ def top_marginals(logits: Tensor, rows: Tensor, num_ranks: int, impl: str | None
         ValueError, TypeError: a shape, dtype or device that disagrees; on a CPU also a row out of range.
     """
     return registry.call("top_marginals", impl, logits, rows, num_ranks)
+
+
+def condition_marginals(
+    probabilities: Tensor,
+    candidates: Tensor,
+    root_token: Tensor,
+    source: Tensor,
+    target: Tensor,
+    num_ranks: int,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Marginals that know the token before them: depth 1 the root's, a deeper one the best candidate of the depth above.
+
+    At each depth p'(x) is proportional to p(x) * exp(source[previous] . target[x]) over the K candidates, whose
+    probabilities keep their sum: a bigram factor of rank r. A depth that has no finite sum gets probabilities 0.
+
+    Args:
+        probabilities: [B, k, K] float32, not negative. candidates: [B, k, K] int64 their tokens, 0..V - 1.
+        root_token: [B] int64, 0..V - 1.
+        source, target: [V, r] floats of one dtype; products are summed in float32.
+        num_ranks: candidates of a depth to return, 1..K.
+
+    Returns:
+        probabilities: [B, k, num_ranks] float32, descending.
+        candidates: [B, k, num_ranks] int64; among equals the earlier comes first.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or device that disagrees; on a CPU also a token out of range.
+    """
+    return registry.call("condition_marginals", impl, probabilities, candidates, root_token, source, target, num_ranks)

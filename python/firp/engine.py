@@ -23,6 +23,7 @@ from firp.prefill import CHUNK_TOKENS, prefill
 from firp.records import pack
 from firp.rotary import check_lengths as check_positions
 from firp.state import DecodeState, StepRecord, gather_rows
+from firp.transition import token_tables
 from firp.trees import Drafter, DraftTree, TreeConfig, check_drafting, root_only
 from firp.tuned import own_tree
 from firp_kernels.registry import owner
@@ -94,6 +95,7 @@ class Engine:
             self.num_offsets = self.predictor.num_offsets
             self.tree = tree
             self.weight = self.predictor.weight.detach().to(self.view.device, self.view.dtype)
+            self.transition = token_tables(self.view, self.predictor.transition)
 
     def drafter(self, batch_size: int) -> Drafter | None:
         """What drafts for a batch of this size; None where it decodes plainly.
@@ -105,7 +107,7 @@ class Engine:
         if batch_size not in self._drafters:
             config = self.tree.for_batch(batch_size) if self._shrinks else self.tree
             plain = config.num_nodes == 1
-            self._drafters[batch_size] = None if plain else Drafter(config, self.num_offsets, self.ops)
+            self._drafters[batch_size] = None if plain else Drafter(config, self.num_offsets, self.ops, self.transition)
         return self._drafters[batch_size]
 
     @property

@@ -24,7 +24,7 @@ class MemoryPlan:
 
     Attributes:
         weights: the model's parameters.
-        predictor: one d x d map per offset.
+        predictor: one d x d map per offset, and two tables [V, r] of a token transition.
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
@@ -65,6 +65,7 @@ def plan_memory(
     num_offsets: int = 0,
     weights: int = 0,
     captures: bool = False,
+    transition_rank: int = 0,
 ) -> MemoryPlan:
     """Plan a run of B sequences over a cache of `slots` slots each.
 
@@ -73,6 +74,7 @@ def plan_memory(
         num_nodes, num_lookahead, num_offsets: N, P, k; 1, 0, 0 is plain decoding.
         weights: bytes of the model's parameters.
         captures: whether steps are captured as graphs, one per cache bucket.
+        transition_rank: r of the predictor's token transition.
     """
     size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -87,7 +89,7 @@ def plan_memory(
     buckets = max(1, (slots - 1) // SMALLEST_BUCKET).bit_length()
     return MemoryPlan(
         weights=weights,
-        predictor=num_offsets * width * width * size,
+        predictor=(num_offsets * width * width + 2 * vocab * transition_rank) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
         scratch=max(prefill, batch_size * rows * per_row),

@@ -27,7 +27,7 @@ class FirpPredictor(
 ):
     """Predicts the hidden states of the next k positions at the insertion layer: pseudo[i, j] = weight[j] @ h[i].
 
-    Source: FIRP, arXiv 2410.20488, section 3.
+    Source: FIRP, arXiv 2410.20488, section 3. The token transition (`firp.transition`) is this project's own.
 
     Args:
         num_offsets: k, how many future positions are predicted.
@@ -40,6 +40,12 @@ class FirpPredictor(
         num_nodes: N, draft tree nodes, root included, that pay on the reference machine.
         num_lookahead: P, nodes that get pseudo rows.
         tree_kind: "dynamic" or "static".
+        transition_rank: r of the token transition; 0 has none.
+
+    Attributes:
+        weight: [k, d, d].
+        transition: [2, d, r] maps from embeddings to the factors of a token as the one before and as the one that
+            follows; zeros change nothing. None without a transition.
 
     Raises:
         ValueError: an argument out of range.
@@ -57,12 +63,15 @@ class FirpPredictor(
         num_nodes: int = 8,
         num_lookahead: int = 2,
         tree_kind: str = "dynamic",
+        transition_rank: int = 0,
     ) -> None:
         super().__init__()
         if num_offsets < 1:
             raise ValueError(f"num_offsets: got {num_offsets}, expected at least 1")
         if not 1 <= insertion_layer <= num_layers - 1:
             raise ValueError(f"insertion_layer: got {insertion_layer}, expected 1..{num_layers - 1} ({num_layers} layers)")
+        if not 0 <= transition_rank <= hidden_size:
+            raise ValueError(f"transition_rank: got {transition_rank}, expected 0..{hidden_size} (hidden_size)")
         check_tree(num_nodes, num_lookahead, tree_kind)
         self.num_offsets = num_offsets
         self.hidden_size = hidden_size
@@ -74,12 +83,14 @@ class FirpPredictor(
         self.num_nodes = num_nodes
         self.num_lookahead = num_lookahead
         self.tree_kind = tree_kind
+        self.transition_rank = transition_rank
         self.folder: Path | None = None  # where it was loaded from, if a folder
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
+        self.transition = nn.Parameter(torch.zeros(2, hidden_size, transition_rank)) if transition_rank else None
 
     @classmethod
-    def for_model(cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **tree) -> FirpPredictor:
-        """An untrained (identity) predictor for `model`."""
+    def for_model(cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **others) -> FirpPredictor:
+        """An untrained (identity) predictor for `model`; `others` are a tree and a transition's rank."""
         config = model.config
         name = config._name_or_path
         return cls(
@@ -90,7 +101,7 @@ class FirpPredictor(
             vocab_size=config.vocab_size,
             architecture=type(model).__name__,
             base_model=Path(name).name if Path(name).is_dir() else name,
-            **tree,
+            **others,
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -111,8 +122,10 @@ class FirpPredictor(
             other = FirpPredictor(
                 num_offsets, self.hidden_size, self.insertion_layer, self.num_layers, self.vocab_size,
                 self.architecture, self.base_model, self.num_nodes, self.num_lookahead, self.tree_kind,
+                self.transition_rank,
             )  # fmt: skip
         other.weight = nn.Parameter(self.weight[:num_offsets].detach(), self.weight.requires_grad)
+        other.transition = self.transition
         return other.train(self.training)
 
     def check_model(self, model: PreTrainedModel) -> None:

@@ -158,18 +158,27 @@ class Drafter:
         config: size and kind of the tree.
         num_offsets: k.
         ops: the ops to use, from `firp_kernels.bind`.
+        transition: tables of the predictor's token transition (`firp.transition`), if it has one.
     """
 
-    def __init__(self, config: TreeConfig, num_offsets: int, ops: SimpleNamespace) -> None:
+    def __init__(
+        self, config: TreeConfig, num_offsets: int, ops: SimpleNamespace, transition: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         self.config = config
         self.num_offsets = num_offsets
         self.ops = ops
+        self.transition = transition
         self.paths = config.rank_paths(num_offsets) if config.kind == "static" else []
         self._on_device: dict[tuple[torch.device, int], tuple[Tensor, ...]] = {}
 
     @property
     def num_ranks(self) -> int:
-        """K, how many candidates a depth can use at most."""
+        """K, how many candidates of a depth to draft from; a transition can raise a low one."""
+        return self._drafted_ranks if self.transition is None else max(MAX_RANKS, self._drafted_ranks)
+
+    @property
+    def _drafted_ranks(self) -> int:
+        """How many candidates of a depth a tree can hold."""
         if self.config.kind == "static":
             return 1 + max((rank for path in self.paths for rank in path), default=0)
         return min(max(self.config.num_nodes - 1, 1), MAX_RANKS)
@@ -177,6 +186,11 @@ class Drafter:
     def draft(self, probabilities: Tensor, candidates: Tensor, root_token: Tensor, num_offsets: Tensor) -> DraftTree:
         """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable."""
         config = self.config
+        if self.transition is not None:
+            ranks = min(self._drafted_ranks, candidates.shape[2])
+            probabilities, candidates = self.ops.condition_marginals(
+                probabilities, candidates, root_token, *self.transition, ranks
+            )
         if config.kind == "dynamic":
             return DraftTree(
                 *self.ops.draft_tree(

@@ -104,16 +104,21 @@ def tiny_model(
 
 
 def tiny_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_offsets: int = 3, layer: int = 2):
-    """A predictor of any kind, useful or hostile."""
-    predictor = firp.FirpPredictor.for_model(model, num_offsets, layer).to(model.dtype)
+    """A predictor of any kind, useful or hostile; all but "identity" have a token transition."""
+    rank = 0 if kind == "identity" else 5
+    predictor = firp.FirpPredictor.for_model(model, num_offsets, layer, transition_rank=rank).to(model.dtype)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        weight = predictor.weight
+        weight, transition = predictor.weight, predictor.transition
         if kind == "random":
-            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.3)
+            transition.copy_(torch.randn(transition.shape, generator=generator) * 0.1)
         elif kind == "inverted":
             weight.neg_()
+            transition[0], transition[1] = 0.3, -0.3
         elif kind in ("zero", "nan", "inf", "huge"):
-            weight.fill_({"zero": 0.0, "nan": float("nan"), "inf": float("inf"), "huge": 1e30}[kind])
+            for parameter in (weight, transition):
+                parameter.fill_({"zero": 0.0, "nan": float("nan"), "inf": float("inf"), "huge": 1e30}[kind])
     return predictor
 
 

@@ -157,6 +157,22 @@ def bad_top_marginals():
     yield "num_ranks", [logits, rows, 6]
 
 
+def bad_condition_marginals():
+    tokens, root, table = torch.tensor([[[0, 4, 1]]]), torch.tensor([4]), torch.zeros(5, 2)
+    good = [torch.ones(1, 1, 3), tokens, root, table, table, 3]
+    for index, name in enumerate(("probabilities", "candidates", "root_token", "source", "target")):
+        yield name, replaced(good, **{f"_{index}": good[index][..., None]})
+        yield name, replaced(good, **{f"_{index}": good[index].to(torch.int32)})
+    yield "probabilities", replaced(good, _0=good[0].double())
+    yield "target", replaced(good, _4=table[:4])
+    yield "target", replaced(good, _4=table.bfloat16())
+    for name, index in (("candidates", 1), ("root_token", 2)):
+        yield f"{name}: got 5", replaced(good, **{f"_{index}": good[index].clamp(min=5)})
+        yield f"{name}: got -1", replaced(good, **{f"_{index}": good[index].clamp(max=-1)})
+    yield "num_ranks", replaced(good, _5=0)
+    yield "num_ranks", replaced(good, _5=4)
+
+
 CASES = {
     "write_cache": bad_write,
     "tree_attention": bad_attention,
@@ -170,6 +186,7 @@ CASES = {
     "rms_norm": bad_rms_norm,
     "rotary": bad_rotary,
     "top_marginals": bad_top_marginals,
+    "condition_marginals": bad_condition_marginals,
 }
 
 

@@ -116,6 +116,7 @@ def test_opcheck(seed):
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),
         "rms_norm": (hidden, torch.randn(8), 1e-5),
         "top_marginals": (hidden, torch.tensor([[0, 4], [2, 2]]), 3),
+        "condition_marginals": (*reference.top_marginals(hidden, torch.tensor([[0, 4], [2, 2]]), 3), torch.tensor([0, 7]), hidden[0, :1].repeat(8, 1), torch.randn(8, 8), 2),
         "rotary": (torch.randn(2, 5, 3, 8), hidden.cos(), hidden.sin()),
     }  # fmt: skip
     if key.shape[1] < 2:

@@ -23,7 +23,8 @@ def setup(tmp_path, monkeypatch):
     )
     return lambda **changes: TrainConfig(
         **{"model": "tiny", "data": str(tmp_path / "data.npz"), "insertion_layer": 2, "num_offsets": 2, "steps": 6,
-           "batch_size": 4, "anchors": 4, "max_length": 32, "held_out": 4, "ridge_tokens": 200, **changes}
+           "batch_size": 4, "anchors": 4, "max_length": 32, "held_out": 4, "ridge_tokens": 200,
+           "transition_rank": 3, **changes}
     )  # fmt: skip
 
 
@@ -34,8 +35,9 @@ def test_resume_is_exact(setup, tmp_path, keep_rows):
     assert whole.run()
     while not Trainer(config, tmp_path / "parts", progress=False).run(time_limit_s=0.0):
         pass
-    weights = [firp.load_predictor(tmp_path / name).weight for name in ("whole", "parts")]
-    assert torch.equal(*weights)
+    whole, parts = (firp.load_predictor(tmp_path / name) for name in ("whole", "parts"))
+    assert torch.equal(whole.weight, parts.weight) and torch.equal(whole.transition, parts.transition)
+    assert whole.transition[1].any()
     logs = [(tmp_path / name / "train_log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     assert len(logs[0]) == len(logs[1])
 
@@ -69,10 +71,28 @@ def test_a_damaged_checkpoint_is_named(setup, tmp_path):
         Trainer(setup(), tmp_path / "run", progress=False).run()
 
 
-@pytest.mark.parametrize("field, value", [("insertion_layer", 0), ("insertion_layer", 4), ("num_offsets", 0), ("steps", 0), ("held_out", 40)])
+@pytest.mark.parametrize("field, value", [("insertion_layer", 0), ("insertion_layer", 4), ("num_offsets", 0), ("steps", 0), ("held_out", 40),
+                                          ("transition_rank", 33), ("learning_rate", 0.0), ("learning_rate", -1.0)])
 def test_bad_settings(setup, tmp_path, field, value):
     with pytest.raises(ValueError, match=field):
         Trainer(setup(**{field: value}), tmp_path / "run", progress=False)
+
+
+def test_a_transition_alone_leaves_the_maps(setup, tmp_path):
+    assert Trainer(setup(transition_rank=0), tmp_path / "maps", progress=False).run()
+    maps = firp.load_predictor(tmp_path / "maps")
+    assert maps.transition is None
+    config = setup(learning_rate=0.0, start_from=str(tmp_path / "maps"))
+    assert Trainer(config, tmp_path / "both", progress=False).run()
+    both = firp.load_predictor(tmp_path / "both")
+    assert torch.equal(both.weight, maps.weight) and both.transition[1].any()
+
+
+def test_another_rank_is_refused(setup, tmp_path):
+    assert Trainer(setup(), tmp_path / "first", progress=False).run()
+    for rank in (0, 4):
+        with pytest.raises(ValueError, match=f"transition_rank: got {rank}, but start_from has 3"):
+            Trainer(setup(start_from=str(tmp_path / "first"), transition_rank=rank), tmp_path / "second", progress=False).run()
 
 
 def test_write_atomically_keeps_the_old_file(tmp_path):

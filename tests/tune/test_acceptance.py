@@ -6,6 +6,7 @@ import firp
 import pytest
 import torch
 from firp.layer_view import DecoderView
+from firp.transition import token_tables
 from firp.tune.acceptance import greedy_answers, record, replay
 from models import random_tree, tiny_model, tiny_predictor
 
@@ -21,6 +22,10 @@ def setup(seed, family="llama", vocab=7):
 def recordings_of(model, predictor, prompts, max_new_tokens, num_ranks=40):
     answers = greedy_answers(firp.Engine(model), prompts, max_new_tokens, batch_size=3)
     return [record(DecoderView(model), predictor, p, a, num_ranks) for p, a in zip(prompts, answers, strict=True)]
+
+
+def replayed(recordings, tree, k, model, predictor):
+    return replay(recordings, tree, k, token_tables(DecoderView(model), predictor.transition))
 
 
 def decoded(model, predictor, prompts, tree, max_new_tokens):
@@ -40,7 +45,7 @@ def test_replay_counts_the_steps_that_decoding_takes(family):
         for _ in range(5):
             tree, k = random_tree(rng), 3
             expected = decoded(model, predictor, prompts, tree, 30)
-            assert replay(recordings, tree, k) == expected, (seed, tree)
+            assert replayed(recordings, tree, k, model, predictor) == expected, (seed, tree)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -48,7 +53,7 @@ def test_fewer_offsets_replay_from_the_same_recording(k):
     model, predictor, prompts, _ = setup(5)
     recordings = recordings_of(model, predictor, prompts, 24)
     for tree in (firp.TreeConfig(6, 2), firp.TreeConfig(5, 5, "static"), firp.TreeConfig(12, 1)):
-        assert replay(recordings, tree, k) == decoded(model, predictor.first_offsets(k), prompts, tree, 24)
+        assert replayed(recordings, tree, k, model, predictor) == decoded(model, predictor.first_offsets(k), prompts, tree, 24)
 
 
 def test_a_larger_vocabulary_and_a_limit_of_one_token():
@@ -56,7 +61,7 @@ def test_a_larger_vocabulary_and_a_limit_of_one_token():
     for limit in (1, 17):
         recordings = recordings_of(model, predictor, prompts, limit)
         for tree in (firp.TreeConfig(16, 4), firp.TreeConfig(40, 3, "static")):
-            assert replay(recordings, tree, 3) == decoded(model, predictor, prompts, tree, limit)
+            assert replayed(recordings, tree, 3, model, predictor) == decoded(model, predictor, prompts, tree, limit)
 
 
 def test_plain_decoding_delivers_one_token_a_step():

@@ -41,7 +41,8 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     anchors: Annotated[int, typer.Option(help="Anchors drawn from each sequence.")] = 64,
     max_length: Annotated[int, typer.Option(help="Sequences are cut to this many tokens.")] = 512,
-    learning_rate: Annotated[float, typer.Option(help="Peak of AdamW's.")] = 5e-4,
+    learning_rate: Annotated[float, typer.Option(help="Peak of AdamW's for the maps; 0: the transition alone.")] = 5e-4,
+    transition_rank: Annotated[int, typer.Option(help="r of the token transition; 0: none.")] = 64,
     ridge_tokens: Annotated[int, typer.Option(help="Tokens behind the closed-form start; 0: identity.")] = 100_000,
     start_from: Annotated[str | None, typer.Option(help="Predictor to go on from instead.")] = None,
     held_out: Annotated[int, typer.Option(help="Sequences kept for accuracy.")] = 64,
@@ -55,7 +56,8 @@ def train(
     config = TrainConfig(
         model=model, data=data, insertion_layer=insertion_layer, num_offsets=num_offsets, steps=steps,
         batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
-        ridge_tokens=ridge_tokens, start_from=start_from, held_out=held_out, seed=seed, dtype=dtype, keep_rows=keep_rows,
+        transition_rank=transition_rank, ridge_tokens=ridge_tokens, start_from=start_from, held_out=held_out, seed=seed,
+        dtype=dtype, keep_rows=keep_rows,
     )  # fmt: skip
     trainer = Trainer(config, output, options.choose_device(device))
     if trainer.run(time_limit):

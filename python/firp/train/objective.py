@@ -1,16 +1,19 @@
-"""The training objective: KL from the base model's own distribution to that of the pseudo rows."""
+"""The training objective: pseudo rows after the base model's own distribution, the token transition after its choices."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from firp.layer_view import DecoderView
+from firp.predictor import FirpPredictor
 from firp.train.data import Batch
 from firp.train.rows import RealRows, expand_groups
+from firp.transition import UnitEmbeddings
+from firp.trees import MAX_RANKS
 
 
 @dataclass
@@ -86,63 +89,117 @@ def pseudo_rows(view: DecoderView, weight: Tensor, real: RealRows, anchors: Tens
 
 @dataclass(frozen=True)
 class OffsetScores:
-    """Sums over anchors, per offset [k]: KL, and how often the model's choice is in the top 1 / 4 / 10."""
+    """Sums over anchors, per offset [k].
+
+    Attributes:
+        kl: from the model's distribution to the pseudo row's.
+        top1, top4, top10: how often the model's choice is among the pseudo row's first.
+        followed1, followed4: the same for the token transition's order, given the tokens before.
+        count: anchors.
+    """
 
     kl: Tensor
     top1: Tensor
     top4: Tensor
     top10: Tensor
+    followed1: Tensor
+    followed4: Tensor
     count: int
 
+    @classmethod
+    def total(cls, parts: list[OffsetScores]) -> OffsetScores:
+        """Sums over batches."""
+        return cls(**{field.name: sum(getattr(part, field.name) for part in parts) for field in fields(cls)})
 
-def _score(pseudo_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """KL per (anchor, offset), and the rank of the teacher's choice in the pseudo row's scores."""
-    teacher = torch.log_softmax(teacher_logits.float(), dim=-1)
-    student = torch.log_softmax(pseudo_logits.float(), dim=-1)
-    kl = functional.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
-    with torch.no_grad():
-        choice = teacher.argmax(-1, keepdim=True)
-        rank = (student > student.gather(-1, choice)).sum(-1)
-    return kl, rank
+    def means(self) -> dict[str, Tensor]:
+        return {name: value / self.count for name, value in vars(self).items() if name != "count"}
 
 
-def kl_objective(
-    view: DecoderView,
-    weight: Tensor,
-    real: RealRows,
-    insertion_layer: int,
-    anchors: Tensor,
-    valid: Tensor,
-    offset_weights: Tensor,
-    want_gradient: bool,
-) -> tuple[OffsetScores, Tensor | None]:
-    """Mean over anchors of sum_j offset_weights[j] * KL(model at i + j || pseudo[i, j]), and its gradient.
+def _divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL per (anchor, offset)."""
+    teacher = torch.log_softmax(teacher_logits, dim=-1)
+    student = torch.log_softmax(student_logits, dim=-1)
+    return functional.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
 
-    The head runs sequence by sequence, so that at most [max(T, A * k), V] scores are alive.
 
-    Returns:
-        per-offset sums, and the gradient for `weight` [k, d, d] (None unless wanted).
+def _rank(scores: Tensor, choice: Tensor) -> Tensor:
+    """How many scores [..., n] beat that of `choice` [...]."""
+    return (scores > scores.gather(-1, choice[..., None])).sum(-1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a predictor is trained on, as sums over anchors and offsets, offset j weighing offset_weights[j].
+
+    The maps: KL(model at i + j || pseudo[i, j]). The token transition: cross-entropy of the model's own choice behind
+    the text's tokens, over the pseudo row's best candidates; it leaves the maps alone.
+
+    Attributes:
+        view: the base model.
+        insertion_layer: t.
+        offset_weights: [k].
+        embeddings: of the base model, for the transition; None where the predictor has none.
+        trains_maps: whether the maps get a gradient.
     """
-    k = weight.shape[0]
-    with torch.set_grad_enabled(want_gradient):
-        rows = pseudo_rows(view, weight, real, anchors, insertion_layer)
-    leaf = rows.detach().requires_grad_(want_gradient)
-    total = max(int(valid.sum()), 1)
-    sums = torch.zeros(4, k, device=weight.device)
-    offsets = torch.arange(1, k + 1, device=anchors.device)
-    for b in range(anchors.shape[0]):
-        chosen = anchors[b][valid[b]]
-        if not len(chosen):
-            continue
-        targets, inverse = (chosen[:, None] + offsets).unique(return_inverse=True)
-        with torch.no_grad():
-            teacher = view.logits(real.final[b, targets])
-        with torch.set_grad_enabled(want_gradient):
-            kl, rank = _score(view.logits(leaf[b][valid[b]]), teacher[inverse])
-            if want_gradient:
-                ((kl * offset_weights).sum() / total).backward(inputs=[leaf])
-        sums += torch.stack([kl.detach().sum(0), *((rank < n).sum(0).float() for n in (1, 4, 10))])
-    gradient = None
-    if want_gradient:
-        (gradient,) = torch.autograd.grad(rows, weight, leaf.grad)
-    return OffsetScores(*sums.cpu(), count=total), gradient
+
+    view: DecoderView
+    insertion_layer: int
+    offset_weights: Tensor
+    embeddings: UnitEmbeddings | None
+    trains_maps: bool
+
+    def __call__(
+        self, predictor: FirpPredictor, tokens: Tensor, real: RealRows, anchors: Tensor, valid: Tensor, want_gradient: bool
+    ) -> OffsetScores:
+        """Scores at the anchors [B, A] that are `valid` in sequences `tokens` [B, T] with rows `real`.
+
+        The head runs sequence by sequence, so that at most [max(T, A * k), V] scores are alive. With `want_gradient`
+        the mean over anchors is differentiated, and the gradients are added to the predictor's parameters.
+        """
+        maps_learn = want_gradient and self.trains_maps
+        with torch.set_grad_enabled(maps_learn):
+            rows = pseudo_rows(self.view, predictor.weight, real, anchors, self.insertion_layer)
+        leaf = rows.detach().requires_grad_(maps_learn)
+        total = max(int(valid.sum()), 1)
+        k = len(self.offset_weights)
+        sums = torch.zeros(6, k, device=tokens.device)
+        offsets = torch.arange(1, k + 1, device=tokens.device)
+        for b in range(anchors.shape[0]):
+            chosen = anchors[b][valid[b]]
+            if not len(chosen):
+                continue
+            positions = chosen[:, None] + offsets
+            targets, inverse = positions.unique(return_inverse=True)
+            with torch.no_grad():
+                teacher = self.view.logits(real.final[b, targets])[inverse].float()
+            choice = teacher.argmax(-1)
+            with torch.set_grad_enabled(maps_learn):
+                student = self.view.logits(leaf[b][valid[b]]).float()
+                divergence = _divergence(student, teacher)
+            if maps_learn:
+                ((divergence * self.offset_weights).sum() / total).backward(inputs=[leaf])
+            student = student.detach()
+            rank = followed = _rank(student, choice)
+            if self.embeddings is not None:
+                with torch.set_grad_enabled(want_gradient):
+                    loss, followed = self.follow(predictor.transition, student, tokens[b, positions], choice)
+                if want_gradient:
+                    ((loss * self.offset_weights).sum() / total).backward(inputs=[predictor.transition])
+            hits = [(rank < 1), (rank < 4), (rank < 10), (followed < 1), (followed < 4)]
+            sums += torch.stack([divergence.detach().sum(0), *(hit.sum(0).float() for hit in hits)])
+        if maps_learn:
+            rows.backward(leaf.grad, inputs=[predictor.weight])
+        return OffsetScores(*sums.cpu(), count=total)
+
+    def follow(self, transition: Tensor, student: Tensor, previous: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and rank of `choice` [n, k] behind the tokens `previous` [n, k], given scores [n, k, V].
+
+        A choice that is not among the candidates has no loss and the rank behind the last.
+        """
+        best = student.topk(min(MAX_RANKS, student.shape[-1]), dim=-1)
+        source, target = transition
+        factor = ((self.embeddings(previous) @ source)[..., None, :] * (self.embeddings(best.indices) @ target)).sum(-1)
+        scores = torch.log_softmax(best.values + factor, dim=-1)
+        found, place = (best.indices == choice[..., None]).max(-1)
+        loss = -scores.gather(-1, place[..., None])[..., 0].where(found, 0.0)
+        return loss, _rank(scores.detach(), place).where(found, scores.shape[-1])

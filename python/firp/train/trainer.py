@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from firp.files import write_atomically
@@ -18,13 +17,15 @@ from firp.layer_view import DecoderView
 from firp.models import load_model
 from firp.predictor import FirpPredictor, load_predictor
 from firp.train.data import TextDataset, batch_for_step, epoch_batches, load_dataset, make_batch, split_held_out
-from firp.train.objective import OffsetScores, kl_objective, sample_anchors
+from firp.train.objective import Objective, OffsetScores, sample_anchors
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
 from firp.train.rows import RealRows, RowStore, real_rows
+from firp.transition import UnitEmbeddings
 
 CHECKPOINT = "checkpoint.pt"
 ROWS = "rows.bin"
 LOG = "train_log.jsonl"
+SOURCE_SCALE = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class TrainConfig:
         batch_size: sequences a step.
         anchors: anchors drawn from each sequence.
         max_length: sequences are cut to this many tokens.
-        learning_rate: peak of AdamW's, after a linear warm-up of `warmup` steps; then a cosine to a tenth.
+        learning_rate: peak of AdamW's for the maps, after a linear warm-up of `warmup` steps; then a cosine to a tenth. 0
+            keeps the maps of `start_from` and trains the transition alone, in a third of the time.
+        transition_rank: r of the token transition; 0 trains none.
+        transition_learning_rate: the same for the transition.
         offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
         ridge_tokens: tokens behind the closed-form start; 0 starts from the identity.
         start_from: folder or hub id of a predictor to go on from, instead of the closed form.
@@ -61,6 +65,8 @@ class TrainConfig:
     max_length: int = 512
     learning_rate: float = 5e-4
     warmup: int = 20
+    transition_rank: int = 64
+    transition_learning_rate: float = 1e-3
     offset_decay: float = 0.8
     ridge_tokens: int = 100_000
     start_from: str | None = None
@@ -75,14 +81,17 @@ class TrainConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.max_length <= self.num_offsets:
             raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: got {self.learning_rate}, expected more than 0")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate: got {self.learning_rate}, expected at least 0")
+        if self.learning_rate == 0 and (self.start_from is None or not self.transition_rank):
+            raise ValueError("learning_rate: got 0, which trains a transition alone: expected start_from and transition_rank with it")
 
-    def learning_rate_at(self, step: int) -> float:
+    def schedule(self, step: int) -> float:
+        """Share of the peak learning rates at a step."""
         if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
+            return (step + 1) / self.warmup
         progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
+        return 0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0))
 
 
 class Trainer:
@@ -98,10 +107,21 @@ class Trainer:
         self.model, _ = load_model(config.model, config.dtype, self.device)
         self.model.requires_grad_(False)
         self.view = DecoderView(self.model)
-        self.predictor = FirpPredictor.for_model(self.model, config.num_offsets, config.insertion_layer).to(self.device)
+        self.predictor = FirpPredictor.for_model(
+            self.model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank
+        ).to(self.device)
         self.predictor.base_model = config.model
-        self.optimizer = torch.optim.AdamW([self.predictor.weight], lr=config.learning_rate, weight_decay=0.0)
-        self.offset_weights = config.offset_decay ** torch.arange(config.num_offsets, device=self.device)
+        groups = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
+        if config.transition_rank:
+            groups += [{"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}]
+        self.optimizer = torch.optim.AdamW(groups)
+        self.objective = Objective(
+            self.view,
+            config.insertion_layer,
+            config.offset_decay ** torch.arange(config.num_offsets, device=self.device),
+            UnitEmbeddings(self.view) if config.transition_rank else None,
+            trains_maps=config.learning_rate > 0,
+        )
         self.step = 0
         self.seconds = 0.0
         self.output.mkdir(parents=True, exist_ok=True)
@@ -126,9 +146,9 @@ class Trainer:
             step_started = time.monotonic()
             scores = self.train_step()
             self.seconds += time.monotonic() - step_started
-            self.log("train", scores, learning_rate=self.config.learning_rate_at(self.step - 1))
+            self.log("train", scores, learning_rate=self.config.learning_rate * self.config.schedule(self.step - 1))
             bar.update()
-            bar.set_postfix_str(" ".join(f"kl{j + 1}={x:.3f}" for j, x in enumerate(scores.kl / scores.count)))
+            bar.set_postfix_str(" ".join(f"kl{j + 1}={x:.3f}" for j, x in enumerate(scores.means()["kl"])))
             done = self.step == self.config.steps
             if self.step % evaluate_every == 0 or done:
                 self.log("held_out", self.evaluate())
@@ -144,11 +164,18 @@ class Trainer:
     def initialize(self) -> None:
         """Start from another predictor or from the closed form, and log the held-out accuracy of that start."""
         config = self.config
+        if config.transition_rank:
+            generator = torch.Generator().manual_seed(config.seed)
+            source = torch.randn(self.predictor.transition.shape[1:], generator=generator) * SOURCE_SCALE
+            with torch.no_grad():
+                self.predictor.transition[0] = source
         if config.start_from is not None:
             start = load_predictor(config.start_from)
             self.check_same_place(start)
             with torch.no_grad():
                 self.predictor.weight.copy_(start.weight)
+                if start.transition is not None:
+                    self.predictor.transition.copy_(start.transition)
         elif config.ridge_tokens:
             accumulator = RidgeAccumulator(config.num_offsets, self.predictor.hidden_size, self.device)
             bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=not self.progress)
@@ -165,39 +192,35 @@ class Trainer:
         self.log("start", self.evaluate())
 
     def check_same_place(self, start: FirpPredictor) -> None:
-        """Raise ValueError, naming the field, unless `start` predicts the same offsets at the same layer."""
+        """Raise ValueError, naming the field, unless `start` predicts the same offsets at the same layer.
+
+        It may have no transition yet, but not one of another rank.
+        """
         start.check_model(self.model)
-        for name in ("insertion_layer", "num_offsets"):
+        for name in ("insertion_layer", "num_offsets", *["transition_rank"] * bool(start.transition_rank)):
             if getattr(start, name) != getattr(self.config, name):
                 raise ValueError(f"{name}: got {getattr(self.config, name)}, but start_from has {getattr(start, name)}")
 
     def train_step(self) -> OffsetScores:
         config = self.config
         indices = batch_for_step(self.dataset, self.train_indices, config.batch_size, config.seed, self.step)
-        scores, gradient = self.objective(indices, seed=config.seed * 1_000_003 + self.step, want_gradient=True)
-        self.predictor.weight.grad = gradient
-        torch.nn.utils.clip_grad_norm_([self.predictor.weight], 1.0)
+        self.optimizer.zero_grad()
+        scores = self.score(indices, seed=config.seed * 1_000_003 + self.step, want_gradient=True)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(self.step)
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+            group["lr"] = group["peak"] * config.schedule(self.step)
         self.optimizer.step()
         self.step += 1
         return scores
 
-    def objective(self, indices: np.ndarray, seed: int, want_gradient: bool) -> tuple[OffsetScores, Tensor | None]:
+    def score(self, indices: np.ndarray, seed: int, want_gradient: bool) -> OffsetScores:
+        """The objective at anchors of the sequences at `indices`."""
         config = self.config
         batch = make_batch(self.dataset, indices, config.max_length)
         generator = torch.Generator().manual_seed(seed)
         anchors, valid = sample_anchors(batch, config.num_offsets, config.anchors, generator)
-        return kl_objective(
-            self.view,
-            self.predictor.weight,
-            self.real_rows(indices),
-            config.insertion_layer,
-            anchors.to(self.device),
-            valid.to(self.device),
-            self.offset_weights,
-            want_gradient,
-        )
+        tokens, anchors, valid = (tensor.to(self.device) for tensor in (batch.tokens, anchors, valid))
+        return self.objective(self.predictor, tokens, self.real_rows(indices), anchors, valid, want_gradient)
 
     def real_rows(self, indices: np.ndarray) -> RealRows:
         """The base model's own rows of the sequences at `indices`, kept or computed."""
@@ -214,17 +237,15 @@ class Trainer:
 
     def evaluate(self) -> OffsetScores:
         """Scores on the held-out sequences, at anchors that are the same at every call."""
-        parts = []
-        for start in range(0, len(self.held_out_indices), self.config.batch_size):
-            indices = self.held_out_indices[start : start + self.config.batch_size]
-            parts.append(self.objective(indices, seed=start, want_gradient=False)[0])
-        sums = [sum(getattr(part, name) for part in parts) for name in ("kl", "top1", "top4", "top10")]
-        return OffsetScores(*sums, count=sum(part.count for part in parts))
+        size = self.config.batch_size
+        starts = range(0, len(self.held_out_indices), size)
+        return OffsetScores.total(
+            [self.score(self.held_out_indices[start : start + size], seed=start, want_gradient=False) for start in starts]
+        )
 
     def log(self, event: str, scores: OffsetScores, **extra: float) -> None:
         record = {"event": event, "step": self.step, "seconds": round(self.seconds, 3), **extra}
-        for name in ("kl", "top1", "top4", "top10"):
-            record[name] = [round(x, 5) for x in (getattr(scores, name) / scores.count).tolist()]
+        record |= {name: [round(x, 5) for x in value.tolist()] for name, value in scores.means().items()}
         with open(self.output / LOG, "a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -233,7 +254,7 @@ class Trainer:
             "config": asdict(self.config),
             "step": self.step,
             "seconds": self.seconds,
-            "weight": self.predictor.weight.detach(),
+            "predictor": self.predictor.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         write_atomically(self.output / CHECKPOINT, lambda path: torch.save(state, path))
@@ -255,8 +276,7 @@ class Trainer:
                     f"{name}: got {value!r}, but {path} was trained with {state['config'].get(name)!r}; "
                     "choose another output folder or the same settings"
                 )
-        with torch.no_grad():
-            self.predictor.weight.copy_(state["weight"])
+        self.predictor.load_state_dict(state["predictor"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.seconds = state["seconds"]

@@ -90,8 +90,12 @@ def record(
 
 
 @torch.no_grad()
-def replay(recordings: list[Recording], tree: TreeConfig, num_offsets: int) -> DecodeStats:
+def replay(
+    recordings: list[Recording], tree: TreeConfig, num_offsets: int, transition: tuple[Tensor, Tensor] | None = None
+) -> DecodeStats:
     """The steps that decoding the recorded answers with `tree` and the first `num_offsets` offsets takes.
+
+    `transition` holds the tables of the predictor's token transition, if it has one.
 
     Every recording is one sequence of a batch; the ops that decode also decide here. Only the tokens on the path of the
     answer matter to a walk, so each tree's tokens are renumbered: depth e - 1 for the answer's own at depth e, a number
@@ -109,7 +113,7 @@ def replay(recordings: list[Recording], tree: TreeConfig, num_offsets: int) -> D
     if tree.num_nodes == 1:
         stats.add([1] * int(lengths.sum()))
         return stats
-    drafter = Drafter(tree, k, ops)
+    drafter = Drafter(tree, k, ops, transition)
     probabilities, candidates = (part[..., : drafter.num_ranks].contiguous() for part in (probabilities, candidates))
     root = torch.zeros(len(recordings), dtype=torch.long)
     draft = root_only(tokens[:, 0], num_lookahead=1)

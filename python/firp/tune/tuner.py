@@ -13,6 +13,7 @@ import firp_kernels
 from firp.engine import HEADS, Engine
 from firp.layer_view import DecoderView
 from firp.predictor import FirpPredictor
+from firp.transition import token_tables
 from firp.trees import Drafter, TreeConfig
 from firp.tune.acceptance import Recording, greedy_answers, record, replay
 from firp.tune.choose import (
@@ -142,9 +143,10 @@ class Tuner:
 
     def run(self) -> None:
         """Fill `taus`, `batches`, `num_offsets` and `head`."""
-        recordings = self._record()
+        transition = token_tables(DecoderView(self.model), self.predictor.transition)
+        recordings = self._record(transition)
         for candidate in tqdm([*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=not self.progress):
-            self.taus[candidate] = replay(recordings, candidate.tree, candidate.num_offsets).tau
+            self.taus[candidate] = replay(recordings, candidate.tree, candidate.num_offsets, transition).tau
         for batch_size, own in self.own.items():
             self.batches[batch_size] = Batch(own=own)
             self._estimate(batch_size)
@@ -155,10 +157,10 @@ class Tuner:
             self.batches[batch_size].chosen = point
         self._choose_head()
 
-    def _record(self) -> list[Recording]:
+    def _record(self, transition: tuple[Tensor, Tensor] | None) -> list[Recording]:
         ops = firp_kernels.bind(None)
         ranks = max(
-            Drafter(c.tree, c.num_offsets, ops).num_ranks for c in [*self.candidates, *self.own.values()]
+            Drafter(c.tree, c.num_offsets, ops, transition).num_ranks for c in [*self.candidates, *self.own.values()]
         )
         engine, view = Engine(self.model), DecoderView(self.model)
         answers, recordings = [], []

@@ -1,0 +1,152 @@
+"""Marginals that know the token before them, against sums of products in float64, depth by depth."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_implementations import implementations
+
+import firp_kernels as kernels
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+BOTH = pytest.mark.parametrize("impl", implementations("condition_marginals"))
+INFINITE, NAN = float("inf"), float("nan")
+
+
+def exact(probabilities, candidates, root_token, source, target):
+    """Lists [B][k] of (probability, token), descending, the earlier first among equals."""
+    source, target = source.double().tolist(), target.double().tolist()
+    out = []
+    for given_depths, token_depths, previous in zip(probabilities.tolist(), candidates.tolist(), root_token.tolist(), strict=True):
+        out.append([])
+        for before, tokens in zip(given_depths, token_depths, strict=True):
+            factors = [math.fsum(a * b for a, b in zip(source[previous], target[token], strict=True)) for token in tokens]
+            highest = max((f for f, p in zip(factors, before, strict=True) if p > 0), default=0.0)
+            weights = [p * math.exp(f - highest) if p > 0 else 0.0 for f, p in zip(factors, before, strict=True)]
+            scale = sum(before) / sum(weights) if sum(weights) > 0 else 0.0
+            ranked = sorted(zip((w * scale for w in weights), tokens, strict=True), key=lambda pair: -pair[0])
+            out[-1].append(ranked)
+            previous = ranked[0][1]
+    return out
+
+
+def check(returned, expected, ranks, rtol=2e-6):
+    probabilities, candidates = returned
+    assert probabilities.dtype == torch.float32 and candidates.dtype == torch.int64
+    assert candidates.tolist() == [[[token for _, token in depth[:ranks]] for depth in depths] for depths in expected]
+    wanted = torch.tensor([[[p for p, _ in depth[:ranks]] for depth in depths] for depths in expected], dtype=torch.float64)
+    torch.testing.assert_close(probabilities.double(), wanted.view(probabilities.shape), rtol=rtol, atol=1e-37)
+
+
+def random_case(seed, dtype, vocab=97, width=64, batch=2, offsets=3, count=16):
+    generator = torch.Generator().manual_seed(seed)
+    source, target = (torch.randn(vocab, width, generator=generator).mul(0.4).to(dtype) for _ in range(2))
+    probabilities, candidates = torch.softmax(torch.randn(batch, offsets, vocab, generator=generator) * 2, -1).topk(count, -1)
+    return probabilities, candidates, torch.randint(vocab, (batch,), generator=generator), source, target
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("width, count, ranks", [(64, 16, 16), (64, 16, 7), (1, 1, 1), (17, 5, 2), (0, 3, 3)])
+def test_condition_marginals(impl, dtype, width, count, ranks):
+    for seed in range(5):
+        args = random_case(seed, dtype, width=width, count=count)
+        returned = kernels.condition_marginals(*args, ranks, impl=impl)
+        check(returned, exact(*args), ranks, rtol=1e-5)
+        probabilities = returned[0]
+        assert bool((probabilities[..., 1:] <= probabilities[..., :-1]).all())
+        if ranks == count:
+            torch.testing.assert_close(probabilities.sum(-1), args[0].sum(-1))
+
+
+@st.composite
+def small_cases(draw):
+    """Whole factors and few probabilities: ties are exact, and everything else lies far apart."""
+    vocab, width, count = draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    batch, offsets = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+
+    def tensor(shape, values, dtype):
+        size = math.prod(shape)
+        return torch.tensor(draw(st.lists(values, min_size=size, max_size=size)), dtype=dtype).view(shape)
+
+    tokens = st.integers(0, vocab - 1)
+    dtype = draw(st.sampled_from(FLOATS))
+    return (
+        tensor((batch, offsets, count), st.sampled_from([0.0, 0.125, 0.25, 0.375]), torch.float32),
+        tensor((batch, offsets, count), tokens, torch.int64),
+        tensor((batch,), tokens, torch.int64),
+        tensor((vocab, width), st.integers(-3, 3), dtype),
+        tensor((vocab, width), st.integers(-3, 3), dtype),
+        draw(st.integers(1, count)),
+    )
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(small_cases())
+def test_ties_zeros_and_chains(args):
+    for impl in implementations("condition_marginals"):
+        check(kernels.condition_marginals(*args, impl=impl), exact(*args[:-1]), args[-1])
+
+
+@BOTH
+def test_a_depth_follows_the_best_of_the_depth_above(impl):
+    """Depth 1 lifts token 3 behind root 0; depth 2 is read behind 3, not behind 2, which came first before."""
+    source, target = torch.zeros(6, 6), torch.eye(6) * 50
+    source[0, 3] = source[3, 5] = source[2, 4] = 1.0
+    probabilities = torch.tensor([[[0.5, 0.25], [0.5, 0.25]]])
+    candidates = torch.tensor([[[2, 3], [4, 5]]])
+    conditioned, tokens = kernels.condition_marginals(probabilities, candidates, torch.tensor([0]), source, target, 1, impl=impl)
+    assert conditioned.tolist() == [[[0.75], [0.75]]] and tokens.tolist() == [[[3], [5]]]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "factor, expected, order",
+    [(NAN, [0.0, 0.0, 0.0], [1, 2, 3]), (INFINITE, [0.0, 0.0, 0.0], [1, 2, 3]), (-INFINITE, [0.375, 0.375, 0.0], [1, 3, 2])],
+)
+def test_broken_factors(impl, factor, expected, order):
+    """Token 2's factor breaks: an emptied depth 1 still leads to depth 2, where token 2 has probability 0 and no say."""
+    source, target = torch.tensor([[1.0, 0.0]] * 6), torch.zeros(6, 2)
+    source[1, 1], target[2, 0], target[5, 1] = 1.0, factor, 200.0
+    probabilities = torch.tensor([[[0.25, 0.25, 0.25], [0.5, 0.25, 0.0]]])
+    candidates = torch.tensor([[[1, 2, 3], [4, 5, 2]]])
+    args = (probabilities, candidates, torch.tensor([0]), source, target, 3)
+    conditioned, tokens = kernels.condition_marginals(*args, impl=impl)
+    assert conditioned.tolist() == [[expected, [0.75, 0.0, 0.0]]] and tokens.tolist() == [[order, [5, 4, 2]]]
+
+
+@BOTH
+def test_a_depth_without_probabilities_keeps_its_order(impl):
+    probabilities, candidates, root_token, source, target = random_case(0, torch.float32)
+    probabilities[:, 1] = 0.0
+    conditioned, tokens = kernels.condition_marginals(probabilities, candidates, root_token, source, target, 5, impl=impl)
+    assert not conditioned[:, 1].any() and torch.equal(tokens[:, 1], candidates[:, 1, :5])
+    check((conditioned, tokens), exact(probabilities, candidates, root_token, source, target), 5, rtol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_strided_inputs(impl, dtype):
+    dense = probabilities, candidates, root_token, source, target = random_case(1, dtype)
+    pair = torch.stack([source, target], 1)
+    strided = (
+        probabilities.transpose(0, 2).contiguous().transpose(0, 2),
+        candidates.transpose(1, 2).contiguous().transpose(1, 2),
+        root_token.repeat_interleave(2)[::2],
+    )
+    expected = exact(*dense)
+    for tables in ((pair[:, 0], pair[:, 1]), (source.T.contiguous().T, target.repeat_interleave(2, 1)[:, ::2])):
+        check(kernels.condition_marginals(*strided, *tables, 8, impl=impl), expected, 8, rtol=1e-5)
+
+
+@pytest.mark.skipif("extension" not in implementations("condition_marginals"), reason="the C++ extension is not built")
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_implementations_agree(dtype):
+    for seed in range(50):
+        args = random_case(seed, dtype)
+        expected, tokens = kernels.condition_marginals(*args, 16, impl="reference")
+        returned, same_tokens = kernels.condition_marginals(*args, 16, impl="extension")
+        assert torch.equal(same_tokens, tokens)
+        torch.testing.assert_close(returned, expected, rtol=1e-5, atol=1e-37)

@@ -1,0 +1,49 @@
+"""The token transition: its tables, and that training finds which token follows which."""
+
+import numpy as np
+import torch
+from firp.layer_view import DecoderView
+from firp.train.objective import Objective
+from firp.transition import UnitEmbeddings, token_tables
+from models import tiny_model, tiny_predictor
+
+
+def test_tables_are_linear_in_embeddings_of_unit_mean_square(monkeypatch):
+    monkeypatch.setattr("firp.transition.TOKENS_AT_ONCE", 4)
+    for family in ("llama", "granite"):
+        model = tiny_model(2, family, vocab=11)
+        view, predictor = DecoderView(model), tiny_predictor(model, 0)
+        table = model.get_input_embeddings().weight.detach().float()
+        unit = table / table.pow(2).mean().sqrt()
+        torch.testing.assert_close(UnitEmbeddings(view)(torch.arange(11)), unit, rtol=1e-5, atol=1e-6)
+        source, target = token_tables(view, predictor.transition)
+        assert source.shape == target.shape == (11, 5) and source.dtype == model.dtype
+        torch.testing.assert_close(source.float(), unit @ predictor.transition[0].detach().float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(target.float(), unit @ predictor.transition[1].detach().float(), rtol=1e-4, atol=1e-5)
+        assert token_tables(view, None) is None
+
+
+def test_the_transition_learns_a_successor_rule():
+    """Flat scores know nothing; the choice is always the token one above the one before. (Token 0 has no embedding.)"""
+    torch.manual_seed(0)
+    model = tiny_model(3, vocab=13, dtype=torch.float32)
+    view, predictor = DecoderView(model), tiny_predictor(model, 0)
+    objective = Objective(view, 2, torch.ones(1), UnitEmbeddings(view), trains_maps=False)
+    previous = torch.arange(1, 13)[:, None]
+    choice, flat = previous % 12 + 1, torch.zeros(12, 1, 13)
+    optimizer = torch.optim.AdamW([predictor.transition], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss, rank = objective.follow(predictor.transition, flat, previous, choice)
+        loss.mean().backward()
+        optimizer.step()
+    assert bool((rank == 0).all()) and float(loss.detach().mean()) < 0.1
+
+
+def test_a_choice_outside_the_candidates_has_no_loss():
+    model = tiny_model(4, vocab=40, dtype=torch.float32)
+    view, predictor = DecoderView(model), tiny_predictor(model, 0)
+    objective = Objective(view, 2, torch.ones(1), UnitEmbeddings(view), trains_maps=False)
+    scores = torch.from_numpy(np.linspace(1.0, 0.0, 40, dtype=np.float32))[None, None]
+    loss, rank = objective.follow(predictor.transition, scores, torch.tensor([[5]]), torch.tensor([[30]]))
+    assert loss.tolist() == [[0.0]] and rank.tolist() == [[16]]
