@@ -172,13 +172,20 @@ def commit_cache(cache, context_lens, path, num_accepted, finished) -> None:
         _room(context_lens[b : b + 1], nodes[-1] + 1, cache.shape[3])
 
 
-def draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead) -> None:
-    _same_device(probabilities=probabilities, candidates=candidates, root_token=root_token, num_offsets=num_offsets)
-    _shape("probabilities", probabilities, None, None, None)
-    batch, k, ranks = probabilities.shape
+def draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead, order) -> None:
+    _same_device(
+        probabilities=probabilities, candidates=candidates, root_token=root_token, num_offsets=num_offsets, order=order
+    )
+    _shape("probabilities", probabilities, *[None] * (3 if order is None else 4))
+    batch, k, width, ranks = *probabilities.shape[:2], probabilities.shape[2], probabilities.shape[-1]
     if k < 1 or ranks < 1:
         raise ValueError(f"probabilities: got {k} offsets and {ranks} ranks, expected at least one of each")
-    _shape("candidates", candidates, batch, k, ranks)
+    _shape("candidates", candidates, batch, k, width)
+    if order is not None:
+        _shape("order", order, *probabilities.shape)
+        _dtype("order", order, torch.int32)
+        if _on_cpu(order) and order.numel() and not 0 <= int(order.min()) <= int(order.max()) < width:
+            raise ValueError(f"order: got {int(order.min())}..{int(order.max())}, expected 0..{width - 1}")
     _shape("root_token", root_token, batch)
     _shape("num_offsets", num_offsets, batch)
     _dtype("probabilities", probabilities, torch.float32)

@@ -49,7 +49,9 @@ def _fake_verify_tree(scores, uniforms, tokens, parents, lookahead, max_depth) -
     return path, num_accepted, scores.new_empty(batch, dtype=torch.int64), last_node, last_slot, shift, status
 
 
-def _fake_draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead) -> TreeTensors:
+def _fake_draft_tree(
+    probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead, order=None
+) -> TreeTensors:
     batch = probabilities.shape[0]
 
     def integers(*shape: int) -> Tensor:
@@ -86,7 +88,7 @@ SCHEMAS: dict[str, tuple[str, Callable]] = {
     ),
     "draft_tree": (
         "(Tensor probabilities, Tensor candidates, Tensor root_token, Tensor num_offsets, SymInt num_nodes, "
-        "SymInt num_lookahead) -> (Tensor tokens, Tensor parents, Tensor depths, Tensor ancestors, Tensor lookahead)",
+        "SymInt num_lookahead, Tensor? order=None) -> (Tensor tokens, Tensor parents, Tensor depths, Tensor ancestors, Tensor lookahead)",
         _fake_draft_tree,
     ),
 } | row_ops.SCHEMAS
@@ -249,6 +251,7 @@ def draft_tree(
     num_offsets: Tensor,
     num_nodes: int,
     num_lookahead: int,
+    order: Tensor | None = None,
     impl: str | None = None,
 ) -> TreeTensors:
     """Grow the next draft tree best-first over products of marginals.
@@ -260,21 +263,24 @@ def draft_tree(
 
     Args:
         probabilities: [B, k, K] float32, row e holds the top-K marginal at depth e + 1, descending.
+            With `order` [B, k, K, R]: R ranked candidates for each candidate of the depth above; the root has row 0.
         candidates: [B, k, K] int64 their tokens.
         root_token: [B] int64. num_offsets: [B] int32, usable depths; 0 leaves the root alone.
         num_nodes: N, 1..256. num_lookahead: P, 1..N.
+        order: None, or [B, k, K, R] int32: which candidate, 0..K - 1, has a rank behind its parent's candidate.
 
     Returns:
         tokens [B, N] int64, parents [B, N], depths [B, N], ancestors [B, N, M], lookahead [B, P], all int32.
         Nodes that could not be drafted are padding at the end; lookahead slots past the real nodes are -1.
 
     Raises:
-        ValueError, TypeError: a shape, dtype or device that disagrees, or N, P or num_offsets out of range.
+        ValueError, TypeError: a shape, dtype or device that disagrees, N or P out of range; on a CPU also num_offsets
+            and order.
 
     Source: best-first trees over marginals as in Medusa (arXiv 2401.10774) and Sequoia (2402.12374).
     """
     return registry.call(
-        "draft_tree", impl, probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead
+        "draft_tree", impl, probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead, order
     )
 
 

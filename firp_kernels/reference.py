@@ -226,15 +226,19 @@ def draft_tree(
     num_offsets: Tensor,
     num_nodes: int,
     num_lookahead: int,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    checks.draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead)
-    batch, k, ranks = probabilities.shape
+    checks.draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead, order)
+    if order is None:  # One row serves every candidate of the depth above.
+        probabilities = probabilities[:, :, None].expand(-1, -1, candidates.shape[2], -1)
+        order = torch.arange(candidates.shape[2], device=candidates.device).expand(probabilities.shape)
+    batch, k, width, ranks = probabilities.shape
     device = probabilities.device
     sequence = torch.arange(batch, device=device)
     # A NaN or negative entry, and everything past the last offset or rank, can never be drafted.
-    table = torch.zeros(batch, k + 1, ranks + 1, device=device)
+    table = torch.zeros(batch, k + 1, width, ranks + 1, device=device)
     usable = torch.arange(k, device=device) < num_offsets[:, None]
-    table[:, :k, :ranks] = torch.where(usable[..., None] & (probabilities > 0), probabilities, 0)
+    table[:, :k, :, :ranks] = torch.where(usable[..., None, None] & (probabilities > 0), probabilities, 0)
 
     tokens = torch.zeros(batch, num_nodes, dtype=torch.long, device=device)
     parents = torch.full((batch, num_nodes), -1, dtype=torch.int32, device=device)
@@ -242,12 +246,13 @@ def draft_tree(
     visible = torch.eye(num_nodes, dtype=torch.bool, device=device).repeat(batch, 1, 1)
     reach = torch.zeros(batch, num_nodes, device=device)
     next_rank = torch.zeros(batch, num_nodes, dtype=torch.long, device=device)
+    held = torch.zeros(batch, num_nodes, dtype=torch.long, device=device)  # each node's candidate
     next_reach = torch.zeros(batch, num_nodes, device=device)
     mass = torch.full((batch, num_nodes), float("-inf"), device=device)
     tokens[:, 0] = root_token
     reach[:, 0] = 1.0
     mass[:, 0] = 1.0
-    next_reach[:, 0] = table[:, 0, 0]
+    next_reach[:, 0] = table[:, 0, 0, 0]
 
     for node in range(1, num_nodes):
         best, parent = next_reach.max(-1)
@@ -255,7 +260,9 @@ def draft_tree(
         real = best > 0
         depth = depths[sequence, parent].long() + 1
         rank = next_rank[sequence, parent]
-        token = candidates[sequence, (depth - 1).clamp(max=k - 1), rank.clamp(max=ranks - 1)]
+        level, row = (depth - 1).clamp(max=k - 1), held[sequence, parent]
+        candidate = order[sequence, level, row, rank.clamp(max=ranks - 1)].long()
+        token = candidates[sequence, level, candidate]
         tokens[:, node] = torch.where(real, token, 0)
         parents[:, node] = torch.where(real, parent, -1).to(torch.int32)
         depths[:, node] = torch.where(real, depth, 0).to(torch.int32)
@@ -264,9 +271,10 @@ def draft_tree(
         mass[:, node] = torch.where(real, best, float("-inf"))
         mass[sequence, parent] = torch.where(real, mass[sequence, parent] - best, mass[sequence, parent])
         next_rank[sequence, parent] += 1
-        sibling = reach[sequence, parent] * table[sequence, (depth - 1).clamp(max=k), (rank + 1).clamp(max=ranks)]
+        held[:, node] = torch.where(real, candidate, 0)
+        sibling = reach[sequence, parent] * table[sequence, (depth - 1).clamp(max=k), row, (rank + 1).clamp(max=ranks)]
         next_reach[sequence, parent] = torch.where(real, sibling, 0)
-        next_reach[:, node] = best * table[sequence, depth.clamp(max=k), 0]
+        next_reach[:, node] = best * table[sequence, depth.clamp(max=k), held[:, node], 0]
 
     lookahead = torch.full((batch, num_lookahead), -1, dtype=torch.int32, device=device)
     lookahead[:, 0] = 0

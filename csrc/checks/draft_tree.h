@@ -3,6 +3,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <optional>
 #include <tuple>
 
 #include "firp/cpu/checks.h"
@@ -14,14 +15,20 @@ using DraftTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, 
 
 inline void check_draft_tree(
     const at::Tensor& probabilities, const at::Tensor& candidates, const at::Tensor& root_token, const at::Tensor& num_offsets,
-    int64_t num_nodes, int64_t num_lookahead) {
+    int64_t num_nodes, int64_t num_lookahead, const std::optional<at::Tensor>& order) {
   check_same_device(
-      {{"probabilities", probabilities}, {"candidates", candidates}, {"root_token", root_token}, {"num_offsets", num_offsets}});
-  check_shape("probabilities", probabilities, {kAny, kAny, kAny});
-  const int64_t batch = probabilities.size(0), k = probabilities.size(1), ranks = probabilities.size(2);
+      {{"probabilities", probabilities}, {"candidates", candidates}, {"root_token", root_token}, {"num_offsets", num_offsets},
+       {"order", order ? *order : probabilities}});
+  order ? check_shape("probabilities", probabilities, {kAny, kAny, kAny, kAny})
+        : check_shape("probabilities", probabilities, {kAny, kAny, kAny});
+  const int64_t batch = probabilities.size(0), k = probabilities.size(1), ranks = probabilities.size(-1);
   TORCH_CHECK_VALUE(
       k >= 1 && ranks >= 1, "probabilities: got ", k, " offsets and ", ranks, " ranks, expected at least one of each");
-  check_shape("candidates", candidates, {batch, k, ranks});
+  check_shape("candidates", candidates, {batch, k, order ? probabilities.size(2) : ranks});
+  if (order) {
+    check_shape("order", *order, probabilities.sizes());
+    check_dtype("order", *order, at::kInt);
+  }
   check_shape("root_token", root_token, {batch});
   check_shape("num_offsets", num_offsets, {batch});
   check_dtype("probabilities", probabilities, at::kFloat);

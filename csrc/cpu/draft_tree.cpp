@@ -3,6 +3,9 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "../checks/draft_tree.h"
 
 namespace firp {
@@ -12,14 +15,17 @@ using at::Tensor;
 
 DraftTensors draft_tree(
     const Tensor& probabilities, const Tensor& candidates, const Tensor& root_token, const Tensor& num_offsets,
-    int64_t num_nodes, int64_t num_lookahead) {
-  check_draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead);
-  const int64_t batch = probabilities.size(0), k = probabilities.size(1), ranks = probabilities.size(2);
+    int64_t num_nodes, int64_t num_lookahead, const std::optional<Tensor>& order) {
+  check_draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead, order);
+  const int64_t batch = probabilities.size(0), k = probabilities.size(1), ranks = probabilities.size(-1);
+  const int64_t width = candidates.size(2), entries = probabilities.numel() / std::max<int64_t>(batch, 1);
   const Tensor table = probabilities.contiguous(), ids = candidates.contiguous(), roots = root_token.contiguous();
-  const Tensor usable = num_offsets.contiguous();
+  const Tensor usable = num_offsets.contiguous(), ordered = order ? order->contiguous() : Tensor();
+  const int32_t* places = order ? ordered.const_data_ptr<int32_t>() : nullptr;
   for (int64_t b = 0; b < batch; ++b) {
     check_values(cpu::check_between("num_offsets", usable.const_data_ptr<int32_t>()[b], 0, k));
   }
+  for (int64_t i = 0; places && i < ordered.numel(); ++i) check_values(cpu::check_between("order", places[i], 0, width - 1));
 
   const int64_t words = (num_nodes + 31) / 32;
   DraftTensors tree = new_draft_tree(probabilities, num_nodes, num_lookahead);
@@ -29,9 +35,11 @@ DraftTensors draft_tree(
         tokens.data_ptr<int64_t>() + b * num_nodes, parents.data_ptr<int32_t>() + b * num_nodes,
         depths.data_ptr<int32_t>() + b * num_nodes, ancestors.data_ptr<int32_t>() + b * num_nodes * words,
         lookahead.data_ptr<int32_t>() + b * num_lookahead};
+    const cpu::Marginals marginals{
+        table.const_data_ptr<float>() + b * entries, ids.const_data_ptr<int64_t>() + b * k * width,
+        places ? places + b * entries : nullptr, width, ranks};
     cpu::draft_tree(
-        table.const_data_ptr<float>() + b * k * ranks, ids.const_data_ptr<int64_t>() + b * k * ranks, ranks,
-        roots.const_data_ptr<int64_t>()[b], usable.const_data_ptr<int32_t>()[b], num_nodes, num_lookahead, out);
+        marginals, roots.const_data_ptr<int64_t>()[b], usable.const_data_ptr<int32_t>()[b], num_nodes, num_lookahead, out);
   }
   return tree;
 }

@@ -2,6 +2,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <optional>
+
 #include "../checks/draft_tree.h"
 #include "firp/cuda/draft_tree.cuh"
 #include "stream.h"
@@ -13,18 +15,28 @@ using at::Tensor;
 
 DraftTensors draft_tree(
     const Tensor& probabilities, const Tensor& candidates, const Tensor& root_token, const Tensor& num_offsets,
-    int64_t num_nodes, int64_t num_lookahead) {
-  check_draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead);
+    int64_t num_nodes, int64_t num_lookahead, const std::optional<Tensor>& order) {
+  check_draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead, order);
   const c10::DeviceGuard guard(probabilities.device());
   const Tensor table = probabilities.contiguous(), ids = candidates.contiguous(), roots = root_token.contiguous();
-  const Tensor usable = num_offsets.contiguous();
+  const Tensor usable = num_offsets.contiguous(), ordered = order ? order->contiguous() : Tensor();
   DraftTensors tree = new_draft_tree(probabilities, num_nodes, num_lookahead);
   auto& [tokens, parents, depths, ancestors, lookahead] = tree;
   const cuda::DraftTree args{
-      table.const_data_ptr<float>(),       ids.const_data_ptr<int64_t>(),       roots.const_data_ptr<int64_t>(),
-      usable.const_data_ptr<int32_t>(),    tokens.data_ptr<int64_t>(),          parents.data_ptr<int32_t>(),
-      depths.data_ptr<int32_t>(),          ancestors.data_ptr<int32_t>(),       lookahead.data_ptr<int32_t>(),
-      static_cast<int32_t>(table.size(1)), static_cast<int32_t>(table.size(2)), static_cast<int32_t>(num_nodes),
+      table.const_data_ptr<float>(),
+      ids.const_data_ptr<int64_t>(),
+      order ? ordered.const_data_ptr<int32_t>() : nullptr,
+      roots.const_data_ptr<int64_t>(),
+      usable.const_data_ptr<int32_t>(),
+      tokens.data_ptr<int64_t>(),
+      parents.data_ptr<int32_t>(),
+      depths.data_ptr<int32_t>(),
+      ancestors.data_ptr<int32_t>(),
+      lookahead.data_ptr<int32_t>(),
+      static_cast<int32_t>(table.size(1)),
+      static_cast<int32_t>(ids.size(2)),
+      static_cast<int32_t>(table.size(-1)),
+      static_cast<int32_t>(num_nodes),
       static_cast<int32_t>(num_lookahead)};
   check_launch(cuda::draft_tree(args, probabilities.size(0), current_stream(probabilities)));
   return tree;

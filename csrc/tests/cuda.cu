@@ -41,11 +41,12 @@ void draft_tree_equals_the_cpu(uint64_t seed) {
   const DraftResult blank(given);
   const OnDevice probabilities(given.probabilities);
   const OnDevice candidates(given.candidates), root(std::vector{given.root_token}), tokens(blank.tokens);
-  const OnDevice offsets(std::vector{given.num_offsets}), parents(blank.parents), depths(blank.depths);
+  const OnDevice offsets(std::vector{given.num_offsets}), order(given.order), parents(blank.parents), depths(blank.depths);
   const OnDevice ancestors(blank.ancestors), lookahead(blank.lookahead);
   const cuda::DraftTree args{
       probabilities.data(),
       candidates.data(),
+      given.order.empty() ? nullptr : order.data(),
       root.data(),
       offsets.data(),
       tokens.data(),
@@ -54,6 +55,7 @@ void draft_tree_equals_the_cpu(uint64_t seed) {
       ancestors.data(),
       lookahead.data(),
       static_cast<int32_t>(given.k),
+      static_cast<int32_t>(given.width),
       static_cast<int32_t>(given.ranks),
       static_cast<int32_t>(given.num_nodes),
       static_cast<int32_t>(given.num_lookahead)};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "firp/cpu/draft_tree.h"
@@ -10,10 +11,15 @@
 namespace firp::test {
 
 struct DraftCase {
-  int64_t k, ranks, num_nodes, num_lookahead, root_token;
+  int64_t k, width, ranks, num_nodes, num_lookahead, root_token;
   int32_t num_offsets;
   std::vector<float> probabilities;
   std::vector<int64_t> candidates;
+  std::vector<int32_t> order;
+
+  cpu::Marginals marginals() const {
+    return {probabilities.data(), candidates.data(), order.empty() ? nullptr : order.data(), width, ranks};
+  }
 };
 
 struct DraftResult {
@@ -32,36 +38,42 @@ struct DraftResult {
 inline DraftResult run_cpu(const DraftCase& given) {
   DraftResult out(given);
   cpu::draft_tree(
-      given.probabilities.data(), given.candidates.data(), given.ranks, given.root_token, given.num_offsets, given.num_nodes,
-      given.num_lookahead,
+      given.marginals(), given.root_token, given.num_offsets, given.num_nodes, given.num_lookahead,
       {out.tokens.data(), out.parents.data(), out.depths.data(), out.ancestors.data(), out.lookahead.data()});
   return out;
 }
 
-// Descending marginals; some with ties, now and then one that no softmax gives.
+// Descending marginals, one a depth or one for each candidate of the depth above; some with ties, now and then one that no
+// softmax gives.
 inline DraftCase draft_case(uint64_t seed) {
   Random random(seed);
   DraftCase made{};
   made.k = random.between(1, 6);
-  made.ranks = random.between(1, 12);
+  made.width = random.between(1, 12);
+  const bool ordered = random.chance(0.5);
+  made.ranks = ordered ? random.between(1, made.width) : made.width;
   made.num_nodes = random.choice({1, 2, 5, 9, 31, 32, 33, 64, 70, 256});
   made.num_lookahead = random.between(1, made.num_nodes);
   made.num_offsets = static_cast<int32_t>(random.between(0, made.k));
   made.root_token = random.below(1000);
   const bool ties = random.chance(0.5);
-  for (int64_t level = 0; level < made.k; ++level) {
+  for (int64_t i = 0; i < made.k * made.width; ++i) made.candidates.push_back(random.below(1000));
+  std::vector<int32_t> places(made.width);
+  std::iota(places.begin(), places.end(), 0);
+  for (int64_t row = 0; row < made.k * (ordered ? made.width : 1); ++row) {
     float left = 1.0f;
+    for (int64_t i = made.width - 1; ordered && i > 0; --i) std::swap(places[i], places[random.below(i + 1)]);
     for (int64_t rank = 0; rank < made.ranks; ++rank) {
       float p = left * random.uniform();
       if (ties) p = std::round(p * 8) / 8;
       made.probabilities.push_back(p);
-      made.candidates.push_back(random.below(1000));
+      if (ordered) made.order.push_back(places[rank]);
       left = std::min(p, 1.0f - p);
     }
   }
   if (random.chance(0.2)) {
     const float odd[] = {NAN, -0.5f, 0.0f, -0.0f, 1e-30f, 1e-45f};
-    made.probabilities[random.below(made.k * made.ranks)] = odd[random.below(6)];
+    made.probabilities[random.below(made.probabilities.size())] = odd[random.below(6)];
   }
   return made;
 }

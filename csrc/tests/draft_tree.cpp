@@ -10,7 +10,8 @@ DraftResult search(const DraftCase& given) {
   DraftResult out(given);
   const int64_t n = given.num_nodes, words = (n + 31) / 32;
   std::vector<float> reach{1.0f}, mass{1.0f};
-  std::vector<int64_t> children(n, 0);
+  std::vector<int64_t> children(n, 0), held(n, 0);
+  const cpu::Marginals marginals = given.marginals();
   out.tokens.assign(n, 0);
   out.parents.assign(n, -1);
   out.depths.assign(n, 0);
@@ -22,12 +23,14 @@ DraftResult search(const DraftCase& given) {
     int64_t parent = -1;
     for (int64_t v = 0; v < static_cast<int64_t>(reach.size()); ++v) {
       if (out.depths[v] >= given.num_offsets || children[v] >= given.ranks) continue;
-      const float product = reach[v] * given.probabilities[out.depths[v] * given.ranks + children[v]];
+      const float product = reach[v] * given.probabilities[marginals.place(out.depths[v], held[v], children[v])];
       if (product > best) best = product, parent = v;
     }
     if (parent < 0) break;
     const int64_t node = static_cast<int64_t>(reach.size());
-    out.tokens[node] = given.candidates[out.depths[parent] * given.ranks + children[parent]++];
+    const int64_t rank = children[parent]++;
+    held[node] = given.order.empty() ? rank : given.order[marginals.place(out.depths[parent], held[parent], rank)];
+    out.tokens[node] = given.candidates[out.depths[parent] * given.width + held[node]];
     out.parents[node] = static_cast<int32_t>(parent);
     out.depths[node] = out.depths[parent] + 1;
     mass[parent] -= best;

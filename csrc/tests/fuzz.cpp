@@ -110,7 +110,9 @@ void fuzz_verify(Source& source) {
 void fuzz_draft(Source& source) {
   DraftCase given{};
   given.k = source.between(1, 5);
-  given.ranks = source.between(1, 8);
+  given.width = source.between(1, 8);
+  const bool ordered = source.between(0, 1) == 0;
+  given.ranks = ordered ? source.between(1, given.width) : given.width;
   given.num_nodes = source.between(1, source.between(0, 7) == 0 ? cpu::kMaxNodes : 40);
   given.num_lookahead = source.between(1, given.num_nodes);
   given.root_token = source.between(0, 100);
@@ -121,9 +123,16 @@ void fuzz_draft(Source& source) {
     return;
   }
   const bool wild = source.between(0, 3) == 0;
-  for (int64_t i = 0; i < given.k * given.ranks; ++i) {
+  for (int64_t i = 0; i < given.k * given.width; ++i) given.candidates.push_back(source.between(0, 100));
+  for (int64_t i = 0; i < given.k * given.ranks * (ordered ? given.width : 1); ++i) {
     given.probabilities.push_back(wild ? source.any_float() : source.fraction());
-    given.candidates.push_back(source.between(0, 100));
+    if (!ordered) continue;
+    given.order.push_back(source.doubtful(0, given.width - 1, 2000));
+    if (!passes(
+            cpu::check_between("order", given.order.back(), 0, given.width - 1),
+            given.order.back() >= 0 && given.order.back() < given.width, {"order"})) {
+      return;
+    }
   }
   const DraftResult out = run_cpu(given);
   CHECK(is_forest(out.parents) && out.lookahead[0] == 0);

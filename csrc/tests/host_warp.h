@@ -47,6 +47,7 @@ inline DraftResult run_warp(const DraftCase& given, uint64_t seed) {
   const cuda::DraftTree args{
       given.probabilities.data(),
       given.candidates.data(),
+      given.order.empty() ? nullptr : given.order.data(),
       &given.root_token,
       &given.num_offsets,
       out.tokens.data(),
@@ -55,6 +56,7 @@ inline DraftResult run_warp(const DraftCase& given, uint64_t seed) {
       out.ancestors.data(),
       out.lookahead.data(),
       static_cast<int32_t>(given.k),
+      static_cast<int32_t>(given.width),
       static_cast<int32_t>(given.ranks),
       static_cast<int32_t>(given.num_nodes),
       static_cast<int32_t>(given.num_lookahead)};

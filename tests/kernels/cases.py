@@ -50,7 +50,7 @@ def attention_case(seed: int, dtype: torch.dtype, window: int | None) -> list:
 
 
 def draft_case(seed: int) -> list:
-    """Arguments of `draft_tree`, with ties and now and then a NaN."""
+    """Arguments of `draft_tree`, every second time with an order, with ties and now and then a NaN."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     batch, k, vocab = rng.randint(1, 3), rng.randint(1, 4), rng.choice((5, 17, 40))
@@ -59,12 +59,19 @@ def draft_case(seed: int) -> list:
     if rng.random() < 0.5:
         marginals = (marginals * 8).round() / 8
     top = marginals.topk(min(rng.randint(1, 6), vocab), -1)
-    probabilities = top.values.clone()
+    probabilities, order = top.values.clone(), None
+    if rng.random() < 0.5:
+        width = probabilities.shape[2]
+        rows = torch.softmax(torch.randn(batch, k, width, width, generator=generator) * 3, -1)
+        if rng.random() < 0.5:
+            rows = (rows * 8).round() / 8
+        ranked = rows.topk(rng.randint(1, width), -1)
+        probabilities, order = ranked.values.clone(), ranked.indices.to(torch.int32)
     if rng.random() < 0.1:
         probabilities[0, 0, 0] = float("nan")
     root = torch.randint(0, vocab, (batch,), generator=generator)
     usable = torch.randint(0, k + 1, (batch,), generator=generator).to(torch.int32)
-    return [probabilities, top.indices, root, usable, num_nodes, rng.randint(1, num_nodes)]
+    return [probabilities, top.indices, root, usable, num_nodes, rng.randint(1, num_nodes), order]
 
 
 def verify_case(seed: int, dtype: torch.dtype, samples: bool) -> list:

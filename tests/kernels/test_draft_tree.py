@@ -23,12 +23,24 @@ def test_equals_the_oracle(impl, device):
 
 @IMPLEMENTATIONS
 def test_strided_inputs(impl, device):
-    probabilities, candidates, root, usable, num_nodes, num_lookahead = draft_case(7)
-    exact = reference.draft_tree(probabilities, candidates, root, usable, num_nodes, num_lookahead)
-    strided = [torch.stack([t, t], -1)[..., 0] for t in (probabilities, candidates, root, usable)]
-    assert not any(t.is_contiguous() for t in strided[:2])
-    for out, same in zip(kernels.draft_tree(*moved(strided, device), num_nodes, num_lookahead, impl=impl), exact, strict=True):
-        assert torch.equal(out.cpu(), same)
+    for seed in range(8):
+        args = draft_case(seed)
+        strided = [torch.stack([t, t], -1)[..., 0] if torch.is_tensor(t) else t for t in args]
+        for out, same in zip(kernels.draft_tree(*moved(strided, device), impl=impl), reference.draft_tree(*args), strict=True):
+            assert torch.equal(out.cpu(), same), seed
+
+
+@IMPLEMENTATIONS
+def test_children_follow_their_own_parent(impl, device):
+    """Behind candidate 0 comes 1 for sure, behind 1 comes 0 or 2, behind 2 nothing."""
+    first = [[0.6, 0.4], [0.0, 0.0], [0.0, 0.0]]
+    probabilities = torch.tensor([[first, [[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]]]])
+    order = torch.tensor([[[[1, 2], [0, 0], [0, 0]], [[1, 0], [0, 2], [0, 1]]]], dtype=torch.int32)
+    candidates = torch.tensor([[[10, 11, 12], [20, 21, 22]]])
+    root, usable = torch.tensor([9]), torch.tensor([2], dtype=torch.int32)
+    tokens, parents, *_ = kernels.draft_tree(*moved([probabilities, candidates, root, usable], device), 6, 2, order.to(device), impl=impl)
+    # The root's children are candidates 1 (0.6) and 2 (0.4); 1 has 20 and 22 (0.3 each), 2 has none.
+    assert tokens.tolist() == [[9, 11, 12, 20, 22, 0]] and parents.tolist() == [[-1, 0, 0, 1, 1, -1]]
 
 
 @IMPLEMENTATIONS

@@ -95,6 +95,12 @@ def bad_draft():
     yield "num_nodes", replaced(good, _4=257)
     yield "num_nodes", replaced(good, _4=0)
     yield "num_lookahead", replaced(good, _5=good[4] + 1)
+    ordered = next(case for case in map(draft_case, range(99)) if case[6] is not None and len(case[1]))
+    yield "probabilities", replaced(ordered, _6=None)
+    yield "order", replaced(ordered, _6=ordered[6].long())
+    yield "order", replaced(ordered, _6=ordered[6][:, :, :, :0])
+    for outside in (-1, ordered[1].shape[2]):
+        yield "order", replaced(ordered, _6=torch.full_like(ordered[6], outside))
 
 
 def bad_commit():

@@ -7,11 +7,12 @@ namespace firp::cuda {
 
 constexpr int32_t kMaxNodes = 256;
 
-// Dense arrays. probabilities, candidates [B, k, K]; root_token, num_offsets [B]; tokens, parents, depths [B, N];
-// ancestors [B, N, ceil(N / 32)]; lookahead [B, P].
+// Dense arrays. candidates [B, k, width]; probabilities [B, k, ranks = width], or with `order` both [B, k, width, ranks];
+// root_token, num_offsets [B]; tokens, parents, depths [B, N]; ancestors [B, N, ceil(N / 32)]; lookahead [B, P].
 struct DraftTree {
   const float* probabilities;
   const int64_t* candidates;
+  const int32_t* order;
   const int64_t* root_token;
   const int32_t* num_offsets;
   int64_t* tokens;
@@ -19,32 +20,37 @@ struct DraftTree {
   int32_t* depths;
   int32_t* ancestors;
   int32_t* lookahead;
-  int32_t k, ranks, num_nodes, num_lookahead;
+  int32_t k, width, ranks, num_nodes, num_lookahead;
+
+  FIRP_DEVICE int64_t place(int64_t sequence, int32_t level, int32_t row, int32_t rank) const {
+    const int64_t depth = sequence * k + level;
+    return (order ? depth * width + row : depth) * ranks + rank;
+  }
 };
 
-// A growing tree, in shared memory. `rank` is a node's own among its siblings, `next_rank` and `next_reach` are those of
-// the child it would get next.
+// A growing tree, in shared memory. `candidate` is the one a node holds among those of its depth, `next_rank` and
+// `next_reach` are those of the child it would get next.
 struct Growth {
   float reach[kMaxNodes], mass[kMaxNodes], next_reach[kMaxNodes];
-  int32_t parent[kMaxNodes], depth[kMaxNodes], rank[kMaxNodes], next_rank[kMaxNodes];
+  int32_t parent[kMaxNodes], depth[kMaxNodes], candidate[kMaxNodes], next_rank[kMaxNodes];
 };
 
 // Number of nodes drafted, the root included.
 template <typename Warp>
 FIRP_DEVICE int32_t grow(const DraftTree& args, int64_t sequence, Growth& tree, const Warp& warp) {
-  const float* probabilities = args.probabilities + sequence * args.k * args.ranks;
   const int32_t usable = args.num_offsets[sequence];
-  const auto marginal = [&](int32_t level, int32_t rank) {
-    const float p = level < usable && rank < args.ranks ? probabilities[level * args.ranks + rank] : 0.0f;
+  const auto marginal = [&](int32_t level, int32_t row, int32_t rank) {
+    const bool there = level < usable && rank < args.ranks;
+    const float p = there ? args.probabilities[args.place(sequence, level, row, rank)] : 0.0f;
     return p > 0.0f ? p : 0.0f;
   };
-  const auto add = [&](int32_t node, int32_t parent, int32_t depth, int32_t rank, float reach) {
+  const auto add = [&](int32_t node, int32_t parent, int32_t depth, int32_t candidate, float reach) {
     tree.parent[node] = parent;
     tree.depth[node] = depth;
-    tree.rank[node] = rank;
+    tree.candidate[node] = candidate;
     tree.reach[node] = tree.mass[node] = reach;
     tree.next_rank[node] = 0;
-    tree.next_reach[node] = multiply(reach, marginal(depth, 0));
+    tree.next_reach[node] = multiply(reach, marginal(depth, candidate, 0));
   };
   warp.each([&](int32_t lane) {
     if (lane == 0) add(0, -1, 0, 0, 1.0f);
@@ -63,14 +69,14 @@ FIRP_DEVICE int32_t grow(const DraftTree& args, int64_t sequence, Growth& tree, 
                                .index;
     const float reach = tree.next_reach[parent];
     if (!(reach > 0.0f)) break;
-    const int32_t level = tree.depth[parent], rank = tree.next_rank[parent];
+    const int32_t level = tree.depth[parent], row = tree.candidate[parent], rank = tree.next_rank[parent];
     warp.each([&](int32_t lane) {
       if (lane == 0) {
         tree.mass[parent] = subtract(tree.mass[parent], reach);
         tree.next_rank[parent] = rank + 1;
-        tree.next_reach[parent] = multiply(tree.reach[parent], marginal(level, rank + 1));
+        tree.next_reach[parent] = multiply(tree.reach[parent], marginal(level, row, rank + 1));
       } else if (lane == 1) {
-        add(count, parent, level + 1, rank, reach);
+        add(count, parent, level + 1, args.order ? args.order[args.place(sequence, level, row, rank)] : rank, reach);
       }
     });
   }
@@ -92,13 +98,13 @@ template <typename Warp>
 FIRP_DEVICE void draft_tree(const DraftTree& args, int64_t sequence, Growth& tree, const Warp& warp) {
   const int32_t count = grow(args, sequence, tree, warp);
   const int32_t num_nodes = args.num_nodes, words = (num_nodes + 31) / 32;
-  const int64_t* candidates = args.candidates + sequence * args.k * args.ranks;
+  const int64_t* candidates = args.candidates + sequence * args.k * args.width;
   const int64_t first = sequence * num_nodes;
   int32_t* lookahead = args.lookahead + sequence * args.num_lookahead;
   warp.each([&](int32_t lane) {
     for (int32_t node = lane; node < num_nodes; node += kLanes) {
       const bool drafted = node > 0 && node < count;
-      const int64_t token = drafted ? candidates[(tree.depth[node] - 1) * args.ranks + tree.rank[node]] : 0;
+      const int64_t token = drafted ? candidates[(tree.depth[node] - 1) * args.width + tree.candidate[node]] : 0;
       args.tokens[first + node] = node == 0 ? args.root_token[sequence] : token;
       args.parents[first + node] = drafted ? tree.parent[node] : -1;
       args.depths[first + node] = drafted ? tree.depth[node] : 0;
