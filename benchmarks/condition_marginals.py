@@ -1,4 +1,4 @@
-"""`condition_marginals`: marginals behind the tokens before them, against gathers, products and topk of torch."""
+"""`condition_marginals`: marginals behind each token that may come before them, against gathers, products and topk of torch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,14 @@ RANKS, WIDTH = 16, 64
 def in_torch(
     probabilities: Tensor, candidates: Tensor, root_token: Tensor, source: Tensor, target: Tensor, num_ranks: int
 ) -> tuple[Tensor, Tensor]:
-    """Depth by depth, for positive probabilities and finite factors."""
-    depths, previous = [], root_token
-    for before, tokens in zip(probabilities.unbind(1), candidates.unbind(1), strict=True):
-        factor = torch.einsum("bkr,br->bk", target[tokens].float(), source[previous].float())
-        after = torch.softmax(before.log() + factor, -1) * before.sum(-1, keepdim=True)
-        top = after.topk(num_ranks, dim=-1)
-        chosen = tokens.gather(-1, top.indices)
-        depths.append((top.values, chosen))
-        previous = chosen[:, 0]
-    return tuple(torch.stack(part, 1) for part in zip(*depths, strict=True))
+    """For positive probabilities and finite factors."""
+    previous = torch.cat([root_token[:, None, None].expand(-1, 1, candidates.shape[2]), candidates[:, :-1]], 1)
+    factor = source[previous].float() @ target[candidates].float().mT
+    after = torch.softmax(probabilities.log()[:, :, None] + factor, -1) * probabilities.sum(-1)[..., None, None]
+    return after.topk(num_ranks, dim=-1)
 
 
-def _candidates(_args: tuple, returned: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+def _order(_args: tuple, returned: tuple[Tensor, Tensor]) -> tuple[Tensor]:
     """The order, which is exact; probabilities are float32 by contract, so the reference has no float64 of them."""
     return returned[1:]
 
@@ -51,8 +46,8 @@ def cases(grid: Grid) -> Iterator[Case]:
         rows = tree.num_offsets * (RANKS + 1) * WIDTH * grid.dtype.itemsize
         yield Case(
             "condition_marginals", "", grid.shape.name, tree, None, grid.dtype, make,
-            num_bytes=rows + tree.num_offsets * (RANKS + ranks) * 12 + 8,
-            operations=2 * tree.num_offsets * RANKS * WIDTH,
-            outcome=_candidates,
-            alternatives={"softmax, topk": Alternative(lambda args: functools.partial(in_torch, *args), _candidates)},
+            num_bytes=rows + tree.num_offsets * RANKS * (12 + ranks * 8) + 8,
+            operations=2 * ((tree.num_offsets - 1) * RANKS + 1) * RANKS * WIDTH,
+            outcome=_order,
+            alternatives={"softmax, topk": Alternative(lambda args: functools.partial(in_torch, *args), _order)},
         )  # fmt: skip

@@ -172,14 +172,19 @@ def commit_cache(cache, context_lens, path, num_accepted, finished) -> None:
         _room(context_lens[b : b + 1], nodes[-1] + 1, cache.shape[3])
 
 
+def _some_marginals(probabilities: Tensor) -> None:
+    offsets, ranks = probabilities.shape[1], probabilities.shape[-1]
+    if offsets < 1 or ranks < 1:
+        raise ValueError(f"probabilities: got {offsets} offsets and {ranks} ranks, expected at least one of each")
+
+
 def draft_tree(probabilities, candidates, root_token, num_offsets, num_nodes, num_lookahead, order) -> None:
     _same_device(
         probabilities=probabilities, candidates=candidates, root_token=root_token, num_offsets=num_offsets, order=order
     )
     _shape("probabilities", probabilities, *[None] * (3 if order is None else 4))
-    batch, k, width, ranks = *probabilities.shape[:2], probabilities.shape[2], probabilities.shape[-1]
-    if k < 1 or ranks < 1:
-        raise ValueError(f"probabilities: got {k} offsets and {ranks} ranks, expected at least one of each")
+    batch, k, width = probabilities.shape[:3]
+    _some_marginals(probabilities)
     _shape("candidates", candidates, batch, k, width)
     if order is not None:
         _shape("order", order, *probabilities.shape)
@@ -277,6 +282,7 @@ def top_marginals(logits, rows, num_ranks) -> None:
 def condition_marginals(probabilities, candidates, root_token, source, target, num_ranks) -> None:
     _same_device(probabilities=probabilities, candidates=candidates, root_token=root_token, source=source, target=target)
     _shape("probabilities", probabilities, None, None, None)
+    _some_marginals(probabilities)
     _shape("candidates", candidates, *probabilities.shape)
     _shape("root_token", root_token, probabilities.shape[0])
     _shape("source", source, None, None)

@@ -40,8 +40,8 @@ def _fake_top_marginals(logits, rows, num_ranks) -> tuple[Tensor, Tensor]:
 
 
 def _fake_condition_marginals(probabilities, candidates, root_token, source, target, num_ranks) -> tuple[Tensor, Tensor]:
-    shape = (*probabilities.shape[:2], num_ranks)
-    return probabilities.new_empty(shape), candidates.new_empty(shape)
+    shape = (*probabilities.shape, num_ranks)
+    return probabilities.new_empty(shape), candidates.new_empty(shape, dtype=torch.int32)
 
 
 SCHEMAS: dict[str, tuple[str, Callable]] = {
@@ -55,7 +55,7 @@ SCHEMAS: dict[str, tuple[str, Callable]] = {
     ),
     "condition_marginals": (
         "(Tensor probabilities, Tensor candidates, Tensor root_token, Tensor source, Tensor target, SymInt num_ranks) "
-        "-> (Tensor probabilities, Tensor candidates)",
+        "-> (Tensor probabilities, Tensor order)",
         _fake_condition_marginals,
     ),
     "rotary": ("(Tensor(a!) rows, Tensor cos, Tensor sin) -> ()", _fake_rotary),
@@ -178,20 +178,22 @@ def condition_marginals(
     num_ranks: int,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Marginals that know the token before them: depth 1 the root's, a deeper one the best candidate of the depth above.
+    """Marginals behind each token that may come before them: a bigram factor of rank r, ready for `draft_tree`.
 
-    At each depth p'(x) is proportional to p(x) * exp(source[previous] . target[x]) over the K candidates, whose
-    probabilities keep their sum: a bigram factor of rank r. A depth that has no finite sum gets probabilities 0.
+    Row c of depth e > 1 follows candidate c of depth e - 1, every row of depth 1 the root token. In it p'(x) is
+    proportional to p(x) * exp(source[previous] . target[x]) over the K candidates of the depth, whose probabilities keep
+    their sum. A row that has no finite sum gets probabilities 0.
 
     Args:
-        probabilities: [B, k, K] float32, not negative. candidates: [B, k, K] int64 their tokens, 0..V - 1.
+        probabilities: [B, k, K] float32, not negative; k and K at least 1. candidates: [B, k, K] int64 their tokens,
+            0..V - 1.
         root_token: [B] int64, 0..V - 1.
         source, target: [V, r] floats of one dtype; products are summed in float32.
-        num_ranks: candidates of a depth to return, 1..K.
+        num_ranks: candidates of a row to return, 1..K.
 
     Returns:
-        probabilities: [B, k, num_ranks] float32, descending.
-        candidates: [B, k, num_ranks] int64; among equals the earlier comes first.
+        probabilities: [B, k, K, num_ranks] float32, descending.
+        order: [B, k, K, num_ranks] int32, which candidate of the depth has them; among equals the earlier comes first.
 
     Raises:
         ValueError, TypeError: a shape, dtype or device that disagrees; on a CPU also a token out of range.

@@ -59,16 +59,12 @@ def condition_marginals(
     probabilities: Tensor, candidates: Tensor, root_token: Tensor, source: Tensor, target: Tensor, num_ranks: int
 ) -> tuple[Tensor, Tensor]:
     checks.condition_marginals(probabilities, candidates, root_token, source, target, num_ranks)
-    previous = root_token
-    depths = []
-    for depth in range(probabilities.shape[1]):
-        before, tokens = probabilities[:, depth], candidates[:, depth]
-        factor = (source[previous].float()[:, None] * target[tokens].float()).sum(-1)
-        highest = factor.masked_fill(before == 0, float("-inf")).amax(-1, keepdim=True)
-        weight = torch.where(before > 0, before * (factor - highest).exp(), 0.0)
-        after = (weight * (before.sum(-1, keepdim=True) / weight.sum(-1, keepdim=True))).nan_to_num(nan=0.0)
-        after, order = after.sort(dim=-1, descending=True, stable=True)
-        tokens = tokens.gather(-1, order)
-        depths.append((after[:, :num_ranks], tokens[:, :num_ranks]))
-        previous = tokens[:, 0]
-    return tuple(torch.stack(part, 1) for part in zip(*depths, strict=True))
+    root = root_token[:, None, None].expand(-1, 1, candidates.shape[2])
+    previous = torch.cat([root, candidates[:, :-1]], 1)
+    factor = source[previous].float() @ target[candidates].float().mT
+    before = probabilities[:, :, None]
+    highest = factor.masked_fill(before == 0, float("-inf")).amax(-1, keepdim=True)
+    weight = torch.where(before > 0, before * (factor - highest).exp(), 0.0)
+    after = (weight / weight.sum(-1, keepdim=True) * before.sum(-1, keepdim=True)).nan_to_num(nan=0.0)
+    after, order = after.sort(dim=-1, descending=True, stable=True)
+    return after[..., :num_ranks].contiguous(), order[..., :num_ranks].to(torch.int32)

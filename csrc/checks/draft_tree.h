@@ -22,8 +22,7 @@ inline void check_draft_tree(
   order ? check_shape("probabilities", probabilities, {kAny, kAny, kAny, kAny})
         : check_shape("probabilities", probabilities, {kAny, kAny, kAny});
   const int64_t batch = probabilities.size(0), k = probabilities.size(1), ranks = probabilities.size(-1);
-  TORCH_CHECK_VALUE(
-      k >= 1 && ranks >= 1, "probabilities: got ", k, " offsets and ", ranks, " ranks, expected at least one of each");
+  check_some_marginals(probabilities);
   check_shape("candidates", candidates, {batch, k, order ? probabilities.size(2) : ranks});
   if (order) {
     check_shape("order", *order, probabilities.sizes());

@@ -48,6 +48,13 @@ inline void check_last(const char* name, const at::Tensor& tensor, int64_t width
       ", expected last dimension ", width);
 }
 
+// probabilities [B, k, .., ranks].
+inline void check_some_marginals(const at::Tensor& probabilities) {
+  const int64_t k = probabilities.size(1), ranks = probabilities.size(-1);
+  TORCH_CHECK_VALUE(
+      k >= 1 && ranks >= 1, "probabilities: got ", k, " offsets and ", ranks, " ranks, expected at least one of each");
+}
+
 // All on the device of the first.
 inline void check_same_device(std::initializer_list<std::pair<const char*, const at::Tensor&>> tensors) {
   const auto& [first_name, first] = *tensors.begin();

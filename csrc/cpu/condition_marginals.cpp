@@ -29,14 +29,14 @@ cpu::TokenTable<T> table(const Tensor& rows) {
 template <typename T>
 void run(
     const Tensor& probabilities, const Tensor& candidates, const Tensor& root_token, const Tensor& source, const Tensor& target,
-    Tensor& out_probabilities, Tensor& out_candidates) {
-  const int64_t offsets = probabilities.size(1), count = probabilities.size(2), ranks = out_probabilities.size(2);
+    Tensor& out_probabilities, Tensor& order) {
+  const int64_t offsets = probabilities.size(1), count = probabilities.size(2), ranks = order.size(3);
   for (int64_t b = 0; b < probabilities.size(0); ++b) {
-    const int64_t in = b * offsets * count, out = b * offsets * ranks;
+    const int64_t in = b * offsets * count, out = in * ranks;
     cpu::condition_marginals(
         probabilities.const_data_ptr<float>() + in, candidates.const_data_ptr<int64_t>() + in, offsets, count,
         root_token.const_data_ptr<int64_t>()[b], table<T>(source), table<T>(target), source.size(1), ranks,
-        out_probabilities.data_ptr<float>() + out, out_candidates.data_ptr<int64_t>() + out);
+        out_probabilities.data_ptr<float>() + out, order.data_ptr<int32_t>() + out);
   }
 }
 
@@ -50,6 +50,7 @@ std::tuple<Tensor, Tensor> condition_marginals(
        {"source", source},
        {"target", target}});
   check_shape("probabilities", probabilities, {kAny, kAny, kAny});
+  check_some_marginals(probabilities);
   check_shape("candidates", candidates, probabilities.sizes());
   check_shape("root_token", root_token, {probabilities.size(0)});
   check_shape("source", source, {kAny, kAny});
@@ -66,15 +67,15 @@ std::tuple<Tensor, Tensor> condition_marginals(
   check_tokens("root_token", roots, vocab);
   const Tensor from = source.stride(1) == 1 ? source : source.contiguous();
   const Tensor to = target.stride(1) == 1 ? target : target.contiguous();
-  Tensor out_probabilities = at::empty({given.size(0), given.size(1), num_ranks}, probabilities.options());
-  Tensor out_candidates = at::empty(out_probabilities.sizes(), candidates.options());
+  Tensor out_probabilities = at::empty({given.size(0), given.size(1), count, num_ranks}, probabilities.options());
+  Tensor order = at::empty(out_probabilities.sizes(), candidates.options().dtype(at::kInt));
   switch (source.scalar_type()) {
-    case at::kHalf: run<cpu::float16>(given, tokens, roots, from, to, out_probabilities, out_candidates); break;
-    case at::kBFloat16: run<cpu::bfloat16>(given, tokens, roots, from, to, out_probabilities, out_candidates); break;
-    case at::kDouble: run<double>(given, tokens, roots, from, to, out_probabilities, out_candidates); break;
-    default: run<float>(given, tokens, roots, from, to, out_probabilities, out_candidates);
+    case at::kHalf: run<cpu::float16>(given, tokens, roots, from, to, out_probabilities, order); break;
+    case at::kBFloat16: run<cpu::bfloat16>(given, tokens, roots, from, to, out_probabilities, order); break;
+    case at::kDouble: run<double>(given, tokens, roots, from, to, out_probabilities, order); break;
+    default: run<float>(given, tokens, roots, from, to, out_probabilities, order);
   }
-  return {out_probabilities, out_candidates};
+  return {out_probabilities, order};
 }
 
 }  // namespace

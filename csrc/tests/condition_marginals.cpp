@@ -56,14 +56,14 @@ void one_case(uint64_t seed, double rounding) {
   for (int64_t& token : tokens) token = random.below(vocab);
   const int64_t root = random.below(vocab);
 
-  std::vector<float> probabilities(offsets * ranks, -7.0f);
-  std::vector<int64_t> candidates(offsets * ranks, -7);
+  std::vector<float> probabilities(offsets * count * ranks, -7.0f);
+  std::vector<int32_t> chosen(offsets * count * ranks, -7);
   cpu::condition_marginals<T>(
       given.data(), tokens.data(), offsets, count, root, {source.data(), stride}, {target.data(), stride}, width, ranks,
-      probabilities.data(), candidates.data());
+      probabilities.data(), chosen.data());
 
-  int64_t previous = root;
-  for (int64_t depth = 0; depth < offsets; ++depth) {
+  for (int64_t row = 0; row < offsets * count; ++row) {
+    const int64_t depth = row / count, previous = depth == 0 ? root : tokens[row - count];
     const int64_t* from = tokens.data() + depth * count;
     const std::vector<double> exact =
         exact_depth(given.data() + depth * count, from, count, source.data() + previous * stride, target, stride, width);
@@ -71,36 +71,34 @@ void one_case(uint64_t seed, double rounding) {
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return exact[a] > exact[b]; });
     for (int64_t r = 0; r < ranks; ++r) {
-      const int64_t place = depth * ranks + r;
-      CHECK(candidates[place] == from[order[r]], seed, depth, r);
-      CHECK(std::abs(probabilities[place] - exact[order[r]]) <= rounding * exact[order[r]] + 1e-37, seed, depth, r);
+      const int64_t place = row * ranks + r;
+      CHECK(chosen[place] == order[r], seed, row, r);
+      CHECK(std::abs(probabilities[place] - exact[order[r]]) <= rounding * exact[order[r]] + 1e-37, seed, row, r);
     }
-    previous = candidates[depth * ranks];
   }
 }
 
 // One candidate's factor, the other's being 0; both have probability 1/2.
-void one_factor(float factor, float first, float second, int64_t best) {
+void one_factor(float factor, float first, float second, int32_t best) {
   const std::vector<float> given = {0.5f, 0.5f}, source = {1.0f, 1.0f}, target = {0.0f, factor};
   const std::vector<int64_t> tokens = {0, 1};
-  std::vector<float> probabilities(2);
-  std::vector<int64_t> candidates(2);
+  std::vector<float> probabilities(4);
+  std::vector<int32_t> order(4);
   cpu::condition_marginals<float>(
-      given.data(), tokens.data(), 1, 2, 0, {source.data(), 1}, {target.data(), 1}, 1, 2, probabilities.data(),
-      candidates.data());
-  CHECK(probabilities[0] == first && probabilities[1] == second, factor);
-  CHECK(candidates[0] == best && candidates[1] == 1 - best, factor);
+      given.data(), tokens.data(), 1, 2, 0, {source.data(), 1}, {target.data(), 1}, 1, 2, probabilities.data(), order.data());
+  CHECK((probabilities == std::vector<float>{first, second, first, second}), factor);
+  CHECK((order == std::vector<int32_t>{best, 1 - best, best, 1 - best}), factor);
 }
 
 // A small probability whose factor outweighs all others takes everything.
 void tiny_probability() {
   const std::vector<float> given = {0.75f, 1e-42f}, source = {1.0f, 1.0f}, target = {0.0f, 3000.0f};
   const std::vector<int64_t> tokens = {0, 1};
-  float probability;
-  int64_t candidate;
+  std::vector<float> probabilities(2);
+  std::vector<int32_t> order(2);
   cpu::condition_marginals<float>(
-      given.data(), tokens.data(), 1, 2, 0, {source.data(), 1}, {target.data(), 1}, 1, 1, &probability, &candidate);
-  CHECK(candidate == 1 && probability == 0.75f, probability);
+      given.data(), tokens.data(), 1, 2, 0, {source.data(), 1}, {target.data(), 1}, 1, 1, probabilities.data(), order.data());
+  CHECK(order[0] == 1 && probabilities[0] == 0.75f, probabilities[0]);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 A pseudo row is computed before the tokens between its node and its position are chosen. When a tree is drafted they are
 known, or drafted themselves: `firp_kernels.condition_marginals` then multiplies p(x) by exp(source[c] . target[x]), where
-c is the token before x. Both tables are linear in the embeddings, so rare tokens borrow from their neighbours.
+c is the token of x's parent. Both tables are linear in the embeddings, so rare tokens borrow from their neighbours.
 """
 
 from __future__ import annotations

@@ -185,19 +185,17 @@ class Drafter:
 
     def draft(self, probabilities: Tensor, candidates: Tensor, root_token: Tensor, num_offsets: Tensor) -> DraftTree:
         """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable."""
-        config = self.config
+        config, order = self.config, None
         if self.transition is not None:
             ranks = min(self._drafted_ranks, candidates.shape[2])
-            probabilities, candidates = self.ops.condition_marginals(
-                probabilities, candidates, root_token, *self.transition, ranks
-            )
+            probabilities, order = self.ops.condition_marginals(probabilities, candidates, root_token, *self.transition, ranks)
         if config.kind == "dynamic":
             return DraftTree(
                 *self.ops.draft_tree(
-                    probabilities, candidates, root_token, num_offsets, config.num_nodes, config.num_lookahead
+                    probabilities, candidates, root_token, num_offsets, config.num_nodes, config.num_lookahead, order
                 )
             )
-        return self._static(candidates, root_token, num_offsets)
+        return self._static(candidates, root_token, num_offsets, order)
 
     @cached_property
     def _template(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -222,7 +220,7 @@ class Drafter:
         within = [True] + [max(path) < available for path in self.paths]
         return torch.tensor(within + [False] * (self.config.num_nodes - len(within)))
 
-    def _static(self, candidates: Tensor, root_token: Tensor, num_offsets: Tensor) -> DraftTree:
+    def _static(self, candidates: Tensor, root_token: Tensor, num_offsets: Tensor, order: Tensor | None) -> DraftTree:
         available = candidates.shape[2]
         device = candidates.device
         if (device, available) not in self._on_device:
@@ -233,7 +231,15 @@ class Drafter:
         drafted = (depths <= num_offsets[:, None]) & (parents >= 0) & within
         real = drafted | is_root
         level = (depths.long() - 1).clamp(min=0)
-        tokens = torch.where(real, candidates[:, level, ranks.clamp(max=available - 1)], 0)
+        ranks = ranks.clamp(max=available - 1)
+        sequence = torch.arange(len(candidates), device=device)[:, None]
+        held = ranks.expand(real.shape)
+        if order is not None:
+            held = torch.zeros_like(held)
+            for depth in range(1, self.num_offsets + 1):
+                chosen = order[sequence, level, held[:, parents.clamp(min=0)], ranks.clamp(max=order.shape[3] - 1)].long()
+                held = torch.where(depths == depth, chosen, held)
+        tokens = torch.where(real, candidates[sequence, level, held], 0)
         tokens[:, 0] = root_token
         own = torch.eye(len(parents), dtype=torch.bool, device=device)
         ancestors = pack_ancestors(torch.where(real[..., None], visible, own))

@@ -1,4 +1,4 @@
-"""Marginals that know the token before them, against sums of products in float64, depth by depth."""
+"""Marginals behind each token that may come before them, against sums of products in float64, row by row."""
 
 import math
 
@@ -16,28 +16,29 @@ INFINITE, NAN = float("inf"), float("nan")
 
 
 def exact(probabilities, candidates, root_token, source, target):
-    """Lists [B][k] of (probability, token), descending, the earlier first among equals."""
+    """Lists [B][k][K] of rows of (probability, candidate), descending, the earlier first among equals."""
     source, target = source.double().tolist(), target.double().tolist()
+
+    def row(before, tokens, previous):
+        factors = [math.fsum(a * b for a, b in zip(source[previous], target[token], strict=True)) for token in tokens]
+        highest = max((f for f, p in zip(factors, before, strict=True) if p > 0), default=0.0)
+        weights = [p * math.exp(f - highest) if p > 0 else 0.0 for f, p in zip(factors, before, strict=True)]
+        scale = sum(before) / sum(weights) if sum(weights) > 0 else 0.0
+        return sorted(zip((w * scale for w in weights), range(len(tokens)), strict=True), key=lambda pair: -pair[0])
+
     out = []
-    for given_depths, token_depths, previous in zip(probabilities.tolist(), candidates.tolist(), root_token.tolist(), strict=True):
-        out.append([])
-        for before, tokens in zip(given_depths, token_depths, strict=True):
-            factors = [math.fsum(a * b for a, b in zip(source[previous], target[token], strict=True)) for token in tokens]
-            highest = max((f for f, p in zip(factors, before, strict=True) if p > 0), default=0.0)
-            weights = [p * math.exp(f - highest) if p > 0 else 0.0 for f, p in zip(factors, before, strict=True)]
-            scale = sum(before) / sum(weights) if sum(weights) > 0 else 0.0
-            ranked = sorted(zip((w * scale for w in weights), tokens, strict=True), key=lambda pair: -pair[0])
-            out[-1].append(ranked)
-            previous = ranked[0][1]
+    for given_depths, depths, root in zip(probabilities.tolist(), candidates.tolist(), root_token.tolist(), strict=True):
+        above = [[root] * len(depths[0]), *depths[:-1]]
+        out.append([[row(p, t, c) for c in before] for p, t, before in zip(given_depths, depths, above, strict=True)])
     return out
 
 
 def check(returned, expected, ranks, rtol=2e-6):
-    probabilities, candidates = returned
-    assert probabilities.dtype == torch.float32 and candidates.dtype == torch.int64
-    assert candidates.tolist() == [[[token for _, token in depth[:ranks]] for depth in depths] for depths in expected]
-    wanted = torch.tensor([[[p for p, _ in depth[:ranks]] for depth in depths] for depths in expected], dtype=torch.float64)
-    torch.testing.assert_close(probabilities.double(), wanted.view(probabilities.shape), rtol=rtol, atol=1e-37)
+    probabilities, order = returned
+    assert probabilities.dtype == torch.float32 and order.dtype == torch.int32
+    wanted = torch.tensor([[[row[:ranks] for row in depth] for depth in depths] for depths in expected], dtype=torch.float64)
+    assert torch.equal(order.long(), wanted[..., 1].long())
+    torch.testing.assert_close(probabilities.double(), wanted[..., 0], rtol=rtol, atol=1e-37)
 
 
 def random_case(seed, dtype, vocab=97, width=64, batch=2, offsets=3, count=16):
@@ -58,7 +59,7 @@ def test_condition_marginals(impl, dtype, width, count, ranks):
         probabilities = returned[0]
         assert bool((probabilities[..., 1:] <= probabilities[..., :-1]).all())
         if ranks == count:
-            torch.testing.assert_close(probabilities.sum(-1), args[0].sum(-1))
+            torch.testing.assert_close(probabilities.sum(-1), args[0].sum(-1)[..., None].expand(-1, -1, count))
 
 
 @st.composite
@@ -91,39 +92,49 @@ def test_ties_zeros_and_chains(args):
 
 
 @BOTH
-def test_a_depth_follows_the_best_of_the_depth_above(impl):
-    """Depth 1 lifts token 3 behind root 0; depth 2 is read behind 3, not behind 2, which came first before."""
+def test_a_row_follows_its_candidate(impl):
+    """Root 0 lifts token 3; behind 2 comes 4, behind 3 comes 5."""
     source, target = torch.zeros(6, 6), torch.eye(6) * 50
     source[0, 3] = source[3, 5] = source[2, 4] = 1.0
     probabilities = torch.tensor([[[0.5, 0.25], [0.5, 0.25]]])
-    candidates = torch.tensor([[[2, 3], [4, 5]]])
-    conditioned, tokens = kernels.condition_marginals(probabilities, candidates, torch.tensor([0]), source, target, 1, impl=impl)
-    assert conditioned.tolist() == [[[0.75], [0.75]]] and tokens.tolist() == [[[3], [5]]]
+    candidates = torch.tensor([[[2, 3], [5, 4]]])
+    conditioned, order = kernels.condition_marginals(probabilities, candidates, torch.tensor([0]), source, target, 1, impl=impl)
+    assert conditioned.tolist() == [[[[0.75], [0.75]]] * 2] and order.tolist() == [[[[1], [1]], [[1], [0]]]]
 
 
 @BOTH
 @pytest.mark.parametrize(
     "factor, expected, order",
-    [(NAN, [0.0, 0.0, 0.0], [1, 2, 3]), (INFINITE, [0.0, 0.0, 0.0], [1, 2, 3]), (-INFINITE, [0.375, 0.375, 0.0], [1, 3, 2])],
+    [(NAN, [0.0, 0.0, 0.0], [0, 1, 2]), (INFINITE, [0.0, 0.0, 0.0], [0, 1, 2]), (-INFINITE, [0.375, 0.375, 0.0], [0, 2, 1])],
 )
 def test_broken_factors(impl, factor, expected, order):
-    """Token 2's factor breaks: an emptied depth 1 still leads to depth 2, where token 2 has probability 0 and no say."""
+    """Token 2's factor breaks: depth 1 is emptied, and at depth 2 token 2 has probability 0 and no say."""
     source, target = torch.tensor([[1.0, 0.0]] * 6), torch.zeros(6, 2)
     source[1, 1], target[2, 0], target[5, 1] = 1.0, factor, 200.0
     probabilities = torch.tensor([[[0.25, 0.25, 0.25], [0.5, 0.25, 0.0]]])
     candidates = torch.tensor([[[1, 2, 3], [4, 5, 2]]])
     args = (probabilities, candidates, torch.tensor([0]), source, target, 3)
-    conditioned, tokens = kernels.condition_marginals(*args, impl=impl)
-    assert conditioned.tolist() == [[expected, [0.75, 0.0, 0.0]]] and tokens.tolist() == [[order, [5, 4, 2]]]
+    conditioned, places = kernels.condition_marginals(*args, impl=impl)
+    plain = [0.5, 0.25, 0.0]
+    assert conditioned.tolist() == [[[expected] * 3, [[0.75, 0.0, 0.0], plain, plain]]]
+    assert places.tolist() == [[[order] * 3, [[1, 0, 2], [0, 1, 2], [0, 1, 2]]]]
+
+
+@BOTH
+def test_a_tiny_probability_with_a_large_factor_takes_everything(impl):
+    probabilities, candidates = torch.tensor([[[0.75, 1e-42]]]), torch.tensor([[[0, 1]]])
+    tables = torch.ones(2, 1), torch.tensor([[0.0], [3000.0]])
+    conditioned, order = kernels.condition_marginals(probabilities, candidates, torch.tensor([0]), *tables, 2, impl=impl)
+    assert conditioned.tolist() == [[[[0.75, 0.0]] * 2]] and order.tolist() == [[[[1, 0]] * 2]]
 
 
 @BOTH
 def test_a_depth_without_probabilities_keeps_its_order(impl):
     probabilities, candidates, root_token, source, target = random_case(0, torch.float32)
     probabilities[:, 1] = 0.0
-    conditioned, tokens = kernels.condition_marginals(probabilities, candidates, root_token, source, target, 5, impl=impl)
-    assert not conditioned[:, 1].any() and torch.equal(tokens[:, 1], candidates[:, 1, :5])
-    check((conditioned, tokens), exact(probabilities, candidates, root_token, source, target), 5, rtol=1e-5)
+    returned = kernels.condition_marginals(probabilities, candidates, root_token, source, target, 5, impl=impl)
+    assert not returned[0][:, 1].any() and torch.equal(returned[1][:, 1], torch.arange(5, dtype=torch.int32).expand(2, 16, 5))
+    check(returned, exact(probabilities, candidates, root_token, source, target), 5, rtol=1e-5)
 
 
 @BOTH
@@ -146,7 +157,7 @@ def test_strided_inputs(impl, dtype):
 def test_implementations_agree(dtype):
     for seed in range(50):
         args = random_case(seed, dtype)
-        expected, tokens = kernels.condition_marginals(*args, 16, impl="reference")
-        returned, same_tokens = kernels.condition_marginals(*args, 16, impl="extension")
-        assert torch.equal(same_tokens, tokens)
+        expected, order = kernels.condition_marginals(*args, 16, impl="reference")
+        returned, same_order = kernels.condition_marginals(*args, 16, impl="extension")
+        assert torch.equal(same_order, order)
         torch.testing.assert_close(returned, expected, rtol=1e-5, atol=1e-37)
