@@ -17,7 +17,10 @@ inline void check_draft_tree(
     const at::Tensor& probabilities, const at::Tensor& candidates, const at::Tensor& root_token, const at::Tensor& num_offsets,
     int64_t num_nodes, int64_t num_lookahead, const std::optional<at::Tensor>& order) {
   check_same_device(
-      {{"probabilities", probabilities}, {"candidates", candidates}, {"root_token", root_token}, {"num_offsets", num_offsets},
+      {{"probabilities", probabilities},
+       {"candidates", candidates},
+       {"root_token", root_token},
+       {"num_offsets", num_offsets},
        {"order", order ? *order : probabilities}});
   order ? check_shape("probabilities", probabilities, {kAny, kAny, kAny, kAny})
         : check_shape("probabilities", probabilities, {kAny, kAny, kAny});

@@ -20,7 +20,8 @@ void run(const at::Tensor& logits, const int64_t* rows, at::Tensor& probabilitie
     for (int64_t i = first; i < last; ++i) {
       const T* row = scores + i / count * logits.stride(0) + rows[i] * logits.stride(1);
       cpu::top_marginals(
-          cpu::best_isa(), row, vocab, ranks, probabilities.data_ptr<float>() + i * ranks, candidates.data_ptr<int64_t>() + i * ranks);
+          cpu::best_isa(), row, vocab, ranks, probabilities.data_ptr<float>() + i * ranks,
+          candidates.data_ptr<int64_t>() + i * ranks);
     }
   });
 }

@@ -12,7 +12,8 @@ namespace {
 template <typename T>
 void one_case(uint64_t seed) {
   Random random(seed);
-  const int64_t vocab = random.choice({1, 3, 16, 63, 64, 65, 130, 1000}), ranks = random.between(1, std::min<int64_t>(vocab, 20));
+  const int64_t vocab = random.choice({1, 3, 16, 63, 64, 65, 130, 1000}),
+                ranks = random.between(1, std::min<int64_t>(vocab, 20));
   std::vector<T> logits = normals<T>(random, vocab);
   if (random.chance(0.5)) {
     for (T& value : logits) value = number<T>(std::round(static_cast<float>(real(value))));

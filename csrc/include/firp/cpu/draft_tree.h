@@ -24,7 +24,9 @@ struct Marginals {
   const int32_t* order;
   int64_t width, ranks;
 
-  int64_t place(int64_t level, int64_t row, int64_t rank) const { return ((order ? level * width + row : level) * ranks) + rank; }
+  int64_t place(int64_t level, int64_t row, int64_t rank) const {
+    return ((order ? level * width + row : level) * ranks) + rank;
+  }
   // The candidate of a rank.
   int64_t candidate(int64_t level, int64_t row, int64_t rank) const { return order ? order[place(level, row, rank)] : rank; }
 };
