@@ -17,7 +17,7 @@ from firp_kernels import reference
 
 NAMESPACE = "firp"
 IMPLEMENTATIONS = ("reference", "triton", "extension")
-TRITON_OPS = ("write_cache", "tree_attention", "predictor_projection", "verify_tree")
+TRITON_OPS = ("write_cache", "tree_attention", "predictor_projection", "verify_tree", "condition_marginals")
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _owners: dict[tuple[str, str], str] = {}

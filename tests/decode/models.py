@@ -112,7 +112,7 @@ def tiny_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_
         weight, transition = predictor.weight, predictor.transition
         if kind == "random":
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.3)
-            transition.copy_(torch.randn(transition.shape, generator=generator) * 0.1)
+            transition.copy_(torch.randn(transition.shape, generator=generator) * 0.05)
         elif kind == "inverted":
             weight.neg_()
             transition[0], transition[1] = 0.3, -0.3

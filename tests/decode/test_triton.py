@@ -12,7 +12,7 @@ from triton.runtime.jit import KernelInterface
 from firp_kernels import registry
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MOST_LAUNCHES = {"write_cache": 1, "tree_attention": 2, "predictor_projection": 1, "verify_tree": 2}
+MOST_LAUNCHES = {"write_cache": 1, "tree_attention": 2, "predictor_projection": 1, "verify_tree": 2, "condition_marginals": 1}
 NEW_TOKENS = 10
 
 
@@ -65,7 +65,7 @@ def test_an_engine_over_triton_kernels_equals_hugging_face(family, launches):
     for name, most in MOST_LAUNCHES.items():
         assert per_call[name] and per_call[name] <= set(range(1, most + 1)), (name, per_call[name])
     steps = calls["verify_tree"]
-    assert calls["predictor_projection"] == steps
+    assert calls["predictor_projection"] == calls["condition_marginals"] == steps
     assert calls["tree_attention"] == calls["write_cache"] == model.config.num_hidden_layers * steps
 
 

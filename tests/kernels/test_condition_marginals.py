@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_implementations import implementations
@@ -11,7 +12,8 @@ from test_implementations import implementations
 import firp_kernels as kernels
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-BOTH = pytest.mark.parametrize("impl", implementations("condition_marginals"))
+IMPLEMENTATIONS = [*implementations("condition_marginals"), "triton"]
+ALL = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 INFINITE, NAN = float("inf"), float("nan")
 
 
@@ -41,6 +43,12 @@ def check(returned, expected, ranks, rtol=2e-6):
     torch.testing.assert_close(probabilities.double(), wanted[..., 0], rtol=rtol, atol=1e-37)
 
 
+def run(*args, impl):
+    """On the CPU; a Triton kernel runs on a GPU where there is one, else in the interpreter."""
+    device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
+    return tuple(out.cpu() for out in kernels.condition_marginals(*moved(args, device), impl=impl))
+
+
 def random_case(seed, dtype, vocab=97, width=64, batch=2, offsets=3, count=16):
     generator = torch.Generator().manual_seed(seed)
     source, target = (torch.randn(vocab, width, generator=generator).mul(0.4).to(dtype) for _ in range(2))
@@ -48,13 +56,13 @@ def random_case(seed, dtype, vocab=97, width=64, batch=2, offsets=3, count=16):
     return probabilities, candidates, torch.randint(vocab, (batch,), generator=generator), source, target
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("width, count, ranks", [(64, 16, 16), (64, 16, 7), (1, 1, 1), (17, 5, 2), (0, 3, 3)])
 def test_condition_marginals(impl, dtype, width, count, ranks):
     for seed in range(5):
         args = random_case(seed, dtype, width=width, count=count)
-        returned = kernels.condition_marginals(*args, ranks, impl=impl)
+        returned = run(*args, ranks, impl=impl)
         check(returned, exact(*args), ranks, rtol=1e-5)
         probabilities = returned[0]
         assert bool((probabilities[..., 1:] <= probabilities[..., :-1]).all())
@@ -84,25 +92,25 @@ def small_cases(draw):
     )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(small_cases())
 def test_ties_zeros_and_chains(args):
-    for impl in implementations("condition_marginals"):
-        check(kernels.condition_marginals(*args, impl=impl), exact(*args[:-1]), args[-1])
+    for impl in IMPLEMENTATIONS:
+        check(run(*args, impl=impl), exact(*args[:-1]), args[-1])
 
 
-@BOTH
+@ALL
 def test_a_row_follows_its_candidate(impl):
     """Root 0 lifts token 3; behind 2 comes 4, behind 3 comes 5."""
     source, target = torch.zeros(6, 6), torch.eye(6) * 50
     source[0, 3] = source[3, 5] = source[2, 4] = 1.0
     probabilities = torch.tensor([[[0.5, 0.25], [0.5, 0.25]]])
     candidates = torch.tensor([[[2, 3], [5, 4]]])
-    conditioned, order = kernels.condition_marginals(probabilities, candidates, torch.tensor([0]), source, target, 1, impl=impl)
+    conditioned, order = run(probabilities, candidates, torch.tensor([0]), source, target, 1, impl=impl)
     assert conditioned.tolist() == [[[[0.75], [0.75]]] * 2] and order.tolist() == [[[[1], [1]], [[1], [0]]]]
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     "factor, expected, order",
     [(NAN, [0.0, 0.0, 0.0], [0, 1, 2]), (INFINITE, [0.0, 0.0, 0.0], [0, 1, 2]), (-INFINITE, [0.375, 0.375, 0.0], [0, 2, 1])],
@@ -114,30 +122,30 @@ def test_broken_factors(impl, factor, expected, order):
     probabilities = torch.tensor([[[0.25, 0.25, 0.25], [0.5, 0.25, 0.0]]])
     candidates = torch.tensor([[[1, 2, 3], [4, 5, 2]]])
     args = (probabilities, candidates, torch.tensor([0]), source, target, 3)
-    conditioned, places = kernels.condition_marginals(*args, impl=impl)
+    conditioned, places = run(*args, impl=impl)
     plain = [0.5, 0.25, 0.0]
     assert conditioned.tolist() == [[[expected] * 3, [[0.75, 0.0, 0.0], plain, plain]]]
     assert places.tolist() == [[[order] * 3, [[1, 0, 2], [0, 1, 2], [0, 1, 2]]]]
 
 
-@BOTH
+@ALL
 def test_a_tiny_probability_with_a_large_factor_takes_everything(impl):
     probabilities, candidates = torch.tensor([[[0.75, 1e-42]]]), torch.tensor([[[0, 1]]])
     tables = torch.ones(2, 1), torch.tensor([[0.0], [3000.0]])
-    conditioned, order = kernels.condition_marginals(probabilities, candidates, torch.tensor([0]), *tables, 2, impl=impl)
+    conditioned, order = run(probabilities, candidates, torch.tensor([0]), *tables, 2, impl=impl)
     assert conditioned.tolist() == [[[[0.75, 0.0]] * 2]] and order.tolist() == [[[[1, 0]] * 2]]
 
 
-@BOTH
+@ALL
 def test_a_depth_without_probabilities_keeps_its_order(impl):
     probabilities, candidates, root_token, source, target = random_case(0, torch.float32)
     probabilities[:, 1] = 0.0
-    returned = kernels.condition_marginals(probabilities, candidates, root_token, source, target, 5, impl=impl)
+    returned = run(probabilities, candidates, root_token, source, target, 5, impl=impl)
     assert not returned[0][:, 1].any() and torch.equal(returned[1][:, 1], torch.arange(5, dtype=torch.int32).expand(2, 16, 5))
     check(returned, exact(probabilities, candidates, root_token, source, target), 5, rtol=1e-5)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_strided_inputs(impl, dtype):
     dense = probabilities, candidates, root_token, source, target = random_case(1, dtype)
@@ -149,15 +157,15 @@ def test_strided_inputs(impl, dtype):
     )
     expected = exact(*dense)
     for tables in ((pair[:, 0], pair[:, 1]), (source.T.contiguous().T, target.repeat_interleave(2, 1)[:, ::2])):
-        check(kernels.condition_marginals(*strided, *tables, 8, impl=impl), expected, 8, rtol=1e-5)
+        check(run(*strided, *tables, 8, impl=impl), expected, 8, rtol=1e-5)
 
 
-@pytest.mark.skipif("extension" not in implementations("condition_marginals"), reason="the C++ extension is not built")
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS[1:])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_implementations_agree(dtype):
-    for seed in range(50):
+def test_implementations_agree(impl, dtype):
+    for seed in range(3 if impl == "triton" else 50):
         args = random_case(seed, dtype)
-        expected, order = kernels.condition_marginals(*args, 16, impl="reference")
-        returned, same_order = kernels.condition_marginals(*args, 16, impl="extension")
+        expected, order = run(*args, 16, impl="reference")
+        returned, same_order = run(*args, 16, impl=impl)
         assert torch.equal(same_order, order)
         torch.testing.assert_close(returned, expected, rtol=1e-5, atol=1e-37)
