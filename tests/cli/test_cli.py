@@ -56,7 +56,7 @@ def test_distill_then_train(cli, folder, tmp_path):
     with np.load(data) as arrays:
         assert len(arrays["prompt_lengths"]) == 20 and arrays["offsets"][-1] == len(arrays["tokens"])
         assert set(arrays["greedy"].tolist()) == {True, False}
-    train = ("train", "--data", data, "--output", output, *common, "--insertion-layer", 2, "--steps", 3, "--batch-size", 4, "--held-out", 4, "--anchors", 4, "--max-length", 32)
+    train = ("train", "--data", data, "--output", output, *common, "--insertion-layer", 2, "--steps", 3, "--batch-size", 4, "--held-out", 4, "--anchors", 4, "--max-length", 32, "--transition-rank", 4)
     code, out, err = cli(*train)
     assert code == 0, err
     assert (output / "model.safetensors").is_file()
