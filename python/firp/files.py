@@ -1,18 +1,149 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and one sentence for every fault of the disk."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
+
+FREE_SPACE = "free some space or choose another place"
+OTHER_PLACE = "choose a place that can be written"
+REMEDIES = {
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EACCES: OTHER_PLACE,
+    errno.EPERM: OTHER_PLACE,
+    errno.EROFS: OTHER_PLACE,
+    errno.EISDIR: "name a file in it",
+}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path), then move the result to `path`: a kill leaves the old file or the new one."""
+    """Call write(temporary path), then move the result to `path`: a kill leaves the old one or the new one.
+
+    Args:
+        path: a file, or a folder that is not there yet; folders above it are made.
+
+    Raises:
+        OSError: what the disk refuses, in one sentence; whatever was at `path` is unchanged.
+    """
+    with explained(path), staging(path) as folder:
+        write(folder / path.name)
+        os.replace(folder / path.name, path)
+
+
+@contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write in, removed at the end; those that killed processes left for `path` go first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{os.getpid()}.{path.name}")
+    remove_stale(path)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+        with _held(folder):
+            if not folder.is_dir():  # another process took it for stale before it was locked
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what killed processes left beside `path`: staging folders that no process holds."""
+    with suppress(OSError):
+        for folder in [Path(entry.path) for entry in os.scandir(path.parent) if entry.name.startswith(_prefix(path))]:
+            with suppress(OSError), _held(folder) as held:
+                if held:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise the OSError that writing the file `path` would end in, before the work that it is to hold."""
+    with explained(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with staging(path) as folder:
+            (folder / path.name).touch()
+
+
+@contextmanager
+def locked(folder: Path, waiting: str | None = None) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out; a process that ends, however it ends, lets go.
+
+    Args:
+        waiting: said on stderr where another process holds it, which is then waited for; None does not wait.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    with _held(folder) as held:
+        if held is not False:
+            yield
+            return
+    if waiting is None:
+        raise BlockingIOError(f"{folder}: another process is at work in it; wait for it or choose another folder")
+    print(f"firp: {waiting}", file=sys.stderr)
+    with _held(folder, wait=True):
+        yield
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the disk, or a serializer on it, raises while `path` is written into one sentence.
+
+    Raises:
+        OSError: of the subclass and errno of the cause; the sentence names `path`, the reason and what to do.
+    """
     try:
-        write(staging)
-        os.replace(staging, path)
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch.save reports a failed write as a RuntimeError; the OSError is what it was handling.
+        cause = error.__context__ if isinstance(error.__context__, OSError) and not isinstance(error, OSError) else error
+        number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+        code = int(number[1]) if number else getattr(cause, "errno", None)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = os.strerror(code) if number else getattr(cause, "strerror", None) or lines[0]
+        blocker = next((above for above in path.parents if above.exists()), None)
+        if code in (errno.EEXIST, errno.ENOTDIR) and blocker is not None and not blocker.is_dir():
+            reason = f"{blocker} is a file, expected a folder"
+        remedy = REMEDIES.get(code, "choose another place")
+        sentence = f"cannot write {path}: {reason}; what was there before is unchanged; {remedy}"
+        explanation = type(cause)(sentence) if isinstance(cause, OSError) else OSError(sentence)
+        explanation.errno = code
+        raise explanation from error
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:40]}.firp-"
+
+
+@contextmanager
+def _held(folder: Path, wait: bool = False) -> Iterator[bool | None]:
+    """Lock a folder: True, False where another process has it, None where the system or its disk knows no locks."""
+    if fcntl is None:
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError as error:
+            held = False if isinstance(error, BlockingIOError) else None
+        yield held
     finally:
-        staging.unlink(missing_ok=True)
+        os.close(descriptor)

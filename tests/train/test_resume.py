@@ -47,8 +47,8 @@ def test_a_killed_step_leaves_the_last_checkpoint(setup, tmp_path, monkeypatch):
     trainer.run(time_limit_s=0.0)
     before = (tmp_path / "run" / CHECKPOINT).read_bytes()
 
-    def torn(state, path):
-        path.write_bytes(b"half")
+    def torn(state, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", torn)

@@ -15,7 +15,7 @@ from firp.bench.report import print_table
 from firp.bench.runner import report, run_methods
 from firp.bench.step_cost import SIZES, measure_step_cost, print_step_cost
 from firp.cli import options
-from firp.files import write_atomically
+from firp.files import check_writable, write_atomically
 from firp.models import load_model
 from firp.prompts import load_prompts
 from firp.tuned import own_tree
@@ -44,6 +44,9 @@ def bench(
     contexts: Annotated[str, typer.Option(help="Of --random-weights: tokens before a step, comma-separated.")] = "1024,4096",
 ) -> None:
     """Run decoding methods on the same prompts, interleaved, and report tau, tokens/s, ratios and equality."""
+    for output in (json_path, plot):
+        if output is not None:
+            check_writable(output)
     if random_weights is not None:
         if plot is not None:
             raise ValueError("plot: given with random_weights, expected one of them")
@@ -79,7 +82,7 @@ def bench(
     print_table(document)
     _write(json_path, document)
     if plot is not None:
-        draw(document, plot)
+        write_atomically(plot, lambda path: draw(document, path))
 
 
 def _write(json_path: Path | None, document: dict) -> None:

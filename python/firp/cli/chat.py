@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import torch
@@ -14,11 +17,19 @@ from firp.cli import options
 from firp.cli.streaming import MarkingStreamer
 from firp.engine import Engine
 from firp.generate import generate
+from firp.metrics import StepEvent
 from firp.models import load_model
 from firp.prompts import encode
 from firp.rotary import context_limit
 
-HELP = "/reset forgets the conversation, /exit ends it; green tokens came free"
+HELP = (
+    "/reset forgets the conversation, /exit ends it; Ctrl-C ends an answer, at the prompt the conversation; "
+    "green tokens came free"
+)
+
+
+class Stopped(Exception):
+    """Ends an answer after a step, where the engine is as ready for the next one as after a whole answer."""
 
 
 def chat(
@@ -37,7 +48,11 @@ def chat(
     seed: options.Seed = 0,
     plain: options.Plain = False,
 ) -> None:
-    """Talk to the model, turn by turn; tau and tokens per second after every answer."""
+    """Talk to the model, turn by turn; tau and tokens per second after every answer.
+
+    Ctrl-C ends an answer, of which the conversation keeps what is written. A second one right after, or one at the
+    prompt, ends the conversation with exit code 130.
+    """
     sampling = options.sampling(temperature, top_p, top_k)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
@@ -70,14 +85,47 @@ def chat(
             messages.pop()
             continue
         streamer = MarkingStreamer(tokenizer, console)
-        started = time.perf_counter()
-        out = generate(
-            base, ids, engine=engine, max_new_tokens=min(max_new_tokens, room), seed=seed, streamer=streamer,
-            on_step=streamer.step_ended, return_dict_in_generate=True, **sampling,
-        )  # fmt: skip
-        speed = out.stats.tokens / (time.perf_counter() - started)
-        console.print(f"[dim]{out.stats.tokens} tokens, tau {out.stats.tau:.2f}, {speed:.1f} tokens/s[/]")
+        asked = {"max_new_tokens": min(max_new_tokens, room), "seed": seed, **sampling}
+        console.print(f"[dim]{_answer(engine, ids, streamer, asked)}[/]")
         messages.append({"role": "assistant", "content": tokenizer.decode(streamer.tokens, skip_special_tokens=True)})
+
+
+def _answer(engine: Engine, ids: torch.Tensor, streamer: MarkingStreamer, asked: dict) -> str:
+    """Stream one answer to its end or to Ctrl-C; return its figures."""
+    started = time.perf_counter()
+    with _noted_interrupts() as interrupts:
+
+        def step_ended(event: StepEvent) -> None:
+            streamer.step_ended(event)
+            if interrupts:
+                raise Stopped
+
+        try:
+            out = generate(
+                engine.model, ids, engine=engine, streamer=streamer, on_step=step_ended, return_dict_in_generate=True, **asked
+            )
+        except Stopped:
+            streamer.end()
+            return f"{len(streamer.tokens)} tokens, stopped"
+    speed = out.stats.tokens / (time.perf_counter() - started)
+    return f"{out.stats.tokens} tokens, tau {out.stats.tau:.2f}, {speed:.1f} tokens/s"
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Within it, a first Ctrl-C is put into the list; a second one raises KeyboardInterrupt."""
+    noted: list[int] = []
+
+    def note(number: int, _) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _read(console: Console) -> str | None:

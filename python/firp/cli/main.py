@@ -1,4 +1,4 @@
-"""The command `firp`: one clear line for an error, exit code 2."""
+"""The command `firp`: one clear line for an error, exit code 2; one for Ctrl-C, exit code 130."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from firp.cli.doctor import doctor
 from firp.cli.generate import generate
 from firp.cli.train import distill, train
 from firp.cli.tune import tune
+from firp.hardware import is_out_of_memory
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="FIRP speculative decoding for LLaMA-family models: the model's own output, in fewer forwards.",
@@ -27,13 +30,29 @@ for command in (generate, chat, distill, train, tune, bench, doctor):
 def run() -> None:
     """Entry point: errors a user can mend are one line, others keep their traceback."""
     try:
-        app()
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(error)}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; finished work is kept")
-        sys.exit(130)
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _say("interrupted; finished work is kept")
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            _fail(f"out of memory: {_plain(error)}; `firp doctor --model MODEL` prints what is needed")
+        if isinstance(error, (ValueError, TypeError, OSError, FloatingPointError)):
+            _fail(_plain(error))
+        raise
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+def _fail(text: str) -> None:
+    _say(f"[bold red]error:[/] {text}")
+    sys.exit(2)
 
 
 def _plain(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +12,12 @@ import typer
 from firp.bench.runner import environment
 from firp.cli import options
 from firp.cli.bench import OWN_PROMPTS
-from firp.files import write_atomically
+from firp.files import check_writable, write_atomically
 from firp.models import load_model
 from firp.prompts import encode, load_prompts
 from firp.tune import report
 from firp.tune.tuner import TuneConfig, Tuner
-from firp.tuned import machine, save_tuned
+from firp.tuned import FILE_NAME, machine, save_tuned
 
 DEFAULTS = TuneConfig()
 
@@ -60,8 +59,11 @@ def tune(
         repeats=repeats,
     )
     drafter = options.find_predictor(model, predictor)
-    if drafter.folder is None or not os.access(drafter.folder, os.W_OK):
-        raise ValueError(f"predictor: got {predictor or model!r}, expected a folder that can be written: the choice is kept in it")
+    if drafter.folder is None:
+        raise ValueError(f"predictor: got {predictor or model!r}, expected a folder: the choice is kept in it")
+    for output in (drafter.folder / FILE_NAME, json_path, plot):
+        if output is not None:
+            check_writable(output)
     loaded = load_prompts(prompts, limit)
     base, tokenizer = load_model(model, dtype, options.choose_device(device))
     ids = [torch.tensor(encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}], raw)) for prompt in loaded]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firp.engine import Engine
-from firp.files import write_atomically
+from firp.files import check_writable, explained, locked, staging, write_atomically
 from firp.generate import generate
 from firp.models import load_model
-from firp.prompts import encode, load_prompts
+from firp.prompts import Prompt, encode, load_prompts
+
+ARRAYS = ("tokens", "lengths", "prompt_lengths", "greedy", "ids")
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,21 @@ class DistillConfig:
 
 def _check_resumable(parts: Path, config: DistillConfig) -> None:
     """Remember the settings beside the parts; raise ValueError if those there were made with others."""
-    record = parts / "config.json"
+    record, own = parts / "config.json", asdict(config)
     if record.is_file():
-        for name, value in json.loads(record.read_text()).items():
-            if getattr(config, name) != value:
+        try:
+            begun = json.loads(record.read_text(encoding="utf-8"))
+            theirs = {name: begun[name] for name in own}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"output: {record} is damaged ({type(error).__name__}: {error}); remove {parts} and run again") from error
+        for name, value in theirs.items():
+            if own[name] != value:
                 raise ValueError(
-                    f"{name}: got {getattr(config, name)!r}, but {parts} was begun with {value!r}; "
+                    f"{name}: got {own[name]!r}, but {parts} was begun with {value!r}; "
                     "choose another output or the same settings"
                 )
     else:
-        write_atomically(record, lambda path: path.write_text(json.dumps(asdict(config))))
+        write_atomically(record, lambda path: path.write_text(json.dumps(own)))
 
 
 def _answer(
@@ -91,20 +98,35 @@ def _answer(
 def distill(config: DistillConfig, output: str | Path, device: str = "cpu", progress: bool = True) -> Path:
     """Answer the prompts batch by batch and write what `firp train` reads; go on where an earlier run was cut off.
 
-    Finished batches lie in `OUTPUT.parts/` until all are there.
+    Finished batches lie in `OUTPUT.parts/` until all are there; one process at a time works on them.
 
     Returns:
         the file, arrays as in `firp.train.data.TextDataset` plus `greedy` [n] and `ids` [n].
 
     Raises:
-        ValueError, FileNotFoundError: unreadable prompts, a bad setting, parts of a run with other settings.
+        ValueError, FileNotFoundError: unreadable prompts, a bad setting, parts that are damaged or of other settings.
+        OSError: the disk refuses a file (finished batches stay), or another process is at work on the same output.
     """
     output = Path(output)
     if output.suffix != ".npz":
         raise ValueError(f"output: got {str(output)!r}, expected a name ending in .npz")
     prompts = load_prompts(config.prompts, config.limit)
+    check_writable(output)
     parts = output.with_name(output.name + ".parts")
-    _check_resumable(parts, config)
+    with explained(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+    with locked(parts):
+        _check_resumable(parts, config)
+        paths = _answer_all(config, prompts, parts, device, progress)
+        _join(paths, output)
+        # Moved first: a kill in the middle of the removal must not leave parts that a later run takes for its own.
+        with staging(parts) as done:
+            os.replace(parts, done / parts.name)
+    return output
+
+
+def _answer_all(config: DistillConfig, prompts: list[Prompt], parts: Path, device: str, progress: bool) -> list[Path]:
+    """Write the parts that are missing; return all of them in order."""
     model, tokenizer = load_model(config.model, config.dtype, device)
     kept = [(p.id, encode(tokenizer, [{"role": "user", "content": p.turns[0]}])) for p in prompts]
     kept = sorted((item for item in kept if len(item[1]) <= config.max_prompt_tokens), key=lambda item: len(item[1]))
@@ -112,7 +134,7 @@ def distill(config: DistillConfig, output: str | Path, device: str = "cpu", prog
         raise ValueError(f"max_prompt_tokens: no prompt has at most {config.max_prompt_tokens} tokens")
     batches = [kept[i : i + config.batch_size] for i in range(0, len(kept), config.batch_size)]
     engine = Engine(model)
-    bar = tqdm(total=len(kept), desc="distill", unit="prompt", disable=not progress)
+    bar = tqdm(total=len(kept), desc="distill", unit="prompt", disable=None if progress else True)
     for index, batch in enumerate(batches):
         part = parts / f"{index:06d}.npz"
         if not part.is_file():
@@ -125,9 +147,7 @@ def distill(config: DistillConfig, output: str | Path, device: str = "cpu", prog
             bar.seconds = seconds
         bar.update(len(batch))
     bar.close()
-    _join([parts / f"{index:06d}.npz" for index in range(len(batches))], output)
-    shutil.rmtree(parts)
-    return output
+    return [parts / f"{index:06d}.npz" for index in range(len(batches))]
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
@@ -153,8 +173,16 @@ def _write_part(
     )
 
 
+def _load(part: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(part) as arrays:
+            return {name: arrays[name] for name in ARRAYS}
+    except Exception as error:
+        raise ValueError(f"output: {part} is damaged ({type(error).__name__}); remove it and run again") from error
+
+
 def _join(parts: list[Path], output: Path) -> None:
-    loaded = [dict(np.load(part)) for part in parts]
-    arrays = {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0]}
+    loaded = [_load(part) for part in parts]
+    arrays = {name: np.concatenate([part[name] for part in loaded]) for name in ARRAYS}
     arrays["offsets"] = np.concatenate([[0], arrays.pop("lengths").cumsum()])
     _save(output, **arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from firp.files import write_atomically
+from firp.files import explained, write_atomically
 from firp.layer_view import DecoderView
 from firp.train.data import TextDataset, make_batch
 
@@ -90,7 +91,8 @@ class RowStore:
         made_from: settings that decide the rows; a file made from others, or from other text, is refused.
 
     Raises:
-        ValueError: a file made from other settings (the field is named), or more bytes than the disk has left.
+        ValueError: a file made from other settings (the field is named) or damaged, or more bytes than the disk has left.
+        OSError: a file that cannot be written.
     """
 
     def __init__(
@@ -108,23 +110,36 @@ class RowStore:
         self.key_shape = (config.num_key_value_heads, head_dim)
         self.layers = range(insertion_layer, view.num_layers)
         width = 2 * config.hidden_size + 2 * len(self.layers) * config.num_key_value_heads * head_dim
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.done = self._sequences_done()
         size = int(self.starts[-1]) * width
-        self._check_room(size * view.dtype.itemsize)
+        self.done = self._sequences_done(size * view.dtype.itemsize)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._check_room(size * view.dtype.itemsize)
+            self._reserve(size * view.dtype.itemsize)
         self.rows = torch.from_file(str(path), shared=True, size=size, dtype=view.dtype).view(-1, width)
 
-    def _sequences_done(self) -> int:
+    def _sequences_done(self, num_bytes: int) -> int:
         if not (self.path.is_file() and self.record.is_file()):
             return 0
-        state = json.loads(self.record.read_text())
+        try:
+            state = json.loads(self.record.read_text(encoding="utf-8"))
+            theirs, done = {name: state["made_from"].get(name) for name in self.made_from}, int(state["done"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"keep_rows: {self.record} is damaged ({type(error).__name__}: {error}); {self._remove}") from error
         for name, value in self.made_from.items():
-            if state["made_from"].get(name) != value:
-                raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {state['made_from'].get(name)!r}")
-        return state["done"]
+            if theirs[name] != value:
+                raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {theirs[name]!r}")
+        found = self.path.stat().st_size
+        if found != num_bytes or not 0 <= done < len(self.starts):
+            raise ValueError(f"keep_rows: {self.path} is damaged ({found} bytes, expected {num_bytes}); {self._remove}")
+        return done
+
+    @property
+    def _remove(self) -> str:
+        return f"remove {self.path} and {self.record.name}, and run again: its rows are computed anew"
 
     def _check_room(self, num_bytes: int) -> None:
-        """The file is mapped before it is written: a disk that fills up later would end the process without a word."""
+        """Say what is needed where it is plain that the disk is too small."""
         taken = self.path.stat().st_blocks * 512 if self.path.is_file() else 0
         free = shutil.disk_usage(self.path.parent).free
         if num_bytes - taken > free:
@@ -132,6 +147,12 @@ class RowStore:
                 f"keep_rows: {self.path} needs {num_bytes / 1e9:.1f} GB, of which {taken / 1e9:.1f} GB are there and "
                 f"{free / 1e9:.1f} GB are free; leave it off, or take another output folder or a smaller max_length"
             )
+
+    def _reserve(self, num_bytes: int) -> None:
+        """Take the file's blocks now: a disk that fills up under a mapped file ends the process without a word."""
+        with open(self.path, "ab") as file:
+            if num_bytes and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
 
     def fill(self, batch_size: int, progress: bool = True, time_limit_s: float | None = None) -> bool:
         """Compute what is missing, `batch_size` sequences of like length at a time; a run that was cut off goes on.
@@ -141,7 +162,7 @@ class RowStore:
         """
         started = time.monotonic()
         order = np.argsort(np.diff(self.starts), kind="stable")
-        bar = tqdm(total=len(order), initial=self.done, desc="rows", unit="seq", disable=not progress)
+        bar = tqdm(total=len(order), initial=self.done, desc="rows", unit="seq", disable=None if progress else True)
         for start in range(self.done, len(order), batch_size):
             indices = order[start : start + batch_size]
             batch = make_batch(self.dataset, indices, self.max_length)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from firp.files import write_atomically
+from firp.files import check_writable, locked
 from firp.layer_view import DecoderView
 from firp.models import load_model
 from firp.predictor import FirpPredictor, load_predictor
+from firp.train import run_files
 from firp.train.data import TextDataset, batch_for_step, epoch_batches, load_dataset, make_batch, split_held_out
 from firp.train.objective import Objective, OffsetScores, sample_anchors
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
@@ -102,6 +103,7 @@ class Trainer:
         self.output = Path(output)
         self.device = torch.device(device)
         self.progress = progress
+        check_writable(self.output / CHECKPOINT)
         self.dataset: TextDataset = load_dataset(config.data)
         self.train_indices, self.held_out_indices = split_held_out(self.dataset, config.held_out)
         self.model, _ = load_model(config.model, config.dtype, self.device)
@@ -124,7 +126,6 @@ class Trainer:
         )
         self.step = 0
         self.seconds = 0.0
-        self.output.mkdir(parents=True, exist_ok=True)
         self.store = self.open_store() if config.keep_rows else None
 
     def run(self, time_limit_s: float | None = None, checkpoint_every: int = 50, evaluate_every: int = 200) -> bool:
@@ -132,7 +133,14 @@ class Trainer:
 
         Returns:
             True when all steps are done; the predictor then lies in `output`.
+
+        Raises:
+            OSError: the disk refuses a file (the last checkpoint stays), or another process trains in the same folder.
         """
+        with locked(self.output):
+            return self._run(time_limit_s, checkpoint_every, evaluate_every)
+
+    def _run(self, time_limit_s: float | None, checkpoint_every: int, evaluate_every: int) -> bool:
         started = time.monotonic()
         if self.store is not None and not self.store.fill(self.config.batch_size, self.progress, time_limit_s):
             return False
@@ -141,7 +149,7 @@ class Trainer:
         else:
             self.initialize()
             self.save_checkpoint()
-        bar = tqdm(total=self.config.steps, initial=self.step, desc="train", disable=not self.progress, smoothing=0.05)
+        bar = tqdm(total=self.config.steps, initial=self.step, desc="train", disable=None if self.progress else True, smoothing=0.05)
         while self.step < self.config.steps:
             step_started = time.monotonic()
             scores = self.train_step()
@@ -158,7 +166,7 @@ class Trainer:
             if out_of_time and not done:
                 return False
         bar.close()
-        self.predictor.save_pretrained(self.output)
+        run_files.write_predictor(self.output, self.predictor)
         return True
 
     def initialize(self) -> None:
@@ -178,7 +186,7 @@ class Trainer:
                     self.predictor.transition.copy_(start.transition)
         elif config.ridge_tokens:
             accumulator = RidgeAccumulator(config.num_offsets, self.predictor.hidden_size, self.device)
-            bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=not self.progress)
+            bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=None if self.progress else True)
             for indices in epoch_batches(self.dataset, self.train_indices, config.batch_size, config.seed, 0):
                 batch = make_batch(self.dataset, indices, config.max_length).to(self.device)
                 before = accumulator.count
@@ -246,8 +254,7 @@ class Trainer:
     def log(self, event: str, scores: OffsetScores, **extra: float) -> None:
         record = {"event": event, "step": self.step, "seconds": round(self.seconds, 3), **extra}
         record |= {name: [round(x, 5) for x in value.tolist()] for name, value in scores.means().items()}
-        with open(self.output / LOG, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        run_files.append_line(self.output / LOG, json.dumps(record))
 
     def save_checkpoint(self) -> None:
         state = {
@@ -257,7 +264,7 @@ class Trainer:
             "predictor": self.predictor.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        write_atomically(self.output / CHECKPOINT, lambda path: torch.save(state, path))
+        run_files.write_checkpoint(self.output / CHECKPOINT, state)
 
     def load_checkpoint(self) -> None:
         """Continue from the checkpoint; log lines past it (of a run that was killed) are dropped.
@@ -265,22 +272,10 @@ class Trainer:
         Raises:
             ValueError: a checkpoint that cannot be read, or of another configuration (the field is named).
         """
-        path = self.output / CHECKPOINT
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise ValueError(f"output: cannot read the checkpoint {path}: {error}") from error
-        for name, value in asdict(self.config).items():
-            if state["config"].get(name) != value:
-                raise ValueError(
-                    f"{name}: got {value!r}, but {path} was trained with {state['config'].get(name)!r}; "
-                    "choose another output folder or the same settings"
-                )
+        state = run_files.read_checkpoint(self.output / CHECKPOINT, asdict(self.config), self.device)
         self.predictor.load_state_dict(state["predictor"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.seconds = state["seconds"]
-        log = self.output / LOG
-        if log.is_file():
-            kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            write_atomically(log, lambda staging: staging.write_text("".join(line + "\n" for line in kept)))
+        if (self.output / LOG).is_file():
+            run_files.drop_lines_past(self.output / LOG, self.step)
