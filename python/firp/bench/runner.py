@@ -69,7 +69,7 @@ def run_methods(
     names = list(methods)
     for method in methods.values():
         _converse(method, prompts[0], tokenizer, model.device, min(8, max_new_tokens), False, raw)
-    bar = tqdm(total=repeats * len(prompts) * len(methods), desc="bench", disable=not progress)
+    bar = tqdm(total=repeats * len(prompts) * len(methods), desc="bench", disable=None if progress else True)
     for repeat in range(repeats):
         for per_repeat in results.runs.values():
             per_repeat.append([])

@@ -145,7 +145,7 @@ class Tuner:
         """Fill `taus`, `batches`, `num_offsets` and `head`."""
         transition = token_tables(DecoderView(self.model), self.predictor.transition)
         recordings = self._record(transition)
-        for candidate in tqdm([*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=not self.progress):
+        for candidate in tqdm([*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=None if self.progress else True):
             self.taus[candidate] = replay(recordings, candidate.tree, candidate.num_offsets, transition).tau
         for batch_size, own in self.own.items():
             self.batches[batch_size] = Batch(own=own)
@@ -164,11 +164,11 @@ class Tuner:
         )
         engine, view = Engine(self.model), DecoderView(self.model)
         answers, recordings = [], []
-        for start in tqdm(range(0, len(self.prompts), ANSWERS_AT_ONCE), "answers", disable=not self.progress):
+        for start in tqdm(range(0, len(self.prompts), ANSWERS_AT_ONCE), "answers", disable=None if self.progress else True):
             part = self.prompts[start : start + ANSWERS_AT_ONCE]
             answers += greedy_answers(engine, part, self.config.max_new_tokens, ANSWERS_AT_ONCE)
         pairs = list(zip(self.prompts, answers, strict=True))
-        for prompt, answer in tqdm(pairs, "marginals", disable=not self.progress):
+        for prompt, answer in tqdm(pairs, "marginals", disable=None if self.progress else True):
             recordings.append(record(view, self.predictor, prompt, answer, ranks))
         if self.context is None:
             self.context = round(mean(len(prompt) + len(answer) / 2 for prompt, answer in pairs))
@@ -186,7 +186,7 @@ class Tuner:
         for c in self.candidates:
             size = (c.num_nodes, c.num_lookahead)
             taus[size] = max(taus.get(size, 0.0), self.taus[c])
-        with tqdm(total=len(taus), desc=f"step times, batch {batch_size}", disable=not self.progress) as bar:
+        with tqdm(total=len(taus), desc=f"step times, batch {batch_size}", disable=None if self.progress else True) as bar:
 
             def measure(size: tuple[int, int]) -> float:
                 key = Candidate(*size, k)
