@@ -17,6 +17,7 @@ import firp
 import torch
 import typer
 from firp.bench.runner import environment
+from firp.files import write_atomically
 from firp.prompts import encode, load_prompts
 from rich.console import Console
 from rich.table import Table
@@ -108,7 +109,7 @@ def main(
         )
     Console(highlight=False).print(table)
     if json_path is not None:
-        json_path.write_text(json.dumps(document, indent=1) + "\n")
+        write_atomically(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
 
 
 if __name__ == "__main__":

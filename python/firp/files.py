@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -50,16 +50,17 @@ def staging(path: Path) -> Iterator[Path]:
     """A folder beside `path` to write in, removed at the end; those that killed processes left for `path` go first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
-        with _held(folder):
-            if not folder.is_dir():  # another process took it for stale before it was locked
-                continue
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-            return
+    with ExitStack() as stack:
+        held = False
+        while not held:
+            folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+            with suppress(FileNotFoundError):  # another process took it for stale before it was locked
+                stack.enter_context(_held(folder, wait=True))
+                held = folder.is_dir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_stale(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -29,11 +30,14 @@ for command in (generate, chat, distill, train, tune, bench, doctor):
 
 def run() -> None:
     """Entry point: errors a user can mend are one line, others keep their traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()
+            _flush()
     except SystemExit as end:
         if end.code == INTERRUPTED:
             _say("interrupted; finished work is kept")
@@ -44,6 +48,17 @@ def run() -> None:
         if isinstance(error, (ValueError, TypeError, OSError, FloatingPointError)):
             _fail(_plain(error))
         raise
+
+
+def _flush() -> None:
+    """Write out what is left for stdout; a reader that is gone ends quietly, as between other commands in a pipe."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # Python flushes once more at its end
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)
+        raise OSError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _say(text: str) -> None:
