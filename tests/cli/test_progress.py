@@ -1,6 +1,7 @@
 """Progress bars are for terminals; nothing of `transformers` is changed for others, or afterwards."""
 
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -35,7 +36,9 @@ def test_loading_shows_bars_on_a_terminal_only(folder, monkeypatch, stream, show
     assert ("Loading weights" in sys.stderr.getvalue()) == shown
 
 
-@pytest.mark.parametrize("make", [lambda: logging.tqdm(range(3), desc="saving"), lambda: gguf.tqdm(range(3), desc="converting")])
+@pytest.mark.parametrize(
+    "make", [lambda: logging.tqdm(range(3), desc="saving"), lambda: gguf.tqdm(range(3), desc="converting")]
+)
 @pytest.mark.parametrize("stream, shown", [(io.StringIO, False), (Terminal, True)])
 def test_saving_and_converting_do_as_well(monkeypatch, make, stream, shown):
     monkeypatch.setattr("sys.stderr", stream())
@@ -91,20 +94,22 @@ def test_a_callers_own_switch_is_respected(folder, monkeypatch):
 
 
 def _firp(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "firp", *map(str, arguments)], text=True, capture_output=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "firp", *map(str, arguments)], text=True, capture_output=True, **options
+    )
 
 
 def test_a_command_in_a_pipe_shows_none(folder):
-    done = _firp("generate", "w1", "--model", folder / "model", "--predictor", folder / "predictor", "--max-new-tokens", 4)
+    done = _firp(
+        "generate", "w1", "--model", folder / "model", "--predictor", folder / "predictor", "--max-new-tokens", 4
+    )
     assert done.returncode == 0 and "Loading weights:" not in done.stderr and "%|" not in done.stderr
 
 
 def test_a_full_stdout_is_one_line():
-    try:
-        full = open("/dev/full", "w")
-    except OSError:
+    if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
-    with full:
+    with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-m", "firp", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 2 and len(errors) == 1 and errors[0].endswith("No space left on device")
@@ -120,7 +125,13 @@ def test_more_threads_than_cores_work_and_are_mentioned(cli, monkeypatch):
 
 
 def test_memory_that_runs_out_is_one_line(cli, folder, monkeypatch):
-    for error in (MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")):
-        monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ):
+        monkeypatch.setattr(
+            "transformers.AutoModelForCausalLM.from_pretrained",
+            lambda *_, error=error, **__: (_ for _ in ()).throw(error),
+        )
         code, _, err = cli("generate", "w1", "--model", folder / "model", "--predictor", folder / "predictor")
         assert code == 2 and err.splitlines()[-1].startswith("error: out of memory: ")

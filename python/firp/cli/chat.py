@@ -102,8 +102,9 @@ def _answer(engine: Engine, ids: torch.Tensor, streamer: MarkingStreamer, asked:
 
         try:
             out = generate(
-                engine.model, ids, engine=engine, streamer=streamer, on_step=step_ended, return_dict_in_generate=True, **asked
-            )
+                engine.model, ids, engine=engine, streamer=streamer, on_step=step_ended,
+                return_dict_in_generate=True, **asked,
+            )  # fmt: skip
         except Stopped:
             streamer.end()
             return f"{len(streamer.tokens)} tokens, stopped"

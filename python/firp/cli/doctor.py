@@ -56,7 +56,8 @@ def doctor(
     console.print(table)
 
     if torch.get_num_threads() > usable_cores():
-        console.print(f"more threads than cores, which wait for each other: set OMP_NUM_THREADS={usable_cores()} or less")
+        cores = usable_cores()
+        console.print(f"more threads than cores, which wait for each other: set OMP_NUM_THREADS={cores} or less")
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     served = Table("op", *devices, title="who serves each op")

@@ -32,7 +32,7 @@ def run() -> None:
     """Entry point: errors a user can mend are one line, others keep their traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (lives as long as the process)
     try:
         try:
             app()
@@ -55,7 +55,7 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # Python flushes once more at its end
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes once more at its end)
         if isinstance(error, BrokenPipeError):
             sys.exit(1)
         raise OSError(f"cannot write to standard output: {error.strerror}") from error

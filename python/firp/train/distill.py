@@ -63,7 +63,9 @@ def _check_resumable(parts: Path, config: DistillConfig) -> None:
             begun = json.loads(record.read_text(encoding="utf-8"))
             theirs = {name: begun[name] for name in own}
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"output: {record} is damaged ({type(error).__name__}: {error}); remove {parts} and run again") from error
+            raise ValueError(
+                f"output: {record} is damaged ({type(error).__name__}: {error}); remove {parts} and run again"
+            ) from error
         for name, value in theirs.items():
             if own[name] != value:
                 raise ValueError(

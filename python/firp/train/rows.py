@@ -91,7 +91,8 @@ class RowStore:
         made_from: settings that decide the rows; a file made from others, or from other text, is refused.
 
     Raises:
-        ValueError: a file made from other settings (the field is named) or damaged, or more bytes than the disk has left.
+        ValueError: a file that is damaged or made from other settings (the field is named), or more bytes than the
+            disk has left.
         OSError: a file that cannot be written.
     """
 
@@ -125,7 +126,9 @@ class RowStore:
             state = json.loads(self.record.read_text(encoding="utf-8"))
             theirs, done = {name: state["made_from"].get(name) for name in self.made_from}, int(state["done"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"keep_rows: {self.record} is damaged ({type(error).__name__}: {error}); {self._remove}") from error
+            raise ValueError(
+                f"keep_rows: {self.record} is damaged ({type(error).__name__}: {error}); {self._remove}"
+            ) from error
         for name, value in self.made_from.items():
             if theirs[name] != value:
                 raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {theirs[name]!r}")

@@ -39,8 +39,8 @@ def read_checkpoint(path: Path, config: dict, device: torch.device) -> dict:
         theirs = {name: state["config"].get(name) for name in config}
     except Exception as error:
         raise ValueError(
-            f"output: cannot read the checkpoint {path} ({type(error).__name__}: {' '.join(str(error).split())}); remove it "
-            "to begin anew, or choose another output folder"
+            f"output: cannot read the checkpoint {path} ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "remove it to begin anew, or choose another output folder"
         ) from error
     for name, value in config.items():
         if theirs[name] != value:
