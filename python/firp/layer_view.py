@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from firp.attention import ATTENTION_NAME, AttentionStep
+from firp.independence import check_rows
 from firp.model_check import Seen, check_model
-from firp.model_rules import head_counts, running_layers, windows
+from firp.model_rules import running_layers, windows
 from firp.rotary import FIXED_ROPE_TYPES, LENGTH_ROPE_TYPES, LengthRotary, rope_type_of
 
-ATTENTION_NAME = "firp"
 # Decoders that run embedding, layers, norm and head as Llama does; each is proven by a test.
 SUPPORTED_MODEL_TYPES = (
     "apertus", "arcee", "cohere", "cohere2", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4", "granite", "helium",
@@ -27,55 +27,6 @@ SUPPORTED_MODEL_TYPES = (
     "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 )  # fmt: skip
 SUPPORTED_ROPE_TYPES = FIXED_ROPE_TYPES + LENGTH_ROPE_TYPES
-# What an attention module may pass on and this function leaves to the layer or to the engine.
-HARMLESS = frozenset(["dropout", "is_causal", "position_ids", "use_cache", "output_attentions"])
-
-
-class AttentionStep(Protocol):
-    """What stands behind the attention of every layer during one pass."""
-
-    def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
-    ) -> Tensor:
-        """Attention of one layer.
-
-        Args:
-            module: the layer's attention module; its `layer_idx` is the 0-based index of the layer.
-            query: [B, R, H, D] after rotary, the last dimension dense.
-            key, value: [B, R, Hkv, D], key after rotary.
-            scale: factor of the scores.
-            sliding_window: number of last positions seen, or None.
-
-        Returns:
-            [B, R, H, D].
-        """
-
-
-def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **others):
-    for name, value_given in others.items():
-        if value_given is not None and name not in HARMLESS:
-            raise ValueError(f"model: its attention asks for {name}={value_given!r}, which FIRP does not serve")
-    if sliding_window != module.firp_window:
-        raise ValueError(
-            f"model: layer {module.layer_idx} attends over a window of {sliding_window}, its masks have {module.firp_window} "
-            "(config.sliding_window, config.layer_types), expected one window"
-        )
-    check_heads(module.layer_idx, module.config, query.shape[1], key.shape[1], query.shape[3])
-    query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
-    return firp_step.attend(module, query, key, value, scaling, sliding_window), None
-
-
-AttentionInterface.register(ATTENTION_NAME, _attention)
-
-
-def check_heads(place: int, config: PreTrainedConfig, heads: int, kv_heads: int, head_dim: int) -> None:
-    """The heads of one layer are those that the configuration counts, for which the cache was made."""
-    found, expected = (heads, kv_heads, head_dim), head_counts(config)
-    if found != expected:
-        raise ValueError(
-            f"model: layer {place} has {heads} query heads and {kv_heads} key heads of {head_dim}, expected {expected[0]} and "
-            f"{expected[1]} of {expected[2]} as its config says (pruned heads are not supported)"
-        )
 
 
 def replace_submodule(view: nn.Module, name: str, submodule: nn.Module) -> None:
@@ -143,7 +94,7 @@ class DecoderView:
     Args:
         model: a Hugging Face causal language model of a supported type.
         adapt_layer: optional function applied to each layer view, returning the view to use.
-        norm, head: optional replacements of the model's own final norm and head.
+        adapt_norm, adapt_head: optional functions that return replacements of the model's final norm and head.
 
     Raises:
         ValueError: `model` is not a decoder of a supported kind.
@@ -153,8 +104,8 @@ class DecoderView:
         self,
         model: PreTrainedModel,
         adapt_layer: Callable[[nn.Module], nn.Module] | None = None,
-        norm: Callable[[Tensor], Tensor] | None = None,
-        head: Callable[[Tensor], Tensor] | None = None,
+        adapt_norm: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] | None = None,
+        adapt_head: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         self._seen = check_supported(model)
         self.config = model.config
@@ -162,15 +113,22 @@ class DecoderView:
         layers = zip(running_layers(model), windows(model), strict=True)
         views = [make_layer_view(layer, place, window) for place, (layer, window) in enumerate(layers)]
         self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
-        self.norm = norm or self.decoder.norm
-        self.head = head or model.get_output_embeddings()
+        self.norm = adapt_norm(model) if adapt_norm else self.decoder.norm
+        self.head = adapt_head(model) if adapt_head else model.get_output_embeddings()
         # Granite and Cohere scale embeddings and scores outside their layers.
         self.embedding_factor = getattr(self.decoder, "embedding_multiplier", 1)
         self.score_factor = getattr(model, "logit_scale", 1)
         self.score_divisor = getattr(self.config, "logits_scaling", 1)
+        self.windows = windows(model)
         by_length = rope_type_of(self.config) in LENGTH_ROPE_TYPES
         self._rotary = LengthRotary(self.decoder.rotary_emb, self.config) if by_length else None
-        self._model = model
+        self.model = model
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        if self._seen.unknown and not self._seen.proven:
+            check_rows(self, self._seen.unknown)
+            self._seen.proven = True
 
     def check_unchanged(self) -> None:
         """Check the model as it is now.
@@ -178,12 +136,15 @@ class DecoderView:
         Raises:
             ValueError: it is no longer supported, or holds other values than those the views were made of.
         """
-        found = check_supported(self._model)
+        found = check_supported(self.model)
         if found is not self._seen:
             changed = self._seen.difference(found)
             if changed is not None:
                 raise ValueError(f"engine: the model changed after the engine was made ({changed}), expected a new Engine")
             self._seen = found
+            self._check_rows()
+        if self._rotary is not None:
+            self._rotary.check()
 
     @property
     def num_layers(self) -> int:

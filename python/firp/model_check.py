@@ -29,7 +29,7 @@ ROWWISE = frozenset(
 # Attributes that change while Hugging Face trains or generates, and that no forward without dropout follows.
 PASSING = frozenset(["training", "gradient_checkpointing", "_gradient_checkpointing_func", "_is_hf_initialized"])
 # Functions of the model object that Hugging Face itself lays over it, which change no output.
-HARMLESS_OVERRIDES = frozenset(["to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "loss_function"])
+HARMLESS_OVERRIDES = frozenset(["to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "loss_function", "extra_repr"])
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class Seen:
         names, records: of every module, in the order of a walk.
         homes: the library's classes and modules that it was built of.
         fields: configuration fields that its forward reads, and their values.
-        unknown: names of modules whose independence of other rows is not known.
+        unknown: names of modules whose independence of other rows is not known from their class.
+        proven: whether a trial has shown it (`firp.independence`).
     """
 
     names: list[str] = field(default_factory=list)
@@ -114,6 +115,7 @@ class Seen:
     homes: Homes = field(default_factory=Homes)
     fields: dict[str, object] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    proven: bool = False
 
     def still_holds(self) -> bool:
         """Whether nothing changed at all, so that the verdict stands."""
@@ -126,7 +128,7 @@ class Seen:
         """What changed between two checks, in words, or None where nothing did that a layer computes with."""
         for name, value in self.fields.items():
             if later.fields.get(name) != value:
-                return f"config.{name} from {value!r} to {later.fields.get(name)!r}"
+                return f"{name} from {value!r} to {later.fields.get(name)!r}"
         for place, (name, old) in enumerate(zip(self.names, self.records, strict=True)):
             whose = f"{name!r}" if name else "the model itself"
             new = later.records[place] if place < len(later.records) else None
@@ -293,7 +295,7 @@ def _refuse_override(name: str, module: nn.Module, kind: Kind) -> None:
     attribute = next(key for key in module.__dict__ if key in kind.methods)
     whose = "the model" if not name else f"{name!r}"
     raise ValueError(
-        f"model: {whose} carries a {attribute} of its own (accelerate's device_map or offloading, a kernel, or a patch), which "
+        f"model: {whose} has its own {attribute} (accelerate's device_map or offloading, a kernel, or a patch), which "
         "FIRP cannot follow; load the model on one device, unpatched"
     )
 

@@ -60,10 +60,11 @@ _NOT_READ = frozenset(["vocab_size", "use_cache", "pad_token_id", "output_router
 
 
 def read_fields(model: PreTrainedModel) -> dict[str, object]:
-    """Fields of the configuration that a forward reads, and their values."""
-    fields = vars(model.config)
-    names = _fields_read(library_kind(model).__module__, frozenset(fields))
-    return {name: _frozen(fields[name]) for name in names}
+    """Fields of the configuration, and numbers of the model object itself, that a forward reads, and their values."""
+    kind, fields, own = library_kind(model), vars(model.config), vars(model)
+    found = {f"config.{name}": _frozen(fields[name]) for name in _fields_read(kind.__module__, frozenset(fields))}
+    numbers = {name for name in _names_read(kind) if isinstance(own.get(name), (int, float))} - _NOT_READ
+    return found | {f"model.{name}": own[name] for name in sorted(numbers)}
 
 
 @functools.cache
