@@ -78,6 +78,7 @@ class Engine:
         self.head = head
         # The reference is torch throughout, the model's own linear layers and norms included.
         self.view = DecoderView(model) if impl == "reference" else DecoderView(model, adapt_layer, adapt_norm, adapt_head)
+        self.num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.predictor = predictor
         self.tree = None
         self.num_offsets = 0
@@ -245,7 +246,8 @@ class Engine:
         self.ops.commit_cache(state.cache, state.context_lens, path, kept, state.finished)
         finished = state.finished | ended | (state.context_lens > state.buffers.capacity - self.max_rows)
         state.finished.copy_(finished)
-        state.tree = self.draft(state, pseudo, shares_head, bonus.clamp(min=0), last_slot, shift)
+        root = bonus.clamp(min=0, max=self.num_embeddings - 1)
+        state.tree = self.draft(state, pseudo, shares_head, root, last_slot, shift)
         packed = None if finished.device.type == "cpu" else pack(tokens, counts, finished, status)
         return StepRecord(tokens, counts, finished, status, path, logits, scores, packed)
 
@@ -313,6 +315,8 @@ class Engine:
         if not are_logits:
             pseudo = self.view.logits(gather_rows(pseudo, rows))
             rows = torch.arange(k, device=rows.device).expand_as(rows)
+        if pseudo.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
+            pseudo = pseudo[..., : self.num_embeddings].contiguous()
         ranks = min(drafter.num_ranks, pseudo.shape[-1])
         probabilities, candidates = self.ops.top_marginals(pseudo, rows, ranks)
         return drafter.draft(probabilities, candidates, root, (k - shift).clamp(min=0).to(torch.int32))

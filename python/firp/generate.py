@@ -12,7 +12,16 @@ from transformers.generation.streamers import BaseStreamer
 
 from firp.choice import Chooser, Greedy, Sequential, Vectorised
 from firp.engine import Engine
-from firp.inputs import Prompts, check_autocast, check_call, check_calls, check_inputs, check_seed, check_vocabulary
+from firp.inputs import (
+    Prompts,
+    check_autocast,
+    check_call,
+    check_calls,
+    check_holes,
+    check_inputs,
+    check_seed,
+    check_vocabulary,
+)
 from firp.loop import run
 from firp.metrics import StepEvent
 from firp.modes import plain_tensors
@@ -133,6 +142,9 @@ def decode(
     stops = Stops.of(stopping_criteria or StoppingCriteriaList(), config)
     max_new_tokens = max(1, stops.max_length - input_ids.shape[1])
     engine.check_lengths([len(prompt) for prompt in prompts.tokens], max_new_tokens)
+    check_holes(prompts, engine.view.windows, input_ids.shape[1] + max_new_tokens)
+    if config._pad_token_tensor is None and not stops.together and len(prompts.tokens) > 1:
+        raise ValueError("pad_token_id: got None, expected a token id: sequences of a batch that end early are filled with it")
     pad_token = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
     seed = check_seed(seed)
     if not config.do_sample:
@@ -145,6 +157,8 @@ def decode(
         max_new_tokens,
         stops.tokens,
         stops.criteria,
+        model.get_input_embeddings().weight.shape[0],
+        stops.together and len(prompts.tokens) > 1,
         streamer,
         keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         keep_logits=bool(config.return_dict_in_generate and config.output_logits),
