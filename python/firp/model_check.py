@@ -59,7 +59,8 @@ class Record(NamedTuple):
     Attributes:
         module: a weak reference.
         watched: whether a changed attribute changes what a layer computes.
-        keys, values: its attributes, and whether it trains.
+        keys, values: its attributes; before their values, whether it trains.
+        kind: its class.
         children: identities of its submodules.
         hooks: identities of its forward hooks.
         tensors: identity, class, dtype and device of each parameter and buffer.
@@ -68,6 +69,7 @@ class Record(NamedTuple):
     module: weakref.ref
     watched: bool
     keys: tuple[str, ...]
+    kind: type
     values: tuple
     children: tuple[int, ...]
     hooks: tuple[int, ...]
@@ -75,12 +77,11 @@ class Record(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module, watched: bool) -> Record:
-        own = module.__dict__
-        return cls(weakref.ref(module), watched, tuple(own)[_CONTAINERS:], *_contents(own))
+        return cls(weakref.ref(module), watched, tuple(module.__dict__)[_CONTAINERS:], type(module), *_contents(module.__dict__))
 
     def still_holds(self) -> bool:
         module = self.module()
-        return module is not None and _contents(module.__dict__) == self[3:]
+        return type(module) is self.kind and _contents(module.__dict__) == self[4:]
 
 
 def _contents(own: dict) -> tuple[tuple, tuple, tuple, tuple]:
@@ -132,7 +133,7 @@ class Seen:
         for place, (name, old) in enumerate(zip(self.names, self.records, strict=True)):
             whose = f"{name!r}" if name else "the model itself"
             new = later.records[place] if place < len(later.records) else None
-            if new is None or name != later.names[place] or old.module() is not new.module() or old.children != new.children:
+            if new is None or name != later.names[place] or old.module() is not new.module() or old.kind is not new.kind or old.children != new.children:
                 return f"modules of {whose}"
             if old.tensors != new.tensors:
                 return f"a parameter of {whose}, its dtype or its device"

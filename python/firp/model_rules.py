@@ -54,7 +54,7 @@ def library_kind(module: nn.Module) -> type:
 # Read elsewhere than in the modeling module: by masks, by rotary embeddings, by this package.
 _READ_ELSEWHERE = (
     "_attn_implementation_internal", "is_causal", "rope_parameters", "max_position_embeddings", "num_key_value_heads",
-    "head_dim", "_experts_implementation_internal",
+    "head_dim", "_experts_implementation_internal", "num_hidden_layers", "sliding_window", "layer_types", "attention_chunk_size",
 )  # fmt: skip
 _NOT_READ = frozenset(["vocab_size", "use_cache", "pad_token_id", "output_router_logits", "initializer_range"])
 
@@ -98,9 +98,19 @@ def windows(model: PreTrainedModel) -> list[int | None]:
     """The sliding window of each running layer, as the masks of Hugging Face's forward have it."""
     config, names = model.config, _names_read(library_kind(model.model))
     count = len(running_layers(model))
+    window = getattr(config, "sliding_window", None)
     if "layer_types" in names:
-        return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types[:count]]
-    return [config.sliding_window if "sliding_window" in names else None] * count
+        return [window if kind == "sliding_attention" else None for kind in config.layer_types[:count]]
+    return [window if "sliding_window" in names else None] * count
+
+
+def _cache_windows(config: PreTrainedConfig, count: int) -> list[int | None]:
+    """The positions that Hugging Face's cache keeps of each layer; None keeps all."""
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * count
+    return [window if kind != "full_attention" else None for kind in kinds[:count]]
 
 
 def check_config(model: PreTrainedModel) -> None:
@@ -110,9 +120,10 @@ def check_config(model: PreTrainedModel) -> None:
         raise ValueError("model: its decoder has another config object than the model, expected one for both")
     if getattr(config, "is_causal", True) is not True:
         raise ValueError(f"model: got config.is_causal {config.is_causal}, expected True: FIRP decodes causally")
-    layers = running_layers(model)
-    if not layers or ("num_hidden_layers" in _names_read(library_kind(decoder)) and config.num_hidden_layers < 1):
-        raise ValueError(f"model: got config.num_hidden_layers {config.num_hidden_layers}, expected at least 1")
+    layers, count = running_layers(model), config.num_hidden_layers
+    follows = "num_hidden_layers" in _names_read(library_kind(decoder))
+    if not layers or count < 1 or (count != len(layers) and not follows):
+        raise ValueError(f"model: got config.num_hidden_layers {count}, expected {len(decoder.layers)}, as the model has layers")
     if "layer_types" in _names_read(library_kind(decoder)):
         if len(config.layer_types) < len(layers):
             raise ValueError(f"model: got {len(config.layer_types)} config.layer_types, expected {len(layers)}, one for each layer")
@@ -121,6 +132,12 @@ def check_config(model: PreTrainedModel) -> None:
             raise ValueError(f"model: got config.layer_types {sorted(strange)}, expected {', '.join(LAYER_TYPES)}")
     for place, layer in enumerate(layers):
         _check_layer(place, layer, config)
+    for seen, kept in zip(windows(model), _cache_windows(config, len(layers)), strict=False):
+        if kept is not None and kept != seen:
+            raise ValueError(
+                f"model: got config.sliding_window {kept}, expected None: masks of model_type {config.model_type!r} do not follow "
+                "it, but Hugging Face's cache would drop what is beyond it"
+            )
     if len({id(layer) for layer in layers}) < len(layers):
         raise ValueError("model: its layers hold one module more than once, expected a module of its own for each place")
     _check_rotary(decoder.rotary_emb, config)

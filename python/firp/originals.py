@@ -151,6 +151,7 @@ RUNNING = (DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, torch.Tensor)
 RUNNING_MODULES = (
     "transformers.masking_utils", "transformers.integrations.sdpa_attention", "transformers.integrations.moe",
     "transformers.modeling_rope_utils", "transformers.activations", "transformers.modeling_layers",
+    "torch.nn.modules.linear", "torch.nn.modules.sparse", "torch.nn.modules.activation", "torch.nn.modules.normalization",
 )  # fmt: skip
 # Called through Hugging Face, so that a replacement runs as it does there.
 HONOURED = {"GenerationMixin": ("generate",)}
@@ -179,7 +180,7 @@ def _reached(module: types.ModuleType, namespace: types.ModuleType) -> list[str]
 def _torch_faults(namespace: types.ModuleType, names: list[str]) -> Iterator[str]:
     for name in names:
         value = vars(namespace)[name]
-        builtin = isinstance(value, types.BuiltinFunctionType) and value.__name__ == name
+        builtin = isinstance(value, types.BuiltinFunctionType) and value.__name__.replace("_", "") == name.replace("_", "")
         if (not builtin and not any(library_of(link.__globals__.get("__name__")) for link in _chain(value))) or (not builtin and not all(link.__code__ in _all_codes(link.__globals__["__name__"]) for link in _chain(value))):
             yield name
 
