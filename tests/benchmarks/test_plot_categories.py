@@ -4,6 +4,7 @@ import json
 from xml.etree import ElementTree
 
 import pytest
+
 from benchmarks.plot_categories import FIGURES, PICTURE, cut, draw, rows
 
 
