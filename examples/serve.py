@@ -8,9 +8,9 @@ import firp
 REQUESTS = ("The capital of France is", "Two plus two is", "A week has")
 
 
-def main(model: str = "smollm2-135m", max_new_tokens: int = 24) -> None:
+def main(model: str = "smollm2-135m", max_new_tokens: int = 24, dtype: str = "bfloat16") -> None:
     """Answer requests one after another with one engine."""
-    base, tokenizer = firp.load_model(model, dtype="bfloat16")
+    base, tokenizer = firp.load_model(model, dtype=dtype)
     engine = firp.Engine(base, firp.default_predictor(model))
 
     for request in REQUESTS:
