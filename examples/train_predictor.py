@@ -1,7 +1,7 @@
 """Train a predictor of your own: the base model answers prompts, the maps learn from the answers.
 
 This is the smallest run that goes through every stage. A useful predictor needs thousands of prompts and hundreds of
-steps (docs/train.md).
+steps (docs/training.md).
 
     python examples/train_predictor.py
 """
