@@ -6,7 +6,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
 FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test ctest sanitize fuzz lint bench gpu-check clean
+.PHONY: demo test ctest sanitize fuzz lint docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 # torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
@@ -23,6 +23,10 @@ $(VENV)/installed: $(VENV)/base $(SOURCES)
 
 $(VENV)/tested: $(VENV)/installed
 	$(PIP) --no-build-isolation -e ".[demo,test]"
+	touch $@
+
+$(VENV)/documented: $(VENV)/installed
+	$(PIP) --no-build-isolation -e ".[demo,docs]"
 	touch $@
 
 demo: $(VENV)/installed
@@ -47,6 +51,10 @@ fuzz: sanitize
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+# The documentation as a site in build/site; a dead link or an unknown name in the API page is an error.
+docs: $(VENV)/documented
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(BIN)/firp bench --json benchmarks/results/bench.json
