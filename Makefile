@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+CONSTRAINTS ?= constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+SOURCES := setup.py pyproject.toml $(CONSTRAINTS) $(shell find csrc -type f)
 
 FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
@@ -10,7 +11,7 @@ FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -
 .DELETE_ON_ERROR:
 
 # torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
-$(VENV)/base: constraints.txt
+$(VENV)/base: $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) "setuptools>=77" wheel ninja pybind11
