@@ -110,7 +110,6 @@ class Trainer:
         self.predictor = FirpPredictor.for_model(
             self.model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank
         ).to(self.device)
-        self.predictor.base_model = config.model
         groups = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
         if config.transition_rank:
             groups += [{"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}]
