@@ -32,7 +32,7 @@ class Prompt:
 def _parse(line: bytes, line_number: int) -> Prompt:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"got more than {MAX_LINE_BYTES} bytes, expected a prompt")
-    record = parse_object(line)
+    record = parse_object(line.rstrip(b"\r\n"))
     if "prompt" in record:
         turns = [record["prompt"]]
     elif "turns" in record:
