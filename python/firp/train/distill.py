@@ -13,10 +13,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firp.engine import Engine
-from firp.files import write_atomically
+from firp.files import read_object, write_atomically
 from firp.generate import generate
 from firp.models import load_model
 from firp.prompts import encode, load_prompts
+from firp.train.data import TextDataset
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,22 @@ class DistillConfig:
 def _check_resumable(parts: Path, config: DistillConfig) -> None:
     """Remember the settings beside the parts; raise ValueError if those there were made with others."""
     record = parts / "config.json"
-    if record.is_file():
-        for name, value in json.loads(record.read_text()).items():
-            if getattr(config, name) != value:
-                raise ValueError(
-                    f"{name}: got {getattr(config, name)!r}, but {parts} was begun with {value!r}; "
-                    "choose another output or the same settings"
-                )
-    else:
-        write_atomically(record, lambda path: path.write_text(json.dumps(asdict(config))))
+    settings = asdict(config)
+    if not record.is_file():
+        if any(parts.glob("*.npz")):
+            raise ValueError(f"output: {parts} holds text without {record.name}; remove it to begin again")
+        write_atomically(record, lambda path: path.write_text(json.dumps(settings)))
+        return
+    try:
+        begun = read_object(record)
+    except ValueError as error:
+        raise ValueError(f"output: {record}: {error}; remove {parts} to begin again") from error
+    for name in settings | begun:
+        if name not in begun or begun[name] != settings.get(name):
+            raise ValueError(
+                f"{name}: got {settings.get(name)!r}, but {parts} was begun with {begun.get(name)!r}; "
+                "choose another output or the same settings"
+            )
 
 
 def _answer(
@@ -112,20 +120,23 @@ def distill(config: DistillConfig, output: str | Path, device: str = "cpu", prog
         raise ValueError(f"max_prompt_tokens: no prompt has at most {config.max_prompt_tokens} tokens")
     batches = [kept[i : i + config.batch_size] for i in range(0, len(kept), config.batch_size)]
     engine = Engine(model)
+    arrays = []
     bar = tqdm(total=len(kept), desc="distill", unit="prompt", disable=not progress)
     for index, batch in enumerate(batches):
         part = parts / f"{index:06d}.npz"
-        if not part.is_file():
+        ids, rows = [p for p, _ in batch], [row for _, row in batch]
+        if part.is_file():
+            arrays.append(_read_part(part, ids, rows))
+        else:
             greedy = index % 2 == 0
-            rows = [row for _, row in batch]
             answers = _answer(engine, tokenizer, rows, greedy, config, index)
-            _write_part(part, [p for p, _ in batch], rows, answers, greedy, model)
+            arrays.append(_write_part(part, ids, rows, answers, greedy, model))
             seconds = bar.format_dict["elapsed"]
             bar.set_postfix_str(f"{sum(map(len, answers)) / max(seconds - getattr(bar, 'seconds', 0.0), 1e-9):.0f} tokens/s")
             bar.seconds = seconds
         bar.update(len(batch))
     bar.close()
-    _join([parts / f"{index:06d}.npz" for index in range(len(batches))], output)
+    _join(arrays, output)
     shutil.rmtree(parts)
     return output
 
@@ -140,21 +151,40 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 def _write_part(
     path: Path, ids: list[str], prompts: list[list[int]], answers: list[list[int]], greedy: bool, model: PreTrainedModel
-) -> None:
+) -> dict[str, np.ndarray]:
     dtype = np.uint16 if model.config.vocab_size <= 2**16 else np.uint32
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    _save(
-        path,
-        tokens=np.concatenate([np.array(sequence, dtype) for sequence in sequences]),
-        lengths=np.array([len(sequence) for sequence in sequences], np.int64),
-        prompt_lengths=np.array([len(prompt) for prompt in prompts], np.int32),
-        greedy=np.full(len(ids), greedy),
-        ids=np.array(ids),
-    )
+    arrays = {
+        "tokens": np.concatenate([np.array(sequence, dtype) for sequence in sequences]),
+        "lengths": np.array([len(sequence) for sequence in sequences], np.int64),
+        "prompt_lengths": np.array([len(prompt) for prompt in prompts], np.int32),
+        "greedy": np.full(len(ids), greedy),
+        "ids": np.array(ids),
+    }
+    _save(path, **arrays)
+    return arrays
 
 
-def _join(parts: list[Path], output: Path) -> None:
-    loaded = [dict(np.load(part)) for part in parts]
-    arrays = {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0]}
+def _read_part(path: Path, ids: list[str], prompts: list[list[int]]) -> dict[str, np.ndarray]:
+    """The arrays of a finished batch; ValueError for a damaged file, or answers to other prompts."""
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in ("tokens", "lengths", "prompt_lengths", "greedy", "ids")}
+        offsets = np.concatenate([[0], arrays["lengths"].cumsum()])
+        text = TextDataset(arrays["tokens"], offsets, arrays["prompt_lengths"])
+        text.check()
+        if arrays["ids"].tolist() != np.array(ids).tolist() or arrays["prompt_lengths"].tolist() != [len(prompt) for prompt in prompts]:
+            raise ValueError("ids: got those of other prompts")
+        if any(text.sequence(i)[: len(prompt)].tolist() != prompt for i, prompt in enumerate(prompts)):
+            raise ValueError("tokens: got other prompts")
+        if arrays["greedy"].shape != (len(ids),) or arrays["greedy"].dtype != bool:
+            raise ValueError("greedy: expected a boolean for each prompt")
+    except Exception as error:
+        raise ValueError(f"output: {path} is no batch of this run: {error}; remove it to answer that batch again") from error
+    return arrays
+
+
+def _join(parts: list[dict[str, np.ndarray]], output: Path) -> None:
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     arrays["offsets"] = np.concatenate([[0], arrays.pop("lengths").cumsum()])
     _save(output, **arrays)

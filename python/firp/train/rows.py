@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from firp.files import write_atomically
+from firp.files import read_object, write_atomically
 from firp.layer_view import DecoderView
 from firp.train.data import TextDataset, make_batch
 
@@ -86,11 +87,12 @@ class RowStore:
     base model's dtype: SmolLM2-135M at t = 20 takes 10 KB a token in bfloat16, LLaMA-2-7B at t = 16 about 280 KB.
 
     Args:
-        path: the file; `path` + ".json" beside it says what it was made from and how far it is.
+        path: the file; `path` + ".json" beside it says what it was made from, how far it is, and its checksum so far.
         made_from: settings that decide the rows; a file made from others, or from other text, is refused.
 
     Raises:
-        ValueError: a file made from other settings (the field is named), or more bytes than the disk has left.
+        ValueError: a file made from other settings (the field is named), one that does not hold what is said of it, or
+            more bytes than the disk has left.
     """
 
     def __init__(
@@ -103,25 +105,56 @@ class RowStore:
         self.made_from = {**made_from, "insertion_layer": insertion_layer, "max_length": max_length, "text": text}
         lengths = np.minimum(np.diff(dataset.offsets), max_length)
         self.starts = np.concatenate([[0], lengths.cumsum()])
+        self.order = np.argsort(lengths, kind="stable")
         config = view.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.key_shape = (config.num_key_value_heads, head_dim)
         self.layers = range(insertion_layer, view.num_layers)
         width = 2 * config.hidden_size + 2 * len(self.layers) * config.num_key_value_heads * head_dim
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.done = self._sequences_done()
         size = int(self.starts[-1]) * width
-        self._check_room(size * view.dtype.itemsize)
+        num_bytes = size * view.dtype.itemsize
+        self.done, self.checksum = self._progress(num_bytes)
+        self._check_room(num_bytes)
+        if not self.done:
+            self._save_progress()  # before the file: one without its record is not ours to overwrite
         self.rows = torch.from_file(str(path), shared=True, size=size, dtype=view.dtype).view(-1, width)
+        if self._checksum(self.order[: self.done], 0) != self.checksum:
+            raise self._foreign("got rows of another checksum")
 
-    def _sequences_done(self) -> int:
-        if not (self.path.is_file() and self.record.is_file()):
-            return 0
-        state = json.loads(self.record.read_text())
+    def _progress(self, num_bytes: int) -> tuple[int, int]:
+        """Sequences done and their checksum, from the record; (0, 0) without a file."""
+        if not self.path.exists():
+            return 0, 0
+        try:
+            state = read_object(self.record)
+        except ValueError as error:
+            raise self._foreign(str(error)) from error
+        made_from, done, checksum = (state.get(name) for name in ("made_from", "done", "crc32"))
+        if not isinstance(made_from, dict):
+            raise self._foreign(f"made_from: got {type(made_from).__name__}, expected an object")
         for name, value in self.made_from.items():
-            if state["made_from"].get(name) != value:
-                raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {state['made_from'].get(name)!r}")
-        return state["done"]
+            if made_from.get(name) != value:
+                raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {made_from.get(name)!r}")
+        if type(done) is not int or not 0 <= done <= len(self.order) or type(checksum) is not int:
+            raise self._foreign(f"done, crc32: got {str((done, checksum))[:80]}, expected integers, done in 0..{len(self.order)}")
+        if done and self.path.stat().st_size != num_bytes:
+            raise self._foreign(f"got {self.path.stat().st_size} bytes, expected {num_bytes}")
+        return done, checksum
+
+    def _save_progress(self) -> None:
+        state = {"made_from": self.made_from, "done": self.done, "crc32": self.checksum}
+        write_atomically(self.record, lambda path: path.write_text(json.dumps(state)))
+
+    def _checksum(self, indices: np.ndarray, before: int) -> int:
+        """CRC-32 of the rows of sequences, in this order, going on from `before`."""
+        for index in indices:
+            rows = self.rows[self.starts[index] : self.starts[index + 1]]
+            before = zlib.crc32(rows.view(torch.uint8).numpy(), before)
+        return before
+
+    def _foreign(self, what: str) -> ValueError:
+        return ValueError(f"keep_rows: {self.path} is not as {self.record.name} tells: {what}; remove both to compute them again")
 
     def _check_room(self, num_bytes: int) -> None:
         """The file is mapped before it is written: a disk that fills up later would end the process without a word."""
@@ -140,7 +173,7 @@ class RowStore:
             True when every row is there, False where `time_limit_s` seconds were over before.
         """
         started = time.monotonic()
-        order = np.argsort(np.diff(self.starts), kind="stable")
+        order = self.order
         bar = tqdm(total=len(order), initial=self.done, desc="rows", unit="seq", disable=not progress)
         for start in range(self.done, len(order), batch_size):
             indices = order[start : start + batch_size]
@@ -152,8 +185,8 @@ class RowStore:
             for i, index in enumerate(indices):
                 self.rows[self.starts[index] : self.starts[index + 1]] = rows[i, : batch.lengths[i]]
             self.done = start + len(indices)
-            state = {"made_from": self.made_from, "done": self.done}
-            write_atomically(self.record, lambda path, state=state: path.write_text(json.dumps(state)))
+            self.checksum = self._checksum(indices, self.checksum)
+            self._save_progress()
             bar.update(len(indices))
             if time_limit_s is not None and time.monotonic() - started > time_limit_s:
                 break

@@ -16,6 +16,7 @@ from firp.files import write_atomically
 from firp.layer_view import DecoderView
 from firp.models import load_model
 from firp.predictor import FirpPredictor, load_predictor
+from firp.train.checkpoint import cut_log, read_checkpoint, restore
 from firp.train.data import TextDataset, batch_for_step, epoch_batches, load_dataset, make_batch, split_held_out
 from firp.train.objective import Objective, OffsetScores, sample_anchors
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
@@ -106,11 +107,11 @@ class Trainer:
         self.train_indices, self.held_out_indices = split_held_out(self.dataset, config.held_out)
         self.model, _ = load_model(config.model, config.dtype, self.device)
         self.model.requires_grad_(False)
+        self.dataset.check_vocabulary(self.model.config.vocab_size)
         self.view = DecoderView(self.model)
         self.predictor = FirpPredictor.for_model(
             self.model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank
         ).to(self.device)
-        self.predictor.base_model = config.model
         groups = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
         if config.transition_rank:
             groups += [{"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}]
@@ -263,24 +264,12 @@ class Trainer:
         """Continue from the checkpoint; log lines past it (of a run that was killed) are dropped.
 
         Raises:
-            ValueError: a checkpoint that cannot be read, or of another configuration (the field is named).
+            ValueError: a checkpoint or log that cannot be read, or one of another configuration (the field is named).
         """
         path = self.output / CHECKPOINT
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise ValueError(f"output: cannot read the checkpoint {path}: {error}") from error
-        for name, value in asdict(self.config).items():
-            if state["config"].get(name) != value:
-                raise ValueError(
-                    f"{name}: got {value!r}, but {path} was trained with {state['config'].get(name)!r}; "
-                    "choose another output folder or the same settings"
-                )
-        self.predictor.load_state_dict(state["predictor"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        state = read_checkpoint(path, asdict(self.config), self.device)
+        restore(path, state, self.predictor, self.optimizer)
         self.step = state["step"]
         self.seconds = state["seconds"]
-        log = self.output / LOG
-        if log.is_file():
-            kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            write_atomically(log, lambda staging: staging.write_text("".join(line + "\n" for line in kept)))
+        if (self.output / LOG).is_file():
+            cut_log(self.output / LOG, self.step)

@@ -1,0 +1,78 @@
+"""What an earlier run of training left in its folder, read strictly: its checkpoint and its log."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import torch
+
+from firp.files import write_atomically
+
+FIELDS = {"config": dict, "step": int, "seconds": float, "predictor": dict, "optimizer": dict}
+
+
+def read_checkpoint(path: Path, config: dict, device: torch.device) -> dict:
+    """The state that `Trainer.save_checkpoint` wrote for a run of the same settings.
+
+    Raises:
+        ValueError: a file that is damaged or no checkpoint, or one of other settings (the field is named).
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load compares no checksums
+        if damaged is not None:
+            raise ValueError(f"{damaged} does not match its checksum")
+        state = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(state, dict) or state.keys() != FIELDS.keys():
+            found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"got {str(found)[:200]}, expected the fields {', '.join(FIELDS)}")
+        for name, kind in FIELDS.items():
+            if not isinstance(state[name], kind):
+                raise ValueError(f"{name}: got {type(state[name]).__name__}, expected {kind.__name__}")
+        if not 0 <= state["step"] <= config["steps"]:
+            raise ValueError(f"step: got {state['step']}, expected 0..{config['steps']} (steps)")
+    except Exception as error:
+        raise ValueError(f"output: cannot read the checkpoint {path}: {error}; remove it to begin again") from error
+    for name, value in config.items():
+        if state["config"].get(name) != value:
+            raise ValueError(
+                f"{name}: got {value!r}, but {path} was trained with {state['config'].get(name)!r}; "
+                "choose another output folder or the same settings"
+            )
+    return state
+
+
+def restore(path: Path, state: dict, predictor: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give predictor and optimizer the tensors of a checkpoint.
+
+    Raises:
+        ValueError: tensors of other names or shapes.
+    """
+    try:
+        predictor.load_state_dict(state["predictor"])
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape:
+                    raise ValueError(f"{name}: got shape {list(moments[name].shape)}, expected {list(parameter.shape)}")
+    except Exception as error:
+        raise ValueError(f"output: the checkpoint {path} is not of this run: {error}; remove it to begin again") from error
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drop the lines of a log that tell of later steps, and a last line that was cut off while it was written.
+
+    Raises:
+        ValueError: a line that is not of a training log; its number is named.
+    """
+    *lines, _ = path.read_bytes().split(b"\n")
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if int(json.loads(line)["step"]) <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"output: {path}, line {number}: no line of a training log: {error!r}; remove the file") from error
+    write_atomically(path, lambda staging: staging.write_bytes(b"".join(kept)))
