@@ -67,37 +67,48 @@ def check_rows(view: DecoderView, names: list[str]) -> None:
             _try(run, _rows(view.config.hidden_size, dtype, view.device), name, module)
 
 
-def _rows(width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Rows [2, 4, width], and the same with all but row 0 of each sequence replaced: by large ones, by spikes."""
+Trial = tuple[Tensor, list[tuple[int, Tensor]]]
+
+
+def _rows(width: int, dtype: torch.dtype, device: torch.device) -> Trial:
+    """Rows [2, 4, width]; and for the first and the last row of each sequence, the same with all others replaced: by
+    large ones, by spikes."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(2, 4, width, generator=generator)
-    large, spikes = rows.clone(), rows.clone()
-    large[:, 1:] = torch.randn(2, 3, width, generator=generator) * OUTLIER
-    spikes[:, 1:] = 0
-    spikes[:, 1:, width // 2] = OUTLIER
-    return tuple(kept.to(device, dtype) for kept in (rows, large, spikes))
+    large = torch.randn(2, 4, width, generator=generator) * OUTLIER
+    spikes = torch.zeros(2, 4, width)
+    spikes[..., width // 2] = OUTLIER
+    return rows.to(device, dtype), [
+        (kept, _beside(rows, others, kept).to(device, dtype)) for others in (large, spikes) for kept in (0, 3)
+    ]
 
 
-def _tokens(embedding: nn.Module, device: torch.device) -> tuple[Tensor, ...]:
+def _tokens(embedding: nn.Module, device: torch.device) -> Trial:
     count = embedding.weight.shape[0]
     tokens = torch.arange(8).view(2, 4) % count
-    others = torch.cat([tokens[:, :1], (tokens[:, 1:] + count // 2) % count], 1)
-    return tokens.to(device), others.to(device)
+    others = (tokens + count // 2) % count
+    return tokens.to(device), [(kept, _beside(tokens, others, kept).to(device)) for kept in (0, 3)]
 
 
-def _try(run: Callable[[Tensor], Tensor], inputs: tuple[Tensor, ...], name: str, module: nn.Module) -> None:
-    rows, *others = inputs
+def _beside(rows: Tensor, others: Tensor, kept: int) -> Tensor:
+    changed = others.clone()
+    changed[:, kept] = rows[:, kept]
+    return changed
+
+
+def _try(run: Callable[[Tensor], Tensor], trial: Trial, name: str, module: nn.Module) -> None:
+    rows, changes = trial
     first, again = run(rows), run(rows)
     exact = torch.equal(first, again) and not any(tensor.dim() > 2 for tensor in module.parameters())  # Experts group rows.
-    limit = ROUNDING.get(first.dtype, ROUNDING[torch.bfloat16]) * first[:, :1].abs().max()
-    for changed in others:
-        beside = run(changed)[:, :1]
-        equal = torch.equal(beside, first[:, :1]) if exact else bool(((beside - first[:, :1]).abs() <= limit).all())
-        if not equal:
+    rounding = ROUNDING.get(first.dtype, ROUNDING[torch.bfloat16])
+    for kept, changed in changes:
+        own = first[:, kept]
+        limit = rounding * own.abs().max()
+        beside = run(changed)[:, kept]
+        if not (torch.equal(beside, own) if exact else bool(((beside - own).abs() <= limit).all())):
             _refuse(name, module, "depends on the rows beside it")
-    for sequence in range(2):
-        alone = run(rows[sequence : sequence + 1, :1])
-        if not bool(((alone - first[sequence : sequence + 1, :1]).abs() <= limit).all()):
+        alone = run(rows[:1, kept : kept + 1])[:, 0]
+        if not bool(((alone - own[:1]).abs() <= limit).all()):
             _refuse(name, module, "differs where it stands alone")
 
 

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from firp.batch import answer, cut_after_stop
 from firp.engine import Engine
 from firp.files import read_object, write_atomically
-from firp.generate import generate
 from firp.models import load_model
 from firp.prompts import encode, load_prompts
 from firp.train.data import TextDataset
@@ -79,21 +78,11 @@ def _answer(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], greedy: bool, config: DistillConfig, batch: int
 ) -> list[list[int]]:
     """Answers of one batch, end token kept."""
-    longest = max(map(len, rows))
-    device = engine.model.device
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     options = {} if greedy else {"temperature": config.temperature, "top_k": 0, "top_p": 1.0}
-    out = generate(
-        engine.model, ids, attention_mask=mask, engine=engine, seed=config.seed * 1_000_003 + batch,
-        max_new_tokens=config.max_new_tokens, do_sample=not greedy, **options,
-    )  # fmt: skip
-    stops = {tokenizer.eos_token_id, engine.model.generation_config.eos_token_id}
-    answers = []
-    for row in out[:, longest:].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
-        answers.append(row[:end])
-    return answers
+    answers = answer(
+        engine, rows, seed=config.seed * 1_000_003 + batch, max_new_tokens=config.max_new_tokens, do_sample=not greedy, **options
+    )
+    return cut_after_stop(answers, {tokenizer.eos_token_id})
 
 
 def distill(config: DistillConfig, output: str | Path, device: str = "cpu", progress: bool = True) -> Path:
