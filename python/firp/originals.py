@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import is_
 
@@ -116,14 +116,14 @@ def library_base(kind: type) -> tuple[type | None, str | None]:
 class Watch:
     """Names of a namespace and the values that were found right; says whether they are the same still."""
 
-    def __init__(self, label: str, namespace: dict, names: list[str]) -> None:
-        self.label, self.namespace, self.names = label, namespace, names
+    def __init__(self, namespace: Mapping[str, object], names: list[str]) -> None:
+        self.namespace, self.names, self.size = namespace, names, len(namespace)
         self.values = [namespace.get(name) for name in names]
         self.functions = [link for value in self.values for link in _chain(_function(value))]
         self.codes = [function.__code__ for function in self.functions]
 
     def same(self) -> bool:
-        return all(map(is_, map(self.namespace.get, self.names), self.values)) and all(
+        return len(self.namespace) == self.size and all(map(is_, map(self.namespace.get, self.names), self.values)) and all(
             function.__code__ is code for function, code in zip(self.functions, self.codes, strict=True)
         )
 
@@ -137,7 +137,7 @@ def _class_faults(kind: type) -> Iterator[str]:
     prefix = f"{kind.__qualname__}."
     for name, value in vars(kind).items():
         in_file = f"{prefix}{name}" in defined
-        if name in HONOURED.get(kind.__name__, ()):
+        if name in CONSTRUCTION or name in HONOURED.get(kind.__name__, ()):
             continue
         if isinstance(_function(value), types.FunctionType) or in_file:
             if in_file and isinstance(value, type):
@@ -153,6 +153,8 @@ RUNNING_MODULES = (
     "transformers.modeling_rope_utils", "transformers.activations", "transformers.modeling_layers",
     "torch.nn.modules.linear", "torch.nn.modules.sparse", "torch.nn.modules.activation", "torch.nn.modules.normalization",
 )  # fmt: skip
+# They make an object or restore one; torch.compile replaces some of them for good.
+CONSTRUCTION = frozenset(["__init__", "__new__", "__init_subclass__", "__setstate__", "__getstate__", "__deepcopy__", "__reduce_ex__"])
 # Called through Hugging Face, so that a replacement runs as it does there.
 HONOURED = {"GenerationMixin": ("generate",)}
 
@@ -220,14 +222,13 @@ class Originals:
 
     def _kind_fault(self, kind: type) -> str | None:
         watch = self._kinds.get(kind)
-        if watch is not None and len(vars(kind)) == watch.size and watch.same():
+        if watch is not None and watch.same():
             return None
         fault = next(_class_faults(kind), None)
         if fault is None:
             functions = [name for name, value in vars(kind).items() if isinstance(_function(value), types.FunctionType)]
-            functions = [name for name in functions if name not in HONOURED.get(kind.__name__, ())]
-            watch = self._kinds[kind] = Watch(kind.__qualname__, vars(kind), functions)
-            watch.size = len(vars(kind))
+            skipped = {*CONSTRUCTION, *HONOURED.get(kind.__name__, ())}
+            watch = self._kinds[kind] = Watch(vars(kind), [name for name in functions if name not in skipped])
         return fault
 
     def _module_fault(self, name: str) -> str | None:
@@ -239,13 +240,13 @@ class Originals:
         if fault is not None:
             return f"{name.rpartition('.')[2]}.{fault}"
         own = [key for key, value in vars(module).items() if isinstance(value, types.FunctionType)]
-        watches = [Watch(name, vars(module), own)]
+        watches = [Watch(vars(module), own)]
         for namespace in (nn.functional, sys.modules["torch"]):
             names = _reached(module, namespace)
             fault = next(_torch_faults(namespace, names), None)
             if fault is not None:
                 return f"{namespace.__name__}.{fault}"
-            watches.append(Watch(namespace.__name__, vars(namespace), names))
+            watches.append(Watch(vars(namespace), names))
         self._modules[name] = watches
         return None
 
