@@ -24,9 +24,10 @@ from firp.predictor import FirpPredictor
 from firp.prefill import CHUNK_TOKENS, prefill
 from firp.records import pack
 from firp.rotary import check_lengths as check_positions
-from firp.state import DecodeState, StepRecord, gather_rows
+from firp.rows import pseudo_scores, row_positions
+from firp.state import DecodeState, StepRecord
 from firp.transition import token_tables
-from firp.trees import Drafter, DraftTree, TreeConfig, check_drafting, root_only
+from firp.trees import Drafter, TreeConfig, check_drafting, root_only
 from firp.tuned import own_tree
 from firp_kernels.registry import owner
 
@@ -277,11 +278,7 @@ class Engine:
         """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
         tree, view, k = state.tree, self.view, self.num_offsets
         num_nodes, num_lookahead = tree.size
-        positions = (state.context_lens[:, None] + tree.depths).long()
-        if num_lookahead:
-            base = gather_rows(positions, tree.lookahead.long().clamp(min=0))
-            offsets = torch.arange(1, k + 1, device=positions.device)
-            positions = torch.cat([positions, (base[..., None] + offsets).flatten(1)], 1)
+        positions = row_positions(tree, state.context_lens, k)
         hidden = view.embed(tree.tokens)
         cos, sin = view.rotary(hidden, positions)
 
@@ -301,22 +298,15 @@ class Engine:
     def draft(
         self, state: DecodeState, pseudo: Tensor, are_logits: bool, root: Tensor, last_slot: Tensor, shift: Tensor
     ) -> DraftTree:
-        """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one.
+        """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one, `shift` levels up.
 
-        If that node lies `shift` levels up, its offsets shift + 1 .. k serve depths 1 .. k - shift. `pseudo` holds the
-        rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
+        `pseudo` holds the rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
         """
         drafter = None if state.plain else self.drafter(state.batch_size)
         if pseudo.shape[1] == 0 or drafter is None:
             return root_only(root, num_lookahead=int(drafter is not None))
-        k = self.num_offsets
-        offset = (torch.arange(k, device=pseudo.device) + shift[:, None]).clamp(max=k - 1)
-        rows = last_slot.long().clamp(min=0)[:, None] * k + offset
-        if not are_logits:
-            pseudo = self.view.logits(gather_rows(pseudo, rows))
-            rows = torch.arange(k, device=rows.device).expand_as(rows)
-        if pseudo.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
-            pseudo = pseudo[..., : self.num_embeddings].contiguous()
-        ranks = min(drafter.num_ranks, pseudo.shape[-1])
-        probabilities, candidates = self.ops.top_marginals(pseudo, rows, ranks)
-        return drafter.draft(probabilities, candidates, root, (k - shift).clamp(min=0).to(torch.int32))
+        scores, rows = pseudo_scores(self.view, pseudo, are_logits, last_slot, shift, self.num_offsets)
+        if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
+            scores = scores[..., : self.num_embeddings].contiguous()
+        probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
+        return drafter.draft(probabilities, candidates, root, (self.num_offsets - shift).clamp(min=0).to(torch.int32))

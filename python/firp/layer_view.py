@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from firp.attention import ATTENTION_NAME, AttentionStep
 from firp.independence import check_rows
-from firp.model_check import Seen, check_model
+from firp.model_check import check_model
 from firp.model_rules import running_layers, windows
 from firp.rotary import FIXED_ROPE_TYPES, LENGTH_ROPE_TYPES, LengthRotary, rope_type_of
+from firp.seen import Seen
 
 # Decoders that run embedding, layers, norm and head as Llama does; each is proven by a test.
 SUPPORTED_MODEL_TYPES = (
