@@ -27,7 +27,7 @@ from firp.rotary import check_lengths as check_positions
 from firp.rows import pseudo_scores, row_positions
 from firp.state import DecodeState, StepRecord
 from firp.transition import token_tables
-from firp.trees import Drafter, TreeConfig, check_drafting, root_only
+from firp.trees import Drafter, DraftTree, TreeConfig, check_drafting, root_only
 from firp.tuned import own_tree
 from firp_kernels.registry import owner
 
