@@ -1,16 +1,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+CONSTRAINTS ?= constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+SOURCES := setup.py pyproject.toml $(CONSTRAINTS) $(shell find csrc -type f)
 
 FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test ctest sanitize fuzz lint bench gpu-check clean
+.PHONY: demo test ctest sanitize fuzz lint docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 # torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
-$(VENV)/base: constraints.txt
+$(VENV)/base: $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) "setuptools>=77" wheel ninja pybind11
@@ -23,6 +24,10 @@ $(VENV)/installed: $(VENV)/base $(SOURCES)
 
 $(VENV)/tested: $(VENV)/installed
 	$(PIP) --no-build-isolation -e ".[demo,test]"
+	touch $@
+
+$(VENV)/documented: $(VENV)/installed
+	$(PIP) --no-build-isolation -e ".[demo,docs]"
 	touch $@
 
 demo: $(VENV)/installed
@@ -47,6 +52,10 @@ fuzz: sanitize
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+# The documentation as a site in build/site; a dead link or an unknown name in the API page is an error.
+docs: $(VENV)/documented
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(BIN)/firp bench --json benchmarks/results/bench.json

@@ -16,28 +16,14 @@ from typing import Annotated
 import firp
 import torch
 import typer
+from firp.batch import cut_after_stop, left_padded, stop_ids
 from firp.bench.runner import environment
 from firp.files import write_atomically
 from firp.prompts import encode, load_prompts
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
-
-
-def left_padded(rows: list[list[int]], pad_token: int) -> dict[str, Tensor]:
-    """Token rows as `input_ids` and `attention_mask` [B, T]."""
-    longest = max(map(len, rows))
-    ids = [[pad_token] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-
-
-def new_rows(sequences: Tensor, prompt_length: int, stops: list[int]) -> list[list[int]]:
-    """New tokens of every sequence, up to its stop token."""
-    rows = sequences[:, prompt_length:].tolist()
-    return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
 
 
 def main(
@@ -64,8 +50,7 @@ def main(
     }
     methods["hf"] = lambda **options: base.generate(**batch, **options)
     common = {"do_sample": False, "return_dict_in_generate": True}
-    stops = base.generation_config.eos_token_id
-    stops = [stops] if isinstance(stops, int) else stops
+    stops = stop_ids(base)
     for method in methods.values():
         method(max_new_tokens=4, **common)
     speeds: dict[str, list[float]] = {name: [] for name in methods}
@@ -76,7 +61,7 @@ def main(
             started = time.perf_counter()
             out = methods[name](max_new_tokens=max_new_tokens, **common)
             seconds = time.perf_counter() - started
-            rows[name] = new_rows(out.sequences, batch["input_ids"].shape[1], stops)
+            rows[name] = cut_after_stop(out.sequences[:, batch["input_ids"].shape[1] :].tolist(), stops)
             speeds[name].append(sum(map(len, rows[name])) / seconds)
             times[name] = vars(out.time) if name in engines else None
     document = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from firp.files import explained, locked, remove_stale, staging
+from firp.files import explained, locked, parse_object, remove_stale, staging
 from firp.progress import bars_on_terminals_only
 
 MARKER = "firp.json"
@@ -118,7 +118,7 @@ def _fault(folder: Path) -> str | None:
     if not folder.exists():
         return MISSING
     try:
-        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+        sizes = parse_object((folder / MARKER).read_bytes())["files"]
         for name, size in sizes.items():
             path = folder / name
             found = path.stat().st_size if path.is_file() else None

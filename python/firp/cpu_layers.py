@@ -36,7 +36,8 @@ def _plain(module: nn.Module) -> bool:
 
 def _served(weight: Tensor) -> bool:
     return (
-        weight.device.type == "cpu"
+        type(weight) is nn.Parameter
+        and weight.device.type == "cpu"
         and weight.dtype in FEW_ROW_DTYPES
         and registry.owner("linear", "cpu") == "extension"
     )
@@ -54,7 +55,7 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     return (
         type(module) in GATED_MLPS
         and _plain(module)
-        and isinstance(module.act_fn, (nn.SiLU, SiLUActivation))
+        and type(module.act_fn) in (nn.SiLU, SiLUActivation)
         and all(_is_linear(child) and child.bias is None for child in (module.gate_proj, module.up_proj, module.down_proj))
     )
 

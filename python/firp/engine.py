@@ -15,14 +15,17 @@ from firp.choice import Chooser, Greedy
 from firp.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.emission import emit
 from firp.graphs import StepRunner, make_runner
-from firp.layer_view import DecoderView, check_supported
+from firp.layer_view import DecoderView
 from firp.layers import compiles, layer_function, run_layers
 from firp.memory import check_memory
+from firp.model_rules import head_counts
+from firp.modes import plain_tensors
 from firp.predictor import FirpPredictor
 from firp.prefill import CHUNK_TOKENS, prefill
 from firp.records import pack
 from firp.rotary import check_lengths as check_positions
-from firp.state import DecodeState, StepRecord, gather_rows
+from firp.rows import pseudo_scores, row_positions
+from firp.state import DecodeState, StepRecord
 from firp.transition import token_tables
 from firp.trees import Drafter, DraftTree, TreeConfig, check_drafting, root_only
 from firp.tuned import own_tree
@@ -57,6 +60,7 @@ class Engine:
             graphs where they cannot be captured, layers compiled over a named implementation.
     """
 
+    @plain_tensors
     def __init__(
         self,
         model: PreTrainedModel,
@@ -70,19 +74,18 @@ class Engine:
         if head is not None and head not in HEADS:
             raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}, or None")
         check_drafting(predictor, tree)
-        check_supported(model)
         self.model = model
         self.ops = firp_kernels.bind(impl)
         self.head = head
         # The reference is torch throughout, the model's own linear layers and norms included.
-        adapted = () if impl == "reference" else (adapt_layer, adapt_norm(model), adapt_head(model))
-        self.view = DecoderView(model, *adapted)
+        self.view = DecoderView(model) if impl == "reference" else DecoderView(model, adapt_layer, adapt_norm, adapt_head)
+        self.num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.predictor = predictor
         self.tree = None
         self.num_offsets = 0
         self._drafters: dict[int, Drafter | None] = {}
         self._spare: list[Buffers] = []
-        self._runner: StepRunner = make_runner(self, graphs, impl)
+        self._runner: StepRunner = make_runner(self.view.device, graphs, impl)
         own_attention = impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
         self._prefill_attention = self.ops.tree_attention if own_attention else None
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
@@ -133,7 +136,7 @@ class Engine:
                 raise ValueError(f"input_ids: got an empty prompt in row {row}, expected at least one token")
             check_positions(self.view.config, length, max_new_tokens)
 
-    @torch.no_grad()
+    @plain_tensors
     def start(
         self,
         prompts: list[Tensor],
@@ -186,27 +189,28 @@ class Engine:
         if spare is not None and spare.batch_size >= batch_size and spare.capacity >= slots:
             return spare
         del spare
-        config, capacity = self.view.config, allocated_slots(slots)
+        capacity = allocated_slots(slots)
         check_memory(self, batch_size, capacity)
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        _, kv_heads, width = head_counts(self.view.config)
         return Buffers.allocate(
-            self.view.num_layers, batch_size, capacity, config.num_key_value_heads, width, self.view.dtype, self.view.device
+            self.view.num_layers, batch_size, capacity, kv_heads, width, self.view.dtype, self.view.device
         )
 
+    @plain_tensors
     def warm_up(self, batch_sizes: tuple[int, ...] = (1,), max_len: int = SMALLEST_BUCKET, progress: bool = True) -> None:
         """Compile layers and capture greedy steps ahead of the first request.
 
         Args:
             batch_sizes: as they will be decoded.
             max_len: tokens that prompt and output may hold together; every cache bucket up to there is captured.
-            progress: show a bar.
+            progress: show a bar, on a terminal.
 
         Raises:
             ValueError: a max_len below 2 or past the model's context.
         """
         if max_len < 2:
             raise ValueError(f"max_len: got {max_len}, expected at least 2")
-        for size in tqdm(batch_sizes, desc="warm up", unit="batch", disable=not progress):
+        for size in tqdm(batch_sizes, desc="warm up", unit="batch", disable=None if progress else True):
             state = self.start([torch.zeros(1, dtype=torch.int64)] * size, max_len - 1, [])
             for slots in sorted({state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}):
                 state.use_slots(slots)
@@ -218,6 +222,7 @@ class Engine:
         """Take back what a run used, for the next one; the state must not be stepped any more."""
         self._spare = [state.buffers]
 
+    @plain_tensors
     def step(self, state: DecodeState, choose: Chooser | None = None) -> StepRecord:
         """One forward: verify the tree, commit what was accepted, emit it, draft the next tree.
 
@@ -225,9 +230,9 @@ class Engine:
             state: changed in place.
             choose: turns scores into tokens (`firp.choice`); None is greedy.
         """
-        return self._runner.step(state, choose or Greedy(self.ops))
+        return self._runner.step(self, state, choose or Greedy(self.ops))
 
-    @torch.no_grad()
+    @plain_tensors
     def run_step(self, state: DecodeState, choose: Chooser) -> StepRecord:
         """The step itself: device work in static shapes, which a graph may capture where the chooser is `on_device`."""
         rows, num_nodes = self.forward(state), state.tree.tokens.shape[1]
@@ -242,7 +247,8 @@ class Engine:
         self.ops.commit_cache(state.cache, state.context_lens, path, kept, state.finished)
         finished = state.finished | ended | (state.context_lens > state.buffers.capacity - self.max_rows)
         state.finished.copy_(finished)
-        state.tree = self.draft(state, pseudo, shares_head, bonus.clamp(min=0), last_slot, shift)
+        root = bonus.clamp(min=0, max=self.num_embeddings - 1)
+        state.tree = self.draft(state, pseudo, shares_head, root, last_slot, shift)
         packed = None if finished.device.type == "cpu" else pack(tokens, counts, finished, status)
         return StepRecord(tokens, counts, finished, status, path, logits, scores, packed)
 
@@ -251,6 +257,7 @@ class Engine:
             return num_pseudo_rows <= SHARED_HEAD_ROWS
         return self.head == "one-pass"
 
+    @plain_tensors
     def compact(self, state: DecodeState, slots: list[int]) -> list[int]:
         """Go on with the sequences at `slots` alone; the tree grows with the room the others leave.
 
@@ -266,16 +273,12 @@ class Engine:
         """Sequences a batch is cut to when `batch_size` go on: the next power of two where every size is captured."""
         return next_power_of_two(batch_size) if self.captures else batch_size
 
-    @torch.no_grad()
+    @plain_tensors
     def forward(self, state: DecodeState) -> Tensor:
         """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
         tree, view, k = state.tree, self.view, self.num_offsets
         num_nodes, num_lookahead = tree.size
-        positions = (state.context_lens[:, None] + tree.depths).long()
-        if num_lookahead:
-            base = gather_rows(positions, tree.lookahead.long().clamp(min=0))
-            offsets = torch.arange(1, k + 1, device=positions.device)
-            positions = torch.cat([positions, (base[..., None] + offsets).flatten(1)], 1)
+        positions = row_positions(tree, state.context_lens, k)
         hidden = view.embed(tree.tokens)
         cos, sin = view.rotary(hidden, positions)
 
@@ -295,20 +298,15 @@ class Engine:
     def draft(
         self, state: DecodeState, pseudo: Tensor, are_logits: bool, root: Tensor, last_slot: Tensor, shift: Tensor
     ) -> DraftTree:
-        """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one.
+        """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one, `shift` levels up.
 
-        If that node lies `shift` levels up, its offsets shift + 1 .. k serve depths 1 .. k - shift. `pseudo` holds the
-        rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
+        `pseudo` holds the rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
         """
         drafter = None if state.plain else self.drafter(state.batch_size)
         if pseudo.shape[1] == 0 or drafter is None:
             return root_only(root, num_lookahead=int(drafter is not None))
-        k = self.num_offsets
-        offset = (torch.arange(k, device=pseudo.device) + shift[:, None]).clamp(max=k - 1)
-        rows = last_slot.long().clamp(min=0)[:, None] * k + offset
-        if not are_logits:
-            pseudo = self.view.logits(gather_rows(pseudo, rows))
-            rows = torch.arange(k, device=rows.device).expand_as(rows)
-        ranks = min(drafter.num_ranks, pseudo.shape[-1])
-        probabilities, candidates = self.ops.top_marginals(pseudo, rows, ranks)
-        return drafter.draft(probabilities, candidates, root, (k - shift).clamp(min=0).to(torch.int32))
+        scores, rows = pseudo_scores(self.view, pseudo, are_logits, last_slot, shift, self.num_offsets)
+        if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
+            scores = scores[..., : self.num_embeddings].contiguous()
+        probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
+        return drafter.draft(probabilities, candidates, root, (self.num_offsets - shift).clamp(min=0).to(torch.int32))

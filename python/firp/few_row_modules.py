@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.mistral.modeling_mistral import MistralAttention
 
+from firp.attention import check_heads, check_window
+
 ops = torch.ops.firp
 
 
@@ -65,6 +67,8 @@ class FewRowAttention(nn.Module):
         self.biases = [projection.bias for projection in projections if projection.bias is not None]
         self.output = (attention.o_proj.weight, attention.o_proj.bias)
         heads, kv_heads, _ = (weight.shape[0] // self.head_dim for weight in self.weights)
+        check_window(attention, self.sliding_window)
+        check_heads(attention, heads, kv_heads, self.head_dim)
         self.turned = [heads + kv_heads, kv_heads]
         self.heads = [heads, kv_heads]
 

@@ -12,11 +12,22 @@ from transformers.generation.streamers import BaseStreamer
 
 from firp.choice import Chooser, Greedy, Sequential, Vectorised
 from firp.engine import Engine
-from firp.inputs import Prompts, check_autocast, check_call, check_calls, check_inputs, check_seed, check_vocabulary
+from firp.inputs import (
+    Prompts,
+    check_autocast,
+    check_call,
+    check_calls,
+    check_holes,
+    check_inputs,
+    check_seed,
+    check_vocabulary,
+)
 from firp.loop import run
 from firp.metrics import StepEvent
+from firp.modes import plain_tensors
 from firp.options import REFUSED, check_options, first_given
 from firp.output import FirpOutput, Output
+from firp.peft_models import check_per_call, without_peft
 from firp.predictor import FirpPredictor
 from firp.processors import VECTORISED, is_vectorised, with_padding, without_padding
 from firp.stopping import Stops, use_stop_strings
@@ -74,7 +85,8 @@ def generate(
             vocabulary, more tokens than the model's context, a predictor for another model (`PredictorMismatch`).
         FloatingPointError: the model's own scores are NaN, or its processors leave no token to draw.
     """
-    model = _without_peft(model)
+    check_per_call(options)
+    model = without_peft(model)
     for name, instead in NOT_PASSED_ON.items():
         given = options.get(name)
         if given:
@@ -93,24 +105,12 @@ def generate(
     return model.generate(inputs, custom_generate=method, **options)
 
 
-def _without_peft(model):
-    """The decoder inside a peft model, whose layers hold the adapters; others as they are."""
-    if not hasattr(model, "get_base_model"):
-        return model
-    if model.active_peft_config.is_prompt_learning:
-        raise ValueError(
-            f"model: got a peft model of type {model.active_peft_config.peft_type.value}, expected adapters inside the "
-            "layers (such as LORA): learned prompts are no tokens that FIRP could decode over"
-        )
-    return model.get_base_model()
-
-
 def _check_refused(model: PreTrainedModel, options: dict) -> None:
     """Refuse options before Hugging Face prepares anything for them; `decode` checks the whole configuration."""
     check_options({name: first_given(name, model, options) for name in REFUSED})
 
 
-@torch.no_grad()
+@plain_tensors
 def decode(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -142,6 +142,9 @@ def decode(
     stops = Stops.of(stopping_criteria or StoppingCriteriaList(), config)
     max_new_tokens = max(1, stops.max_length - input_ids.shape[1])
     engine.check_lengths([len(prompt) for prompt in prompts.tokens], max_new_tokens)
+    check_holes(prompts, engine.view.windows, input_ids.shape[1] + max_new_tokens)
+    if config._pad_token_tensor is None and not stops.together and len(prompts.tokens) > 1:
+        raise ValueError("pad_token_id: got None, expected a token id: sequences of a batch that end early are filled with it")
     pad_token = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
     seed = check_seed(seed)
     if not config.do_sample:
@@ -154,6 +157,8 @@ def decode(
         max_new_tokens,
         stops.tokens,
         stops.criteria,
+        model.get_input_embeddings().weight.shape[0],
+        stops.together and len(prompts.tokens) > 1,
         streamer,
         keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         keep_logits=bool(config.return_dict_in_generate and config.output_logits),

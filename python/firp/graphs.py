@@ -20,7 +20,7 @@ WARM_UP_STEPS = 2
 
 
 class StepRunner(Protocol):
-    """Runs one step of a run.
+    """Runs one step of a run. It is handed the engine at each step: an engine that held itself would outlive its last user.
 
     Attributes:
         captures: whether steps are captured, so that every new shape costs a capture.
@@ -28,7 +28,7 @@ class StepRunner(Protocol):
 
     captures: bool
 
-    def step(self, state: DecodeState, choose: Chooser) -> StepRecord: ...
+    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord: ...
 
 
 class EagerRunner:
@@ -36,11 +36,8 @@ class EagerRunner:
 
     captures = False
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def step(self, state: DecodeState, choose: Chooser) -> StepRecord:
-        return self.engine.run_step(state, choose)
+    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
+        return engine.run_step(state, choose)
 
 
 class GraphRunner:
@@ -52,25 +49,24 @@ class GraphRunner:
 
     captures = True
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
 
-    def step(self, state: DecodeState, choose: Chooser) -> StepRecord:
+    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
         if not choose.on_device:
-            return self.engine.run_step(state, choose)
-        state.tree = self._static_tree(state)
+            return engine.run_step(state, choose)
+        state.tree = self._static_tree(engine, state)
         key = (*state.tree.tokens.shape, state.tree.size[1], choose.key, state.plain, state.cache.shape[3], len(state.stop_tokens))
         graphs = state.buffers.graphs
         if key not in graphs:
-            graphs[key] = self._capture(state, choose)
+            graphs[key] = self._capture(engine, state, choose)
         graph, record = graphs[key]
         graph.replay()
         return record
 
-    def _static_tree(self, state: DecodeState) -> DraftTree:
+    def _static_tree(self, engine: Engine, state: DecodeState) -> DraftTree:
         """The state's tree in the buffers' own tensors, padded to the size that this batch drafts."""
-        drafter = None if state.plain else self.engine.drafter(state.batch_size)
+        drafter = None if state.plain else engine.drafter(state.batch_size)
         size = (1, 0) if drafter is None else (drafter.config.num_nodes, drafter.config.num_lookahead)
         trees, key = state.buffers.trees, (state.batch_size, *size)
         if key in trees and trees[key] is state.tree:
@@ -81,7 +77,7 @@ class GraphRunner:
         trees[key].copy_(tree)
         return trees[key]
 
-    def _capture(self, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
+    def _capture(self, engine: Engine, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
         """Warm up on a side stream, then capture. With every sequence frozen the warm-up changes nothing that is kept."""
         tree, finished = state.tree, state.finished.clone()
         state.finished.fill_(True)
@@ -89,29 +85,29 @@ class GraphRunner:
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_STEPS):
-                self.engine.run_step(state, choose)
+                engine.run_step(state, choose)
                 state.tree = tree
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            record = self.engine.run_step(state, choose)
+            record = engine.run_step(state, choose)
             tree.copy_(state.tree)
         state.tree = tree
         state.finished.copy_(finished)
         return graph, record
 
 
-def make_runner(engine: Engine, graphs: bool | None, impl: str | None) -> StepRunner:
-    """The runner for an engine: graphs where they were asked for, or where nothing speaks against them.
+def make_runner(device: torch.device, graphs: bool | None, impl: str | None) -> StepRunner:
+    """The runner for an engine on `device`: graphs where they were asked for, or where nothing speaks against them.
 
     Raises:
         ValueError: graphs were asked for where they cannot be captured; says why.
     """
-    obstacle = _obstacle(engine.view.device, impl)
+    obstacle = _obstacle(device, impl)
     if graphs and obstacle:
         raise ValueError(f"graphs: got True, but {obstacle}")
     use = obstacle is None if graphs is None else graphs
-    return GraphRunner(engine) if use else EagerRunner(engine)
+    return GraphRunner() if use else EagerRunner()
 
 
 def _obstacle(device: torch.device, impl: str | None) -> str | None:

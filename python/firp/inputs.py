@@ -132,6 +132,24 @@ def check_vocabulary(prompts: Prompts, model: PreTrainedModel) -> None:
         raise ValueError(f"input_ids: got token {int(strange[0])}, expected 0..{size - 1} (the model's embeddings)")
 
 
+def check_holes(prompts: Prompts, windows: list[int | None], length: int) -> None:
+    """Hugging Face counts masked tokens inside a prompt as places of a sliding window; FIRP leaves them out.
+
+    Args:
+        windows: of each layer.
+        length: tokens of prompt and output together, padding included.
+    """
+    window = min((window for window in windows if window is not None), default=None)
+    if window is None or window >= length:
+        return
+    for row, (kept, prompt) in enumerate(zip(prompts.tokens, prompts.unpadded, strict=True)):
+        if len(kept) < len(prompt):
+            raise ValueError(
+                f"attention_mask: got {len(prompt) - len(kept)} masked tokens inside the prompt of row {row}, expected none: the "
+                f"model has a sliding window of {window}, in which they would count"
+            )
+
+
 def check_calls(streamer: object, on_step: object, batch_size: int) -> None:
     """What is called back while tokens arrive."""
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):

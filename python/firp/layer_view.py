@@ -1,7 +1,7 @@
 """Drive a Hugging Face decoder layer by layer, without changing it.
 
 A *layer view* is a shallow copy of the user's decoder layer whose attention module points at an
-attention function of ours. Parameters, submodules and hooks are shared with the model; the model
+attention function of ours. Parameters and submodules are shared with the model; the model
 itself is never written to, so an ordinary `model.generate` may run beside it.
 """
 
@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
+from firp.attention import ATTENTION_NAME, AttentionStep
+from firp.independence import check_rows
+from firp.model_check import check_model
+from firp.model_rules import running_layers, windows
 from firp.rotary import FIXED_ROPE_TYPES, LENGTH_ROPE_TYPES, LengthRotary, rope_type_of
+from firp.seen import Seen
 
-ATTENTION_NAME = "firp"
 # Decoders that run embedding, layers, norm and head as Llama does; each is proven by a test.
 SUPPORTED_MODEL_TYPES = (
     "apertus", "arcee", "cohere", "cohere2", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4", "granite", "helium",
@@ -25,39 +28,6 @@ SUPPORTED_MODEL_TYPES = (
     "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 )  # fmt: skip
 SUPPORTED_ROPE_TYPES = FIXED_ROPE_TYPES + LENGTH_ROPE_TYPES
-# What an attention module may pass on and this function leaves to the layer or to the engine.
-HARMLESS = frozenset(["dropout", "is_causal", "position_ids", "use_cache", "output_attentions"])
-
-
-class AttentionStep(Protocol):
-    """What stands behind the attention of every layer during one pass."""
-
-    def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
-    ) -> Tensor:
-        """Attention of one layer.
-
-        Args:
-            module: the layer's attention module; its `layer_idx` is the 0-based index of the layer.
-            query: [B, R, H, D] after rotary, the last dimension dense.
-            key, value: [B, R, Hkv, D], key after rotary.
-            scale: factor of the scores.
-            sliding_window: number of last positions seen, or None.
-
-        Returns:
-            [B, R, H, D].
-        """
-
-
-def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **others):
-    for name, value_given in others.items():
-        if value_given is not None and name not in HARMLESS:
-            raise ValueError(f"model: its attention asks for {name}={value_given!r}, which FIRP does not serve")
-    query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
-    return firp_step.attend(module, query, key, value, scaling, sliding_window), None
-
-
-AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
 def replace_submodule(view: nn.Module, name: str, submodule: nn.Module) -> None:
@@ -65,19 +35,29 @@ def replace_submodule(view: nn.Module, name: str, submodule: nn.Module) -> None:
     view._modules = {**view._modules, name: submodule}
 
 
-def make_layer_view(layer: nn.Module) -> nn.Module:
-    """Return a view of one decoder layer whose attention calls the `AttentionStep` passed as `firp_step`."""
+def make_layer_view(layer: nn.Module, place: int, window: int | None) -> nn.Module:
+    """Return a view of one decoder layer whose attention calls the `AttentionStep` passed as `firp_step`.
+
+    Args:
+        place: 0-based, among the layers that run; keys and values are found by it.
+        window: sliding window of the layer, as the model's masks have it.
+    """
     config = copy.copy(layer.self_attn.config)
     config._attn_implementation_internal = ATTENTION_NAME
     attention = copy.copy(layer.self_attn)
     attention.config = config
+    attention.layer_idx, attention.firp_window = place, window
     view = copy.copy(layer)
     replace_submodule(view, "self_attn", attention)
     return view
 
 
-def check_supported(model: PreTrainedModel) -> None:
-    """Raise ValueError, naming what is wrong, unless `model` is a decoder that layer views can drive."""
+def check_supported(model: PreTrainedModel) -> Seen:
+    """What `model` holds, if it is a decoder that layer views can drive.
+
+    Raises:
+        ValueError: it is not; names what is wrong.
+    """
     if hasattr(model, "get_base_model"):
         raise ValueError(
             f"model: got {type(model).__name__}, expected the decoder inside it: pass model.get_base_model(), whose "
@@ -106,21 +86,7 @@ def check_supported(model: PreTrainedModel) -> None:
             "outliers over all rows of a forward, so that drafts would change the output; load with "
             "BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)"
         )
-    for layer in model.model.layers:
-        dropout = getattr(layer.self_attn, "attention_dropout", 0)
-        if layer.self_attn.training and dropout:
-            raise ValueError(f"model: is in training mode with an attention dropout of {dropout}, expected model.eval()")
-    if any("forward" in module.__dict__ for layer in model.model.layers for module in (layer, layer.self_attn)):
-        raise ValueError(
-            "model: its layers carry a forward of their own (accelerate's device_map, or a patch), which layer views "
-            "cannot follow; load the model on one device, unpatched"
-        )
-
-
-def _attached(module: nn.Module) -> tuple:
-    """What hangs on a module itself: hooks, a forward of its own, and which parameters it has."""
-    parameters = tuple(map(id, module._parameters.values()))
-    return len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in module.__dict__, parameters
+    return check_model(model)
 
 
 class DecoderView:
@@ -129,7 +95,7 @@ class DecoderView:
     Args:
         model: a Hugging Face causal language model of a supported type.
         adapt_layer: optional function applied to each layer view, returning the view to use.
-        norm, head: optional replacements of the model's own final norm and head.
+        adapt_norm, adapt_head: optional functions that return replacements of the model's final norm and head.
 
     Raises:
         ValueError: `model` is not a decoder of a supported kind.
@@ -139,32 +105,47 @@ class DecoderView:
         self,
         model: PreTrainedModel,
         adapt_layer: Callable[[nn.Module], nn.Module] | None = None,
-        norm: Callable[[Tensor], Tensor] | None = None,
-        head: Callable[[Tensor], Tensor] | None = None,
+        adapt_norm: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] | None = None,
+        adapt_head: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
-        check_supported(model)
+        self._seen = check_supported(model)
         self.config = model.config
         self.decoder = model.model
-        views = [make_layer_view(layer) for layer in self.decoder.layers]
+        layers = zip(running_layers(model), windows(model), strict=True)
+        views = [make_layer_view(layer, place, window) for place, (layer, window) in enumerate(layers)]
         self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
-        self.norm = norm or self.decoder.norm
-        self.head = head or model.get_output_embeddings()
+        self.norm = adapt_norm(model) if adapt_norm else self.decoder.norm
+        self.head = adapt_head(model) if adapt_head else model.get_output_embeddings()
         # Granite and Cohere scale embeddings and scores outside their layers.
         self.embedding_factor = getattr(self.decoder, "embedding_multiplier", 1)
         self.score_factor = getattr(model, "logit_scale", 1)
         self.score_divisor = getattr(self.config, "logits_scaling", 1)
+        self.windows = windows(model)
         by_length = rope_type_of(self.config) in LENGTH_ROPE_TYPES
         self._rotary = LengthRotary(self.decoder.rotary_emb, self.config) if by_length else None
-        self._model = model
-        self._seen = {name: (module, _attached(module)) for name, module in model.named_modules()}
+        self.model = model
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        if self._seen.unknown and not self._seen.proven:
+            check_rows(self, self._seen.unknown)
+            self._seen.proven = True
 
     def check_unchanged(self) -> None:
-        """Raise ValueError, naming the module, if it or a parameter was replaced or hooked since: views would go on with the old."""
-        found = dict(self._model.named_modules())
-        for name in {**self._seen, **found}:
-            module, attached = self._seen.get(name, (None, None))
-            if found.get(name) is not module or _attached(module) != attached:
-                raise ValueError(f"engine: the model's {name!r} was replaced or hooked after the engine was made, expected a new Engine")
+        """Check the model as it is now.
+
+        Raises:
+            ValueError: it is no longer supported, or holds other values than those the views were made of.
+        """
+        found = check_supported(self.model)
+        if found is not self._seen:
+            changed = self._seen.difference(found)
+            if changed is not None:
+                raise ValueError(f"engine: the model changed after the engine was made ({changed}), expected a new Engine")
+            self._seen = found
+            self._check_rows()
+        if self._rotary is not None:
+            self._rotary.check()
 
     @property
     def num_layers(self) -> int:

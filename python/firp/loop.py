@@ -94,6 +94,10 @@ class _Loop:
                 self.ended |= {i for i, finished in zip(order, host.finished, strict=True) if finished}
             else:
                 self._deliver(order, record, host)
+            for sequence in self.out.end_together():
+                self.ended.add(sequence)
+                if sequence in self.order:
+                    self.state.finished[self.order.index(sequence)] = True
             self.stats.add(self.out.end_step())
 
     def _deliver(self, order: list[int], record: StepRecord, host: HostRecord) -> None:

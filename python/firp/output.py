@@ -39,6 +39,9 @@ class Output:
         stop_tokens: ids at which a sequence ends, emitted themselves.
         criteria: further stopping criteria, called once per emitted token with one sequence [1, T], padding in front.
         streamer: receives every token as it is emitted; one sequence only.
+        num_embeddings: tokens that the model can embed; a chosen one beyond them is an error. None does not ask.
+        together: sequences end when all have ended, as in Hugging Face where no token ends one: a sequence that a
+            criterion ended goes on until the last one is.
         keep_scores, keep_logits: whether processed scores, raw logits of emitted tokens are kept.
         on_step: called with a `StepEvent` after every decode step.
     """
@@ -50,6 +53,8 @@ class Output:
         max_new_tokens: int,
         stop_tokens: list[int],
         criteria: StoppingCriteriaList,
+        num_embeddings: int | None = None,
+        together: bool = False,
         streamer: BaseStreamer | None = None,
         keep_scores: bool = False,
         keep_logits: bool = False,
@@ -60,6 +65,8 @@ class Output:
         self.max_new_tokens = max_new_tokens
         self.stop_tokens = set(stop_tokens)
         self.criteria = criteria
+        self.num_embeddings = num_embeddings
+        self.together = together
         self.streamer = streamer
         self.emitted: list[list[int]] = [[] for _ in prompts]
         self.scores: list[list[Tensor]] | None = [[] for _ in prompts] if keep_scores else None
@@ -70,6 +77,7 @@ class Output:
         self._began = time.perf_counter()
         self._reported = [0] * len(prompts)
         self._ended: list[int] = []
+        self._done: dict[int, int] = {}  # By sequence, its tokens when a criterion or the limit ended it.
 
     def deliver(self, sequence: int, token: int, scores: Tensor | None, logits: Tensor | None) -> bool:
         """Append one token to a sequence; return whether the sequence ends with it.
@@ -85,10 +93,29 @@ class Output:
         if self.streamer is not None:
             self.streamer.put(torch.tensor([token]))
         ended = token in self.stop_tokens or len(emitted) >= self.max_new_tokens
-        if self.criteria:
+        if self.criteria and sequence not in self._done:
             ended |= self._criteria_end(sequence)
+        if self.together:
+            if ended:
+                self._done.setdefault(sequence, len(emitted))
+            ended = len(emitted) >= self.max_new_tokens
         if ended:
             self._ended.append(sequence)
+        elif self.num_embeddings is not None and token >= self.num_embeddings:
+            raise ValueError(f"model: chose token {token}, which has no embedding, expected 0..{self.num_embeddings - 1}")
+        return ended
+
+    def end_together(self) -> list[int]:
+        """Sequences that need no further token, where they end together: all, once each has ended and is as long as
+        the longest was by then. What is beyond that length is cut off."""
+        if not self.together or len(self._done) < len(self.emitted):
+            return []
+        length = max(self._done.values())
+        ended = [i for i, emitted in enumerate(self.emitted) if len(emitted) >= length]
+        self._ended += ended
+        for kept in (self.emitted, self.scores, self.logits):
+            for i in ended if kept is not None else ():
+                del kept[i][length:]
         return ended
 
     def _criteria_end(self, sequence: int) -> bool:
@@ -102,7 +129,7 @@ class Output:
 
     def end_step(self) -> list[int]:
         """Close one decode step: tell `on_step` of it; return how many tokens it gave each sequence."""
-        counts = [len(emitted) - before for emitted, before in zip(self.emitted, self._reported, strict=True)]
+        counts = [max(0, len(emitted) - before) for emitted, before in zip(self.emitted, self._reported, strict=True)]
         if self.on_step is not None:
             new = {i: self.emitted[i][-count:] for i, count in enumerate(counts) if count}
             self.on_step(StepEvent(self._steps, new, self._ended, time.perf_counter() - self._began))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -9,8 +10,12 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from firp.predictor_file import find_files, read_fields, read_tensors
+
 TREE_KINDS = ("dynamic", "static")
 MAX_NODES = 256
+MAX_WIDTH = 1 << 20
+MAX_VOCABULARY = (1 << 31) - 1
 SHIPPED = Path(__file__).parent / "predictors"
 
 
@@ -30,7 +35,7 @@ class FirpPredictor(
     Source: FIRP, arXiv 2410.20488, section 3. The token transition (`firp.transition`) is this project's own.
 
     Args:
-        num_offsets: k, how many future positions are predicted.
+        num_offsets: k, how many future positions are predicted; a tree of 256 nodes is at most 255 deep.
         hidden_size: d, the width of the base model.
         insertion_layer: t, the number of decoder layers below the prediction; 1 <= t <= num_layers - 1.
         num_layers: L of the base model.
@@ -66,8 +71,13 @@ class FirpPredictor(
         transition_rank: int = 0,
     ) -> None:
         super().__init__()
-        if num_offsets < 1:
-            raise ValueError(f"num_offsets: got {num_offsets}, expected at least 1")
+        sizes = (
+            ("num_offsets", num_offsets, 1, MAX_NODES - 1), ("hidden_size", hidden_size, 1, MAX_WIDTH),
+            ("num_layers", num_layers, 2, MAX_WIDTH), ("vocab_size", vocab_size, 1, MAX_VOCABULARY),
+        )  # fmt: skip
+        for name, size, least, most in sizes:
+            if not least <= size <= most:
+                raise ValueError(f"{name}: got {size}, expected {least}..{most}")
         if not 1 <= insertion_layer <= num_layers - 1:
             raise ValueError(f"insertion_layer: got {insertion_layer}, expected 1..{num_layers - 1} ({num_layers} layers)")
         if not 0 <= transition_rank <= hidden_size:
@@ -87,6 +97,44 @@ class FirpPredictor(
         self.folder: Path | None = None  # where it was loaded from, if a folder
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
         self.transition = nn.Parameter(torch.zeros(2, hidden_size, transition_rank)) if transition_rank else None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> FirpPredictor:
+        """The predictor that `save_pretrained` wrote, in float32 whichever dtype the file has, in evaluation mode.
+
+        Both files are read strictly (`firp.predictor_file`): a lossless decoder would hide a predictor that was loaded in
+        part. Weights are safetensors alone, never a pickle.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a hub id; the other arguments are those of `hf_hub_download`.
+
+        Raises:
+            FileNotFoundError: a folder that is not there, or without one of the files.
+            ValueError: files that do not hold exactly one predictor; file, field or tensor, what was found and what is
+                expected are named.
+        """
+        config, weights = find_files(
+            pretrained_model_name_or_path, force_download=force_download, token=token, cache_dir=cache_dir,
+            local_files_only=local_files_only, revision=revision,
+        )  # fmt: skip
+        fields = read_fields(config, cls)
+        try:
+            with torch.device("meta"):
+                predictor = cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"predictor: {config}: {error}") from error
+        shapes = {name: parameter.shape for name, parameter in predictor.named_parameters()}
+        predictor.load_state_dict(read_tensors(weights, shapes), assign=True)
+        return predictor.eval()
 
     @classmethod
     def for_model(cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **others) -> FirpPredictor:
@@ -156,26 +204,16 @@ def check_tree(num_nodes: int, num_lookahead: int, tree_kind: str = "dynamic") -
         raise ValueError(f"tree_kind: got {tree_kind!r}, expected one of {', '.join(TREE_KINDS)}")
 
 
-def load_predictor(source: str | Path) -> FirpPredictor:
-    """Load a predictor from a folder or a hub id, with one clear error for a missing or damaged one.
+def load_predictor(source: str | os.PathLike) -> FirpPredictor:
+    """Load a predictor from a folder or a hub id; one from a folder also knows the `tuned.json` beside it.
 
     Raises:
-        FileNotFoundError: `source` looks like a folder that is not there or lacks a file.
-        ValueError: a file that cannot be read as a predictor.
+        FileNotFoundError, ValueError: as in `FirpPredictor.from_pretrained`.
     """
+    predictor = FirpPredictor.from_pretrained(source)
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"predictor: {folder} has no {name}")
-    elif str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"predictor: folder {str(source)!r} does not exist")
-    try:
-        predictor = FirpPredictor.from_pretrained(str(folder) if folder.is_dir() else str(source))
-    except Exception as error:
-        raise ValueError(f"predictor: cannot load {str(source)!r}: {error}") from error
     predictor.folder = folder if folder.is_dir() else None
-    return predictor.eval()
+    return predictor
 
 
 def default_predictor(name: str) -> FirpPredictor:

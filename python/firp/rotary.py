@@ -85,7 +85,20 @@ class LengthRotary:
     def __init__(self, module: nn.Module, config: PreTrainedConfig) -> None:
         makers = {"dynamic": _dynamic_frequencies, "longrope": _longrope_frequencies}
         self.frequencies = makers[rope_type_of(config)](config)
-        self.scaling = module.attention_scaling
+        self.module = module
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError unless the frequencies in the model's own module are those of its configuration."""
+        module, longest = self.module, self.module.config.max_position_embeddings
+        known = [self.frequencies(torch.tensor(length)) for length in (1, longest + 1, int(module.max_seq_len_cached))]
+        for name in ("original_inv_freq", "inv_freq"):
+            found = getattr(module, name).float().cpu()
+            if not any(found.shape == own.shape and torch.allclose(found, own.float(), rtol=1e-2) for own in known):
+                raise ValueError(
+                    f"model: model.rotary_emb.{name} holds other frequencies than config.rope_parameters give, expected those of "
+                    f"rope_type {rope_type_of(module.config)!r}"
+                )
 
     @torch.no_grad()
     def __call__(self, hidden: Tensor, position_ids: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -93,4 +106,5 @@ class LengthRotary:
         lengths = position_ids + 1 if length is None else torch.full_like(position_ids, length)
         angles = position_ids[..., None].float() * self.frequencies(lengths)
         angles = torch.cat([angles, angles], -1)
-        return (angles.cos() * self.scaling).to(hidden.dtype), (angles.sin() * self.scaling).to(hidden.dtype)
+        scaling = self.module.attention_scaling
+        return (angles.cos() * scaling).to(hidden.dtype), (angles.sin() * scaling).to(hidden.dtype)

@@ -24,11 +24,14 @@ class Stops:
         max_length: tokens of prompt and output together, padding included.
         tokens: ids that end a sequence, emitted themselves.
         criteria: the others.
+        together: no criterion is about an end-of-sequence token: in Hugging Face all sequences then go on until the last
+            one has ended, and none is padded.
     """
 
     max_length: int
     tokens: list[int]
     criteria: StoppingCriteriaList
+    together: bool
 
     @classmethod
     def of(cls, criteria: StoppingCriteriaList, config: GenerationConfig) -> Stops:
@@ -39,7 +42,9 @@ class Stops:
         lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
         ends = [c.eos_token_id.flatten().tolist() for c in criteria if type(c) is EosTokenCriteria]
         others = [c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
-        return cls(min(lengths, default=config.max_length), sorted({token for end in ends for token in end}), StoppingCriteriaList(others))
+        tokens = sorted({token for end in ends for token in end})
+        together = not any(hasattr(c, "eos_token_id") for c in criteria)
+        return cls(min(lengths, default=config.max_length), tokens, StoppingCriteriaList(others), together)
 
 
 def use_stop_strings(model: PreTrainedModel, options: dict) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from firp.files import write_atomically
+from firp.files import read_object, write_atomically
 from firp.hardware import device_name
-from firp.predictor import FirpPredictor
+from firp.predictor import MAX_NODES, FirpPredictor
 from firp.trees import TreeConfig
 
 FILE_NAME = "tuned.json"
@@ -56,39 +59,77 @@ def machine(device: torch.device | str, dtype: torch.dtype) -> str:
     return f"{device_name(device)}{threads}, {str(dtype).removeprefix('torch.')}"
 
 
+def _mended(path: Path, error: object) -> ValueError:
+    return ValueError(f"{FILE_NAME}: {path}: {error}; remove it and run `firp tune` again")
+
+
 def _read(folder: Path) -> dict:
     path = folder / FILE_NAME
+    if not os.path.lexists(path):
+        return {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_object(path)
     except ValueError as error:
-        raise ValueError(f"{FILE_NAME}: {path} is not JSON: {error}; remove it and run `firp tune` again") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{FILE_NAME}: {path} holds {type(document).__name__}, expected an object; remove it and run `firp tune` again")
-    return document
+        raise _mended(path, error) from error
 
 
 def load_tuned(folder: Path, name: str) -> Tuned | None:
     """What `firp tune` wrote in `folder` for the machine `name`; None where it was not tuned.
 
+    The figures beside the choices (tau, milliseconds) are for people: they are not read.
+
     Raises:
-        ValueError: a file that `firp tune` did not write.
+        ValueError: a file that `firp tune` did not write; file and field are named.
     """
-    entry = _read(folder).get(name)
-    if entry is None:
+    document = _read(folder)
+    if name not in document:
         return None
     try:
-        trees = {
-            int(batch_size): TreeConfig(tree["num_nodes"], tree["num_lookahead"], tree["tree_kind"])
-            for batch_size, tree in entry["trees"].items()
-        }
-        if entry["num_offsets"] < 1:
-            raise ValueError(f"num_offsets: got {entry['num_offsets']}, expected at least 1")
-        return Tuned(int(entry["num_offsets"]), TunedTree.made_of(trees), entry["head"])
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"{FILE_NAME}: entry {name!r} of {folder / FILE_NAME} cannot be read ({type(error).__name__}: {error}); "
-            "remove it and run `firp tune` again"
-        ) from error
+        entry = _object(document, name)
+        trees = {_batch_size(size): _tree(_object(entry["trees"], size)) for size in _object(entry, "trees")}
+        if not trees:
+            raise ValueError("trees: got none, expected at least one")
+        return Tuned(_integer(entry, "num_offsets"), TunedTree.made_of(trees), _head(entry))
+    except ValueError as error:
+        raise _mended(folder / FILE_NAME, f"entry {name!r}: {error}") from error
+
+
+def _field(fields: dict, name: str, kind: type, expected: str) -> object:
+    """Value of a field; a boolean is no integer."""
+    value = fields.get(name)
+    if type(value) is not kind:
+        raise ValueError(f"{name}: got {reprlib.repr(value)}, expected {expected}")
+    return value
+
+
+def _object(fields: dict, name: str) -> dict:
+    return _field(fields, name, dict, "an object")
+
+
+def _integer(fields: dict, name: str) -> int:
+    value = _field(fields, name, int, "an integer")
+    if not 1 <= value <= MAX_NODES:
+        raise ValueError(f"{name}: got {reprlib.repr(value)}, expected 1..{MAX_NODES}")
+    return value
+
+
+def _head(fields: dict) -> str | None:
+    from firp.engine import HEADS  # the engine imports this module
+
+    head = fields.get("head", "nothing")
+    if head not in (None, *HEADS):
+        raise ValueError(f"head: got {reprlib.repr(head)}, expected one of {', '.join(HEADS)}, or null")
+    return head
+
+
+def _batch_size(key: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,5}", key):
+        raise ValueError(f"trees: got batch size {reprlib.repr(key)}, expected a number of 1 to 6 digits")
+    return int(key)
+
+
+def _tree(fields: dict) -> TreeConfig:
+    return TreeConfig(*(_integer(fields, name) for name in ("num_nodes", "num_lookahead")), _field(fields, "tree_kind", str, "a string"))
 
 
 def save_tuned(folder: Path, name: str, entry: dict) -> Path:

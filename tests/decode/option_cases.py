@@ -1,4 +1,4 @@
-"""Every field of GenerationConfig that is served, with a case that proves it; writes docs/options.md.
+"""Every supported field of GenerationConfig, with a case that proves it; writes docs/options.md.
 
 Run `python tests/decode/option_cases.py` after a change here or in `firp.options`.
 """
@@ -137,10 +137,10 @@ def markdown() -> str:
         "# Options",
         "",
         "Every field of `GenerationConfig`, as the tests walk them (written by `tests/decode/option_cases.py`). Nothing is",
-        "ignored: a field is served, has no meaning here and changes nothing in Hugging Face's own sampling either, or is",
-        "refused by name; a field that a later transformers adds is refused as soon as it is set.",
+        "ignored. A field is supported, or it is refused by name, or it has no meaning here and changes nothing in Hugging",
+        "Face's own sampling either. A field that a later transformers adds is refused as soon as it is set.",
         "",
-        "## Served",
+        "## Supported",
         "",
         "| Field | Tested with | How |",
         "|---|---|---|",
@@ -150,15 +150,18 @@ def markdown() -> str:
         lines.append(f"| `{name}` | `{value}` | {HOW[case.compare]} |")
     lines += [
         "",
-        "Also served: `logits_processor`, `stopping_criteria`, `prefix_allowed_tokens_fn`, `negative_prompt_ids`, `streamer`,",
-        "`tokenizer` (for stop strings). Of FIRP's own: the processor `firp.FrequencyPenalty(frequency, presence)`, the",
-        "arguments `predictor`, `tree`, `engine`, `seed`, `on_step`, and `acceptance=firp.TypicalAcceptance(epsilon, delta)`,",
-        "which is **lossy**: it keeps drafts that the model finds probable enough though it did not draw them, so the output",
-        "is no longer distributed as the model's own.",
+        "Also supported: `logits_processor`, `stopping_criteria`, `prefix_allowed_tokens_fn`, `negative_prompt_ids`,",
+        "`streamer`, `tokenizer` (for stop strings).",
+        "",
+        "FIRP adds the processor `firp.FrequencyPenalty(frequency, presence)` and the arguments `predictor`, `tree`, `engine`,",
+        "`seed` and `on_step`. It also adds `acceptance=firp.TypicalAcceptance(epsilon, delta)`, which is **lossy**: it keeps",
+        "drafts that the model finds probable enough though it did not draw them. The output then no longer follows the",
+        "model's own distribution.",
         "",
         "## Without effect",
         "",
-        "They belong to beams, assistants, encoders or compilation, and change nothing for one sequence at a time:",
+        "They belong to beams, assistants, encoders or compilation, and change nothing for one sequence at a time.",
+        "",
         ", ".join(f"`{name}`" for name in sorted(WITHOUT_EFFECT)) + ".",
         "",
         "## Refused",
@@ -171,7 +174,7 @@ def markdown() -> str:
     lines += [
         "",
         "Also refused by name: `assistant_model`, `assistant_tokenizer`, `custom_generate`, `synced_gpus`, a filled",
-        "`past_key_values`, `inputs_embeds`, `position_ids` of one's own, a streamer with a batch, `torch.autocast`.",
+        "`past_key_values`, `inputs_embeds`, your own `position_ids`, a streamer with a batch, `torch.autocast`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -143,7 +143,7 @@ CASES = {
     "negative rank": (lambda w: paths((-1,)), ValueError, "paths: (-1,) is empty, has a negative rank, or lacks its prefix"),
     "empty path": (lambda w: paths(()), ValueError, "paths: () is empty, has a negative rank, or lacks its prefix"),
     "path too deep": (lambda w: w.engine(tree=paths((0,), (0, 0), (0, 0, 0), (0, 0, 0, 0))).drafter(1), ValueError, "paths: deepest path has 4 levels, expected at most k = 3"),
-    "no offsets": (lambda w: trained(num_offsets=0), ValueError, "num_offsets: got 0, expected at least 1"),
+    "no offsets": (lambda w: trained(num_offsets=0), ValueError, "num_offsets: got 0, expected 1..255"),
     "insertion layer zero": (lambda w: trained(insertion_layer=0), ValueError, "insertion_layer: got 0, expected 1..3 (4 layers)"),
     "insertion layer at the top": (lambda w: trained(insertion_layer=4), ValueError, "insertion_layer: got 4, expected 1..3 (4 layers)"),
     "predictor as a folder": (lambda w: w.generate(predictor="predictor/"), ValueError, "predictor: got str, expected a FirpPredictor (firp.load_predictor reads one)"),
@@ -152,7 +152,7 @@ CASES = {
     "predictor of another depth": (lambda w: firp.Engine(tiny_model(1, num_hidden_layers=3), w.predictor), firp.PredictorMismatch, "predictor: num_layers differs: the predictor was trained for 4 (unnamed base model), the model has 3"),
     "predictor of another width": (lambda w: firp.Engine(tiny_model(1, hidden_size=16), w.predictor), firp.PredictorMismatch, "predictor: hidden_size differs: the predictor was trained for 32 (unnamed base model), the model has 16"),
     "predictor folder missing": (lambda w: load_predictor("/no/such/folder"), FileNotFoundError, "predictor: folder '/no/such/folder' does not exist"),
-    "predictor folder half empty": (lambda w: load_predictor(w.folder / 'half'), FileNotFoundError, "predictor: FOLDER/half has no model.safetensors"),
+    "predictor folder half empty": (lambda w: load_predictor(w.folder / 'half'), FileNotFoundError, "predictor: FOLDER/half has no model.safetensors that can be read"),
     "no predictor ships": (lambda w: default_predictor("llama-9"), ValueError, "predictor: none ships for model 'llama-9', expected one of smollm2-135m; train one with `firp train`"),
     "dtype": (lambda w: parse_dtype("float12"), ValueError, "dtype: got 'float12', expected one of float32, bfloat16, float16, float64"),
     "model folder": (lambda w: firp.load_model("/no/such/folder"), FileNotFoundError, "model: folder '/no/such/folder' does not exist"),
@@ -160,7 +160,7 @@ CASES = {
     "prompts limit": (lambda w: load_prompts(w.folder / 'lines.jsonl', 0), ValueError, "limit: got 0, expected at least 1"),
     "prompts line": (lambda w: load_prompts(w.folder / 'lines.jsonl'), ValueError, "prompts: FOLDER/lines.jsonl, line 2: expected one or more non-empty strings in 'prompt' or 'turns'"),
     "prompts of nothing": (lambda w: load_prompts(w.folder / 'empty.jsonl'), ValueError, "prompts: 'FOLDER/empty.jsonl' holds no prompts"),
-    "prompts of no text": (lambda w: load_prompts(w.folder / 'latin.jsonl'), ValueError, "prompts: 'FOLDER/latin.jsonl' is not UTF-8 text: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    "prompts of no text": (lambda w: load_prompts(w.folder / 'latin.jsonl'), ValueError, "prompts: FOLDER/latin.jsonl, line 1: not UTF-8 text: invalid start byte at byte 1"),
     "implementation of ops": (lambda w: w.engine(impl="magic"), ValueError, "impl: got 'magic', expected one of reference, triton, extension"),
 }  # fmt: skip
 

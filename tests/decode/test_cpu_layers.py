@@ -60,36 +60,51 @@ PARTS = (
 
 @pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
 @pytest.mark.parametrize("part", PARTS)
-def test_a_hook_on_any_part_of_a_layer_runs(part, hook):
+def test_a_hook_on_any_part_of_a_layer_is_refused(part, hook):
+    """It would see draft rows among the others, and a layer that is replaced would not call it."""
     model = tiny_model(2, dtype=torch.float32)
-    calls = []
-    getattr(model.get_submodule(f"model.layers.1{part}"), hook)(lambda *_: calls.append(1))
-    engine = firp.Engine(model)
-    assert whole_layers(engine) == [True, False, True, True]
-    state = engine.start(PROMPTS[:1], 4, [])
-    engine.step(state)
-    assert len(calls) == 2
+    getattr(model.get_submodule(f"model.layers.1{part}"), hook)(lambda *_: None)
+    with pytest.raises(ValueError, match=f"model: 'model.layers.1{part}' has a forward hook, expected none"):
+        firp.Engine(model)
 
 
 @pytest.mark.parametrize("part", ["mlp", "mlp.up_proj", "self_attn.q_proj", "input_layernorm"])
-def test_a_forward_of_its_own_runs(part):
+def test_a_forward_of_its_own_is_refused(part):
     model = tiny_model(2, dtype=torch.float32)
     module = model.get_submodule(f"model.layers.1.{part}")
-    calls, forward = [], module.forward
-    module.forward = lambda *arguments: calls.append(1) or forward(*arguments)
-    engine = firp.Engine(model)
-    assert whole_layers(engine) == [True, False, True, True]
-    engine.step(engine.start(PROMPTS[:1], 4, []))
-    assert len(calls) == 2
+    module.forward = module.forward
+    with pytest.raises(ValueError, match=f"model: 'model.layers.1.{part}' has its own forward"):
+        firp.Engine(model)
 
 
-def test_quantised_linears_are_left_alone():
+def test_hidden_states_asked_for_earlier_leave_harmless_hooks():
+    """Hugging Face leaves hooks of its own on the layers, which do nothing while nobody asks."""
+    model = tiny_model(2, dtype=torch.float32)
+    expected = firp.generate(model, PROMPTS[0][None], max_new_tokens=6, do_sample=False)
+    model(PROMPTS[0][None], output_hidden_states=True)
+    assert any(module._forward_hooks for module in model.modules())
+    assert torch.equal(firp.generate(model, PROMPTS[0][None], max_new_tokens=6, do_sample=False), expected)
+
+
+def test_linears_of_another_class_are_left_alone():
+    class Linear(torch.nn.Linear):
+        def forward(self, input):
+            return super().forward(input) * 1.5
+
     model = tiny_model(2, dtype=torch.float32)
     attention = model.model.layers[2].self_attn
-    attention.v_proj = torch.ao.nn.quantized.dynamic.Linear.from_float(_with_qconfig(attention.v_proj))
+    attention.v_proj.__class__ = Linear
     engine = firp.Engine(model)
     assert whole_layers(engine) == [True, True, False, True]
     assert engine.view.layers[2].self_attn.v_proj is attention.v_proj
+
+
+def test_linears_with_one_scale_for_all_activations_are_refused():
+    model = tiny_model(2, dtype=torch.float32)
+    attention = model.model.layers[2].self_attn
+    attention.v_proj = torch.ao.nn.quantized.dynamic.Linear.from_float(_with_qconfig(attention.v_proj)).eval()
+    with pytest.raises(ValueError, match=r"model: 'model.layers.2.self_attn.v_proj' \(Linear\) .* depends on the rows beside it"):
+        firp.Engine(model)
 
 
 def _with_qconfig(linear):

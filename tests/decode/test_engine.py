@@ -137,15 +137,6 @@ def test_the_ancestor_rule_drafts_from_what_is_left():
     assert seen & {1, 2, 3}
 
 
-def test_hooks_on_the_users_layers_run():
-    model = tiny_model(9)
-    calls = []
-    handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(1))
-    firp.generate(model, torch.tensor([[4, 5]]), max_new_tokens=3, do_sample=False)
-    handle.remove()
-    assert calls
-
-
 def test_nan_scores_of_the_model_are_reported():
     model = tiny_model(7)
     with torch.no_grad():

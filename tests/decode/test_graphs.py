@@ -125,20 +125,19 @@ def test_prefill_in_chunks_on_a_gpu(dtype):
 class Recorded(GraphRunner):
     """A runner whose graphs are steps over the tensors that were there at capture: what a replay sees, on a CPU."""
 
-    def __init__(self, engine):
-        self.engine = engine
+    def __init__(self):
         self.captured = 0
 
-    def _capture(self, state, choose):
+    def _capture(self, engine, state, choose):
         self.captured += 1
         held, tree, finished = dataclasses.replace(state), state.tree, state.finished.clone()
         state.finished.fill_(True)
-        record = self.engine.run_step(held, choose)
+        record = engine.run_step(held, choose)
         state.finished.copy_(finished)
 
         def replay():
             held.tree = tree
-            new = self.engine.run_step(held, choose)
+            new = engine.run_step(held, choose)
             tree.copy_(held.tree)
             for name in ("tokens", "counts", "finished", "status", "path", "logits", "scores"):
                 getattr(record, name).copy_(getattr(new, name))
@@ -154,7 +153,7 @@ def test_steps_over_held_tensors_equal_fresh_ones(kind, choose):
     predictor = None if kind == "plain" else tiny_predictor(model, 7)
     tree = firp.TreeConfig(8, 3, kind) if kind in ("dynamic", "static") else None
     fresh, held = firp.Engine(model, predictor, tree), firp.Engine(model, predictor, tree)
-    held._runner = Recorded(held)
+    held._runner = Recorded()
     runs = [[torch.randint(4, 12, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
             for lengths in ((200,), (3, 30, 7, 180, 12), (2, 9), (3, 30, 7, 180, 12))]  # fmt: skip
     captured = []

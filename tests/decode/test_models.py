@@ -91,8 +91,7 @@ def test_other_types_are_refused_by_name(model_type):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
-def test_an_attention_function_that_needs_more_is_refused():
-    """A type that would pass by name, but whose attention hands over what this engine does not compute."""
+def test_a_layer_that_overrides_its_class_is_refused():
     model = tiny_model(1, "llama")
     attention = model.model.layers[2].self_attn
 
@@ -101,7 +100,7 @@ def test_an_attention_function_that_needs_more_is_refused():
             return super().forward(*args, softcap=30.0, **kwargs)
 
     attention.__class__ = Softcapped
-    with pytest.raises(ValueError, match=re.escape("model: its attention asks for softcap=30.0, which FIRP does not serve")):
+    with pytest.raises(ValueError, match=r"model: 'model.layers.2.self_attn' is Softcapped, which overrides forward"):
         firp.generate(model, torch.tensor([[4, 5, 6]]), **GREEDY)
 
 
@@ -112,14 +111,16 @@ def test_forwards_bound_to_the_instance_are_refused(part):
     layer = model.model.layers[1]
     module = layer if part == "layer" else layer.self_attn
     module.forward = module.forward
-    with pytest.raises(ValueError, match=re.escape("model: its layers carry a forward of their own (accelerate's device_map")):
+    with pytest.raises(ValueError, match=r"model: 'model.layers.1(.self_attn)?' has its own forward \(accelerate's device_map"):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
 def test_a_model_in_training_mode_with_dropout_is_refused():
     model = tiny_model(1, "llama").train()
-    model.model.layers[0].self_attn.attention_dropout = 0.5
-    with pytest.raises(ValueError, match=re.escape("model: is in training mode with an attention dropout of 0.5, expected model.eval()")):
+    expected = firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
+    assert torch.equal(expected, model.eval().generate(torch.tensor([[4, 5]]), **GREEDY))
+    model.train().model.layers[0].self_attn.attention_dropout = 0.5
+    with pytest.raises(ValueError, match=r"model: 'model.layers.0.self_attn' is in training mode with attention_dropout 0.5"):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 

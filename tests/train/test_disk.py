@@ -118,21 +118,14 @@ def test_a_second_run_in_the_same_folder_is_refused(config, tmp_path):
     assert trainer.run()
 
 
-def test_a_log_line_that_was_cut_off_is_dropped(config, tmp_path):
-    Trainer(config(), tmp_path / "run", progress=False).run(time_limit_s=0.0)
+def test_a_kill_in_the_first_line_of_the_log_does_not_stop_later_runs(config, tmp_path):
     log = tmp_path / "run" / LOG
-    log.write_bytes(log.read_bytes() + b'{"event": "tr\xff')
-    assert Trainer(config(), tmp_path / "run", progress=False).run()
+    log.parent.mkdir()
+    log.write_bytes(b'{"event": "st\xff')
+    while not Trainer(config(), tmp_path / "run", progress=False).run(time_limit_s=0.0):
+        pass
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == [0, 1, 2, 3, 3]
-
-
-@pytest.mark.parametrize("state", [[1, 2], {"step": 3}, {"config": 3}])
-def test_a_file_that_is_no_checkpoint_is_named(config, tmp_path, state):
-    (tmp_path / "run").mkdir()
-    torch.save(state, tmp_path / "run" / CHECKPOINT)
-    with pytest.raises(ValueError, match=r"output: cannot read the checkpoint .*; remove it to begin anew"):
-        Trainer(config(), tmp_path / "run", progress=False).run()
 
 
 def test_kept_rows_take_their_blocks_at_once(config, disk):
@@ -146,24 +139,6 @@ def test_a_disk_that_another_process_fills_meanwhile_is_an_error_not_a_crash(con
         os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
     )
     with pytest.raises(OSError, match=f"cannot write .*{ROWS}: No space left on device"):
-        Trainer(config(keep_rows=True), tmp_path / "run", progress=False)
-
-
-ROW_DAMAGE = {
-    "shorter rows": lambda rows: os.truncate(rows, rows.stat().st_size // 2),
-    "no JSON": lambda rows: rows.with_name(rows.name + ".json").write_text("{"),
-    "another JSON": lambda rows: rows.with_name(rows.name + ".json").write_text("[3]"),
-    "too many done": lambda rows: rows.with_name(rows.name + ".json").write_text(
-        rows.with_name(rows.name + ".json").read_text().replace('"done": 40', '"done": 41')
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", ROW_DAMAGE)
-def test_damaged_rows_are_named(config, tmp_path, kind):
-    assert Trainer(config(keep_rows=True), tmp_path / "run", progress=False).run()
-    ROW_DAMAGE[kind](tmp_path / "run" / ROWS)
-    with pytest.raises(ValueError, match=r"keep_rows: .*rows\.bin.* is damaged .*; remove .*rows\.bin"):
         Trainer(config(keep_rows=True), tmp_path / "run", progress=False)
 
 
@@ -203,27 +178,6 @@ def test_distillation_goes_on_after_a_full_disk(text, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["prompts.jsonl", "text.npz"]
     with np.load(output) as arrays:
         assert len(arrays["ids"]) == 8
-
-
-@pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04half", b"nonsense"])
-def test_a_damaged_part_is_named(text, tmp_path, damaged):
-    parts = tmp_path / "text.npz.parts"
-    with pytest.raises(ValueError, match=r"output: .*000001\.npz is damaged .*; remove it and run again"):
-        parts.mkdir()
-        (parts / "000001.npz").write_bytes(damaged)
-        distill(text(), tmp_path / "text.npz", progress=False)
-    (parts / "000001.npz").unlink()
-    distill(text(), tmp_path / "text.npz", progress=False)
-
-
-@pytest.mark.parametrize("record", ["", "[1]", "{}", "\x00"])
-def test_a_damaged_record_of_parts_is_named(text, tmp_path, record):
-    (tmp_path / "text.npz.parts").mkdir()
-    (tmp_path / "text.npz.parts/config.json").write_text(record)
-    with pytest.raises(
-        ValueError, match=r"output: .*config\.json is damaged .*; remove .*text\.npz\.parts and run again"
-    ):
-        distill(text(), tmp_path / "text.npz", progress=False)
 
 
 def test_a_kill_while_parts_are_removed_leaves_none_to_be_taken(text, tmp_path, monkeypatch):

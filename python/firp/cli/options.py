@@ -6,7 +6,6 @@ from typing import Annotated
 
 import torch
 import typer
-from transformers import PreTrainedModel
 
 from firp.predictor import SHIPPED, FirpPredictor, default_predictor, load_predictor
 from firp.trees import TreeConfig
@@ -75,9 +74,3 @@ def integers(name: str, text: str) -> tuple[int, ...]:
     if not values or min(values) < 1:
         raise ValueError(f"{name}: got {text!r}, expected positive numbers separated by commas")
     return values
-
-
-def stop_tokens(model: PreTrainedModel) -> list[int]:
-    """Ids that end an answer, from the model's generation config."""
-    stops = model.generation_config.eos_token_id
-    return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)

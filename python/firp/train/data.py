@@ -32,6 +32,29 @@ class TextDataset:
     def length(self, index: int) -> int:
         return int(self.offsets[index + 1] - self.offsets[index])
 
+    def check(self) -> None:
+        """Raise ValueError, naming the array, unless the arrays are those of whole sequences with their prompts."""
+        for name, array in vars(self).items():
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                raise ValueError(f"{name}: got {array.dtype} of shape {array.shape}, expected integers [n]")
+        if len(self) < 1:
+            raise ValueError("prompt_lengths: got none, expected at least one sequence")
+        if len(self.offsets) != len(self) + 1:
+            raise ValueError(f"offsets: got {len(self.offsets)}, expected {len(self) + 1} (sequences and the end)")
+        ends = int(self.offsets[0]), int(self.offsets[-1])
+        if ends != (0, len(self.tokens)):
+            raise ValueError(f"offsets: got {ends[0]} to {ends[1]}, expected 0 to {len(self.tokens)} (tokens)")
+        lengths, prompts = np.diff(self.offsets.astype(np.int64)), self.prompt_lengths.astype(np.int64)
+        if bad := np.flatnonzero((prompts < 1) | (prompts > lengths)).tolist():
+            raise ValueError(f"prompt_lengths: got {prompts[bad[0]]} in sequence {bad[0]}, expected 1..{lengths[bad[0]]} (its tokens)")
+        if self.tokens.min() < 0:
+            raise ValueError(f"tokens: got {self.tokens.min()}, expected at least 0")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise ValueError for text of another model, as far as its tokens tell."""
+        if self.tokens.max() >= vocab_size:
+            raise ValueError(f"data: got token {self.tokens.max()}, expected 0..{vocab_size - 1} (the model's vocabulary)")
+
     def sequence(self, index: int) -> Tensor:
         return torch.from_numpy(self.tokens[self.offsets[index] : self.offsets[index + 1]].astype(np.int64))
 
@@ -59,17 +82,16 @@ def load_dataset(path: str | Path) -> TextDataset:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that lacks an array or whose arrays disagree.
+        ValueError: a file that is damaged or lacks an array, or whose arrays disagree; file and array are named.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"data: file {str(path)!r} does not exist")
     try:
         with np.load(path) as arrays:
             dataset = TextDataset(arrays["tokens"], arrays["offsets"], arrays["prompt_lengths"])
+        dataset.check()
     except Exception as error:
         raise ValueError(f"data: cannot read {str(path)!r} as the output of `firp distill`: {error}") from error
-    if len(dataset.offsets) != len(dataset) + 1 or dataset.offsets[-1] != len(dataset.tokens):
-        raise ValueError(f"data: arrays of {str(path)!r} disagree on the number of sequences or tokens")
     return dataset
 
 

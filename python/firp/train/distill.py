@@ -8,17 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from firp.batch import answer, cut_after_stop
 from firp.engine import Engine
-from firp.files import check_writable, explained, locked, staging, write_atomically
-from firp.generate import generate
+from firp.files import check_writable, explained, locked, read_object, staging, write_atomically
 from firp.models import load_model
 from firp.prompts import Prompt, encode, load_prompts
-
-ARRAYS = ("tokens", "lengths", "prompt_lengths", "greedy", "ids")
+from firp.train.data import TextDataset
 
 
 @dataclass(frozen=True)
@@ -57,44 +55,34 @@ class DistillConfig:
 
 def _check_resumable(parts: Path, config: DistillConfig) -> None:
     """Remember the settings beside the parts; raise ValueError if those there were made with others."""
-    record, own = parts / "config.json", asdict(config)
-    if record.is_file():
-        try:
-            begun = json.loads(record.read_text(encoding="utf-8"))
-            theirs = {name: begun[name] for name in own}
-        except (ValueError, TypeError, KeyError) as error:
+    record = parts / "config.json"
+    settings = asdict(config)
+    if not record.is_file():
+        if any(parts.glob("*.npz")):
+            raise ValueError(f"output: {parts} holds text without {record.name}; remove it to begin again")
+        write_atomically(record, lambda path: path.write_text(json.dumps(settings)))
+        return
+    try:
+        begun = read_object(record)
+    except ValueError as error:
+        raise ValueError(f"output: {record}: {error}; remove {parts} to begin again") from error
+    for name in settings | begun:
+        if name not in begun or begun[name] != settings.get(name):
             raise ValueError(
-                f"output: {record} is damaged ({type(error).__name__}: {error}); remove {parts} and run again"
-            ) from error
-        for name, value in theirs.items():
-            if own[name] != value:
-                raise ValueError(
-                    f"{name}: got {own[name]!r}, but {parts} was begun with {value!r}; "
-                    "choose another output or the same settings"
-                )
-    else:
-        write_atomically(record, lambda path: path.write_text(json.dumps(own)))
+                f"{name}: got {settings.get(name)!r}, but {parts} was begun with {begun.get(name)!r}; "
+                "choose another output or the same settings"
+            )
 
 
 def _answer(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], greedy: bool, config: DistillConfig, batch: int
 ) -> list[list[int]]:
     """Answers of one batch, end token kept."""
-    longest = max(map(len, rows))
-    device = engine.model.device
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     options = {} if greedy else {"temperature": config.temperature, "top_k": 0, "top_p": 1.0}
-    out = generate(
-        engine.model, ids, attention_mask=mask, engine=engine, seed=config.seed * 1_000_003 + batch,
-        max_new_tokens=config.max_new_tokens, do_sample=not greedy, **options,
-    )  # fmt: skip
-    stops = {tokenizer.eos_token_id, engine.model.generation_config.eos_token_id}
-    answers = []
-    for row in out[:, longest:].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
-        answers.append(row[:end])
-    return answers
+    answers = answer(
+        engine, rows, seed=config.seed * 1_000_003 + batch, max_new_tokens=config.max_new_tokens, do_sample=not greedy, **options
+    )
+    return cut_after_stop(answers, {tokenizer.eos_token_id})
 
 
 def distill(config: DistillConfig, output: str | Path, device: str = "cpu", progress: bool = True) -> Path:
@@ -119,16 +107,17 @@ def distill(config: DistillConfig, output: str | Path, device: str = "cpu", prog
         parts.mkdir(parents=True, exist_ok=True)
     with locked(parts):
         _check_resumable(parts, config)
-        paths = _answer_all(config, prompts, parts, device, progress)
-        _join(paths, output)
+        _join(_answer_all(config, prompts, parts, device, progress), output)
         # Moved first: a kill in the middle of the removal must not leave parts that a later run takes for its own.
         with staging(parts) as done:
             os.replace(parts, done / parts.name)
     return output
 
 
-def _answer_all(config: DistillConfig, prompts: list[Prompt], parts: Path, device: str, progress: bool) -> list[Path]:
-    """Write the parts that are missing; return all of them in order."""
+def _answer_all(
+    config: DistillConfig, prompts: list[Prompt], parts: Path, device: str, progress: bool
+) -> list[dict[str, np.ndarray]]:
+    """Write the parts that are missing; return the arrays of all of them in order."""
     model, tokenizer = load_model(config.model, config.dtype, device)
     kept = [(p.id, encode(tokenizer, [{"role": "user", "content": p.turns[0]}])) for p in prompts]
     kept = sorted((item for item in kept if len(item[1]) <= config.max_prompt_tokens), key=lambda item: len(item[1]))
@@ -136,20 +125,23 @@ def _answer_all(config: DistillConfig, prompts: list[Prompt], parts: Path, devic
         raise ValueError(f"max_prompt_tokens: no prompt has at most {config.max_prompt_tokens} tokens")
     batches = [kept[i : i + config.batch_size] for i in range(0, len(kept), config.batch_size)]
     engine = Engine(model)
+    arrays = []
     bar = tqdm(total=len(kept), desc="distill", unit="prompt", disable=None if progress else True)
     for index, batch in enumerate(batches):
         part = parts / f"{index:06d}.npz"
-        if not part.is_file():
+        ids, rows = [p for p, _ in batch], [row for _, row in batch]
+        if part.is_file():
+            arrays.append(_read_part(part, ids, rows))
+        else:
             greedy = index % 2 == 0
-            rows = [row for _, row in batch]
             answers = _answer(engine, tokenizer, rows, greedy, config, index)
-            _write_part(part, [p for p, _ in batch], rows, answers, greedy, model)
+            arrays.append(_write_part(part, ids, rows, answers, greedy, model))
             seconds = bar.format_dict["elapsed"]
             bar.set_postfix_str(f"{sum(map(len, answers)) / max(seconds - getattr(bar, 'seconds', 0.0), 1e-9):.0f} tokens/s")
             bar.seconds = seconds
         bar.update(len(batch))
     bar.close()
-    return [parts / f"{index:06d}.npz" for index in range(len(batches))]
+    return arrays
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
@@ -162,29 +154,40 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 def _write_part(
     path: Path, ids: list[str], prompts: list[list[int]], answers: list[list[int]], greedy: bool, model: PreTrainedModel
-) -> None:
+) -> dict[str, np.ndarray]:
     dtype = np.uint16 if model.config.vocab_size <= 2**16 else np.uint32
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    _save(
-        path,
-        tokens=np.concatenate([np.array(sequence, dtype) for sequence in sequences]),
-        lengths=np.array([len(sequence) for sequence in sequences], np.int64),
-        prompt_lengths=np.array([len(prompt) for prompt in prompts], np.int32),
-        greedy=np.full(len(ids), greedy),
-        ids=np.array(ids),
-    )
+    arrays = {
+        "tokens": np.concatenate([np.array(sequence, dtype) for sequence in sequences]),
+        "lengths": np.array([len(sequence) for sequence in sequences], np.int64),
+        "prompt_lengths": np.array([len(prompt) for prompt in prompts], np.int32),
+        "greedy": np.full(len(ids), greedy),
+        "ids": np.array(ids),
+    }
+    _save(path, **arrays)
+    return arrays
 
 
-def _load(part: Path) -> dict[str, np.ndarray]:
+def _read_part(path: Path, ids: list[str], prompts: list[list[int]]) -> dict[str, np.ndarray]:
+    """The arrays of a finished batch; ValueError for a damaged file, or answers to other prompts."""
     try:
-        with np.load(part) as arrays:
-            return {name: arrays[name] for name in ARRAYS}
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in ("tokens", "lengths", "prompt_lengths", "greedy", "ids")}
+        offsets = np.concatenate([[0], arrays["lengths"].cumsum()])
+        text = TextDataset(arrays["tokens"], offsets, arrays["prompt_lengths"])
+        text.check()
+        if arrays["ids"].tolist() != np.array(ids).tolist() or arrays["prompt_lengths"].tolist() != [len(prompt) for prompt in prompts]:
+            raise ValueError("ids: got those of other prompts")
+        if any(text.sequence(i)[: len(prompt)].tolist() != prompt for i, prompt in enumerate(prompts)):
+            raise ValueError("tokens: got other prompts")
+        if arrays["greedy"].shape != (len(ids),) or arrays["greedy"].dtype != bool:
+            raise ValueError("greedy: expected a boolean for each prompt")
     except Exception as error:
-        raise ValueError(f"output: {part} is damaged ({type(error).__name__}); remove it and run again") from error
+        raise ValueError(f"output: {path} is no batch of this run: {error}; remove it to answer that batch again") from error
+    return arrays
 
 
-def _join(parts: list[Path], output: Path) -> None:
-    loaded = [_load(part) for part in parts]
-    arrays = {name: np.concatenate([part[name] for part in loaded]) for name in ARRAYS}
+def _join(parts: list[dict[str, np.ndarray]], output: Path) -> None:
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     arrays["offsets"] = np.concatenate([[0], arrays.pop("lengths").cumsum()])
     _save(output, **arrays)

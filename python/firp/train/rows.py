@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from firp.files import explained, write_atomically
+from firp.files import explained, read_object, write_atomically
 from firp.layer_view import DecoderView
 from firp.train.data import TextDataset, make_batch
 
@@ -87,12 +88,12 @@ class RowStore:
     base model's dtype: SmolLM2-135M at t = 20 takes 10 KB a token in bfloat16, LLaMA-2-7B at t = 16 about 280 KB.
 
     Args:
-        path: the file; `path` + ".json" beside it says what it was made from and how far it is.
+        path: the file; `path` + ".json" beside it says what it was made from, how far it is, and its checksum so far.
         made_from: settings that decide the rows; a file made from others, or from other text, is refused.
 
     Raises:
-        ValueError: a file that is damaged or made from other settings (the field is named), or more bytes than the
-            disk has left.
+        ValueError: a file made from other settings (the field is named), one that does not hold what is said of it, or
+            more bytes than the disk has left.
         OSError: a file that cannot be written.
     """
 
@@ -106,40 +107,58 @@ class RowStore:
         self.made_from = {**made_from, "insertion_layer": insertion_layer, "max_length": max_length, "text": text}
         lengths = np.minimum(np.diff(dataset.offsets), max_length)
         self.starts = np.concatenate([[0], lengths.cumsum()])
+        self.order = np.argsort(lengths, kind="stable")
         config = view.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.key_shape = (config.num_key_value_heads, head_dim)
         self.layers = range(insertion_layer, view.num_layers)
         width = 2 * config.hidden_size + 2 * len(self.layers) * config.num_key_value_heads * head_dim
         size = int(self.starts[-1]) * width
-        self.done = self._sequences_done(size * view.dtype.itemsize)
+        num_bytes = size * view.dtype.itemsize
+        self.done, self.checksum = self._progress(num_bytes)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._check_room(size * view.dtype.itemsize)
-            self._reserve(size * view.dtype.itemsize)
+            self._check_room(num_bytes)
+        if not self.done:
+            self._save_progress()  # before the file: one without its record is not ours to overwrite
+        self._reserve(num_bytes)
         self.rows = torch.from_file(str(path), shared=True, size=size, dtype=view.dtype).view(-1, width)
+        if self._checksum(self.order[: self.done], 0) != self.checksum:
+            raise self._foreign("got rows of another checksum")
 
-    def _sequences_done(self, num_bytes: int) -> int:
-        if not (self.path.is_file() and self.record.is_file()):
-            return 0
+    def _progress(self, num_bytes: int) -> tuple[int, int]:
+        """Sequences done and their checksum, from the record; (0, 0) without a file."""
+        if not self.path.exists():
+            return 0, 0
         try:
-            state = json.loads(self.record.read_text(encoding="utf-8"))
-            theirs, done = {name: state["made_from"].get(name) for name in self.made_from}, int(state["done"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"keep_rows: {self.record} is damaged ({type(error).__name__}: {error}); {self._remove}"
-            ) from error
+            state = read_object(self.record)
+        except ValueError as error:
+            raise self._foreign(str(error)) from error
+        made_from, done, checksum = (state.get(name) for name in ("made_from", "done", "crc32"))
+        if not isinstance(made_from, dict):
+            raise self._foreign(f"made_from: got {type(made_from).__name__}, expected an object")
         for name, value in self.made_from.items():
-            if theirs[name] != value:
-                raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {theirs[name]!r}")
-        found = self.path.stat().st_size
-        if found != num_bytes or not 0 <= done < len(self.starts):
-            raise ValueError(f"keep_rows: {self.path} is damaged ({found} bytes, expected {num_bytes}); {self._remove}")
-        return done
+            if made_from.get(name) != value:
+                raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {made_from.get(name)!r}")
+        if type(done) is not int or not 0 <= done <= len(self.order) or type(checksum) is not int:
+            raise self._foreign(f"done, crc32: got {str((done, checksum))[:80]}, expected integers, done in 0..{len(self.order)}")
+        if done and self.path.stat().st_size != num_bytes:
+            raise self._foreign(f"got {self.path.stat().st_size} bytes, expected {num_bytes}")
+        return done, checksum
 
-    @property
-    def _remove(self) -> str:
-        return f"remove {self.path} and {self.record.name}, and run again: its rows are computed anew"
+    def _save_progress(self) -> None:
+        state = {"made_from": self.made_from, "done": self.done, "crc32": self.checksum}
+        write_atomically(self.record, lambda path: path.write_text(json.dumps(state)))
+
+    def _checksum(self, indices: np.ndarray, before: int) -> int:
+        """CRC-32 of the rows of sequences, in this order, going on from `before`."""
+        for index in indices:
+            rows = self.rows[self.starts[index] : self.starts[index + 1]]
+            before = zlib.crc32(rows.view(torch.uint8).numpy(), before)
+        return before
+
+    def _foreign(self, what: str) -> ValueError:
+        return ValueError(f"keep_rows: {self.path} is not as {self.record.name} tells: {what}; remove both to compute them again")
 
     def _check_room(self, num_bytes: int) -> None:
         """Say what is needed where it is plain that the disk is too small."""
@@ -153,7 +172,7 @@ class RowStore:
 
     def _reserve(self, num_bytes: int) -> None:
         """Take the file's blocks now: a disk that fills up under a mapped file ends the process without a word."""
-        with open(self.path, "ab") as file:
+        with explained(self.path), open(self.path, "ab") as file:
             if num_bytes and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
 
@@ -164,7 +183,7 @@ class RowStore:
             True when every row is there, False where `time_limit_s` seconds were over before.
         """
         started = time.monotonic()
-        order = np.argsort(np.diff(self.starts), kind="stable")
+        order = self.order
         bar = tqdm(total=len(order), initial=self.done, desc="rows", unit="seq", disable=None if progress else True)
         for start in range(self.done, len(order), batch_size):
             indices = order[start : start + batch_size]
@@ -176,8 +195,8 @@ class RowStore:
             for i, index in enumerate(indices):
                 self.rows[self.starts[index] : self.starts[index + 1]] = rows[i, : batch.lengths[i]]
             self.done = start + len(indices)
-            state = {"made_from": self.made_from, "done": self.done}
-            write_atomically(self.record, lambda path, state=state: path.write_text(json.dumps(state)))
+            self.checksum = self._checksum(indices, self.checksum)
+            self._save_progress()
             bar.update(len(indices))
             if time_limit_s is not None and time.monotonic() - started > time_limit_s:
                 break

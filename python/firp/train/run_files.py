@@ -1,11 +1,11 @@
-"""Files of a training run: checkpoint, log and predictor, each whole at any moment."""
+"""Files of a training run: checkpoint, log and predictor, each whole at any moment, and read strictly."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import torch
@@ -13,9 +13,11 @@ import torch
 from firp.files import explained, staging, write_atomically
 from firp.predictor import FirpPredictor
 
+FIELDS = {"config": dict, "step": int, "seconds": float, "predictor": dict, "optimizer": dict}
+
 
 def write_checkpoint(path: Path, state: dict) -> None:
-    """Write `state`; a kill or a full disk leaves the checkpoint before.
+    """Write `state`, of FIELDS; a kill or a full disk leaves the checkpoint before.
 
     Raises:
         OSError: what the disk refuses.
@@ -29,26 +31,51 @@ def write_checkpoint(path: Path, state: dict) -> None:
 
 
 def read_checkpoint(path: Path, config: dict, device: torch.device) -> dict:
-    """What `write_checkpoint` wrote for a run of the same configuration.
+    """What `write_checkpoint` wrote for a run of the same settings.
 
     Raises:
-        ValueError: a file that cannot be read, or of another configuration (the field is named).
+        ValueError: a file that is damaged or no checkpoint, or one of other settings (the field is named).
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load compares no checksums
+        if damaged is not None:
+            raise ValueError(f"{damaged} does not match its checksum")
         state = torch.load(path, map_location=device, weights_only=True)
-        theirs = {name: state["config"].get(name) for name in config}
+        if not isinstance(state, dict) or state.keys() != FIELDS.keys():
+            found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"got {str(found)[:200]}, expected the fields {', '.join(FIELDS)}")
+        for name, kind in FIELDS.items():
+            if not isinstance(state[name], kind):
+                raise ValueError(f"{name}: got {type(state[name]).__name__}, expected {kind.__name__}")
+        if not 0 <= state["step"] <= config["steps"]:
+            raise ValueError(f"step: got {state['step']}, expected 0..{config['steps']} (steps)")
     except Exception as error:
-        raise ValueError(
-            f"output: cannot read the checkpoint {path} ({type(error).__name__}: {' '.join(str(error).split())}); "
-            "remove it to begin anew, or choose another output folder"
-        ) from error
+        raise ValueError(f"output: cannot read the checkpoint {path}: {error}; remove it to begin again") from error
     for name, value in config.items():
-        if theirs[name] != value:
+        if state["config"].get(name) != value:
             raise ValueError(
-                f"{name}: got {value!r}, but {path} was trained with {theirs[name]!r}; "
+                f"{name}: got {value!r}, but {path} was trained with {state['config'].get(name)!r}; "
                 "choose another output folder or the same settings"
             )
     return state
+
+
+def restore(path: Path, state: dict, predictor: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give predictor and optimizer the tensors of a checkpoint.
+
+    Raises:
+        ValueError: tensors of other names or shapes.
+    """
+    try:
+        predictor.load_state_dict(state["predictor"])
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape:
+                    raise ValueError(f"{name}: got shape {list(moments[name].shape)}, expected {list(parameter.shape)}")
+    except Exception as error:
+        raise ValueError(f"output: the checkpoint {path} is not of this run: {error}; remove it to begin again") from error
 
 
 def write_predictor(output: Path, predictor: FirpPredictor) -> None:
@@ -78,14 +105,20 @@ def append_line(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def drop_lines_past(log: Path, step: int) -> None:
-    """Keep the lines up to `step`; later ones, and one that was cut off, are of a run that was killed."""
-    kept = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
-    write_atomically(log, lambda path: path.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
+def cut_log(path: Path, step: int) -> None:
+    """Drop the lines of a log, if there is one, that tell of later steps, and a last line that was cut off.
 
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+    Raises:
+        ValueError: a line that is not of a training log; its number is named.
+    """
+    if not path.is_file():
+        return
+    *lines, _ = path.read_bytes().split(b"\n")
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if int(json.loads(line)["step"]) <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"output: {path}, line {number}: no line of a training log: {error!r}; remove the file") from error
+    write_atomically(path, lambda staging: staging.write_bytes(b"".join(kept)))

@@ -108,11 +108,11 @@ class Trainer:
         self.train_indices, self.held_out_indices = split_held_out(self.dataset, config.held_out)
         self.model, _ = load_model(config.model, config.dtype, self.device)
         self.model.requires_grad_(False)
+        self.dataset.check_vocabulary(self.model.config.vocab_size)
         self.view = DecoderView(self.model)
         self.predictor = FirpPredictor.for_model(
             self.model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank
         ).to(self.device)
-        self.predictor.base_model = config.model
         groups = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
         if config.transition_rank:
             groups += [{"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}]
@@ -147,6 +147,7 @@ class Trainer:
         if (self.output / CHECKPOINT).is_file():
             self.load_checkpoint()
         else:
+            run_files.cut_log(self.output / LOG, -1)
             self.initialize()
             self.save_checkpoint()
         bar = tqdm(total=self.config.steps, initial=self.step, desc="train", disable=None if self.progress else True, smoothing=0.05)
@@ -270,12 +271,11 @@ class Trainer:
         """Continue from the checkpoint; log lines past it (of a run that was killed) are dropped.
 
         Raises:
-            ValueError: a checkpoint that cannot be read, or of another configuration (the field is named).
+            ValueError: a checkpoint or log that cannot be read, or one of another configuration (the field is named).
         """
-        state = run_files.read_checkpoint(self.output / CHECKPOINT, asdict(self.config), self.device)
-        self.predictor.load_state_dict(state["predictor"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        path = self.output / CHECKPOINT
+        state = run_files.read_checkpoint(path, asdict(self.config), self.device)
+        run_files.restore(path, state, self.predictor, self.optimizer)
         self.step = state["step"]
         self.seconds = state["seconds"]
-        if (self.output / LOG).is_file():
-            run_files.drop_lines_past(self.output / LOG, self.step)
+        run_files.cut_log(self.output / LOG, self.step)

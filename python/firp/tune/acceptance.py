@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import firp_kernels
+from firp.batch import answer
 from firp.engine import Engine
-from firp.generate import generate
 from firp.layer_view import DecoderView
 from firp.predictor import FirpPredictor
 from firp.state import DecodeStats
@@ -45,23 +45,9 @@ class Recording:
 
 def greedy_answers(engine: Engine, prompts: list[Tensor], max_new_tokens: int, batch_size: int) -> list[list[int]]:
     """New tokens of each prompt [T], the stop token included, decoded `batch_size` prompts at a time."""
-    answers: list[list[int]] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        longest = max(map(len, batch))
-        ids = torch.stack([functional.pad(prompt, (longest - len(prompt), 0)) for prompt in batch])
-        mask = torch.stack([torch.arange(longest) >= longest - len(prompt) for prompt in batch]).long()
-        device = engine.model.device
-        out = generate(
-            engine.model, ids.to(device), attention_mask=mask.to(device), engine=engine,
-            max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True,
-        )  # fmt: skip
-        stops = engine.model.generation_config.eos_token_id
-        stops = set() if stops is None else {stops} if isinstance(stops, int) else set(stops)
-        for row in out.sequences[:, longest:].tolist():
-            end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
-            answers.append(row[:end])
-    return answers
+    rows = [prompt.tolist() for prompt in prompts]
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return [tokens for batch in batches for tokens in answer(engine, batch, max_new_tokens=max_new_tokens, do_sample=False)]
 
 
 @torch.no_grad()
