@@ -236,7 +236,7 @@ class Engine:
         pseudo = (logits if shares_head else rows)[:, num_nodes:]
         logits = logits[:, :num_nodes]
         max_depth = self.num_offsets if num_nodes > 1 else 0
-        (path, num_accepted, bonus, _, last_slot, shift, status), scores = choose(logits, state, max_depth)
+        (path, num_accepted, bonus, last_slot, shift, status), scores = choose(logits, state, max_depth)
         tokens, counts, ended = emit(state, path, num_accepted, bonus, status)
         kept = (counts - 1).clamp(min=0).to(torch.int32)
         self.ops.commit_cache(state.cache, state.context_lens, path, kept, state.finished)

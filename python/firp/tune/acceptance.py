@@ -123,7 +123,7 @@ def replay(
         numbered = torch.where(draft.tokens == chosen.gather(1, above), above, k + 1)
         scores = functional.one_hot(draft.depths.long(), k + 2).float()
         depth = k if draft.tokens.shape[1] > 1 else 0
-        _, accepted, _, _, _, shift, _ = ops.verify_tree(scores, None, numbered, draft.parents, draft.lookahead, depth)
+        _, accepted, _, _, shift, _ = ops.verify_tree(scores, None, numbered, draft.parents, draft.lookahead, depth)
         source = (root + accepted - shift).clamp(max=longest - 1)
         counts = torch.minimum(accepted + 1, lengths - root)
         stats.add(counts.tolist())
