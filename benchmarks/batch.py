@@ -41,7 +41,8 @@ def main(
     base, tokenizer = firp.load_model(model, dtype)
     prompts = load_prompts(PROMPTS, batch_size)
     batch = left_padded(
-        [encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts], tokenizer.pad_token_id
+        [encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts],
+        tokenizer.pad_token_id,
     )
     engines = {"firp": firp.Engine(base, firp.default_predictor(model)), "plain": firp.Engine(base)}
     methods: dict[str, Callable] = {

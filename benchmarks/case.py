@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.shapes import Tree
-from firp_kernels import reference
+from firp_kernels.ops import draft_tree
 
 Call = Callable[[], object]
 # Largest error of a computed float, in parts of the largest exact value: two roundings in 16 bits, sums in float32.
@@ -69,7 +69,8 @@ class Case:
         """What distinguishes this case from the op's others."""
         rows = "1 row" if self.tree.rows == 1 else f"{self.tree.rows} rows ({self.tree.num_nodes} nodes)"
         context = "" if self.context is None else f"context {self.context}"
-        return ", ".join(part for part in (self.variant, self.shape, rows, context, str(self.dtype).removeprefix("torch.")) if part)
+        parts = self.variant, self.shape, rows, context, str(self.dtype).removeprefix("torch.")
+        return ", ".join(part for part in parts if part)
 
 
 def normal(device: str, dtype: torch.dtype, seed: int) -> Callable[..., Tensor]:
@@ -80,7 +81,7 @@ def normal(device: str, dtype: torch.dtype, seed: int) -> Callable[..., Tensor]:
 
 def drafted(tree: Tree, vocabulary: int, device: str, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A tree as the engine drafts it, one sequence: tokens, parents, depths, ancestors, lookahead."""
-    made = reference.draft_tree(*draft_inputs(tree, vocabulary, "cpu", seed))
+    made = draft_tree.reference(*draft_inputs(tree, vocabulary, "cpu", seed))
     *nodes, lookahead = (part.to(device) for part in made)
     return *nodes, lookahead[:, : tree.num_lookahead]
 

@@ -19,14 +19,16 @@ def cases(grid: Grid) -> Iterator[Case]:
         path = PATH[: min(len(PATH), tree.num_nodes)]
 
         def make(seed: int, rows: int = tree.rows, path: tuple[int, ...] = path) -> tuple:
-            cache = normal(grid.device, grid.dtype, seed)(shape.layers, 2, 1, context + rows, shape.kv_heads, shape.head_width)
-            finished = torch.zeros(1, dtype=torch.bool, device=grid.device)
-            return cache, integers(grid.device, context), integers(grid.device, *path)[None], integers(grid.device, len(path) - 1), finished
+            random = normal(grid.device, grid.dtype, seed)
+            cache = random(shape.layers, 2, 1, context + rows, shape.kv_heads, shape.head_dim)
+            lens, nodes, accepted = (integers(grid.device, *values) for values in ((context,), path, (len(path) - 1,)))
+            return cache, lens, nodes[None], accepted, torch.zeros(1, dtype=torch.bool, device=grid.device)
 
         moved = sum(node > i for i, node in enumerate(path))
-        row = shape.layers * 2 * shape.kv_heads * shape.head_width * grid.dtype.itemsize
+        row = shape.layers * 2 * shape.kv_heads * shape.head_dim * grid.dtype.itemsize
+        variant = f"{len(path)} accepted" if moved else "root alone"
         yield Case(
-            "commit_cache", f"{len(path)} accepted" if moved else "root alone", shape.name, tree, context, grid.dtype, make,
+            "commit_cache", variant, shape.name, tree, context, grid.dtype, make,
             num_bytes=2 * moved * row,
             alternatives={"index_select per layer": Alternative(_per_layer, _written, capturable=False)},
             outcome=_written,

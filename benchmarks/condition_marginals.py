@@ -1,4 +1,4 @@
-"""`condition_marginals`: marginals behind each token that may come before them, against gathers, products and topk of torch."""
+"""`condition_marginals`: marginals conditioned on the previous token, against gathers, products and topk of torch."""
 
 from __future__ import annotations
 

@@ -25,9 +25,10 @@ def cases(grid: Grid) -> Iterator[Case]:
             gate, up = (random(shape.mlp_width, shape.width).mul_(shape.width**-0.5) for _ in range(2))
             return random(rows, shape.width), gate, up
 
+        floats = 2 * shape.mlp_width * shape.width + tree.rows * (shape.width + shape.mlp_width)
         yield Case(
             "gated_linear", "", shape.name, tree, None, grid.dtype, make,
-            num_bytes=(2 * shape.mlp_width * shape.width + tree.rows * (shape.width + shape.mlp_width)) * grid.dtype.itemsize,
+            num_bytes=floats * grid.dtype.itemsize,
             operations=4 * tree.rows * shape.mlp_width * shape.width,
             bound=BOUNDS[grid.dtype],
             alternatives={"F.linear, silu": Alternative(lambda args: functools.partial(in_torch, *args))},

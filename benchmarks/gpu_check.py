@@ -51,9 +51,12 @@ def stages(out: Path, model: str, predictor: str | None) -> list[Stage]:
     runner = [*python, "benchmarks/run.py", "--device", "cuda"]
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     check = [*runner, "--shapes", "tiny", "--check-only"]
+    owners = "import benchmarks.gpu_check as g; g.print_owners()"
+    memcheck = [str(sanitizer), "--error-exitcode", "9", "--print-limit", "20"]
+    bench = [*python, "-m", "firp", "bench", "--device", "cuda", "--model", model, "--limit", "8"]
     return [
         Stage(
-            "build", [[*python, "setup.py", "build_ext", "--inplace"], [*python, "-c", "import benchmarks.gpu_check as g; g.print_owners()"]],
+            "build", [[*python, "setup.py", "build_ext", "--inplace"], [*python, "-c", owners]],
             _last_line, {"FIRP_BUILD": "cuda" if shutil.which("nvcc") and torch.version.cuda else "cpu"},
         ),
         Stage(
@@ -63,7 +66,7 @@ def stages(out: Path, model: str, predictor: str | None) -> list[Stage]:
         ),
         Stage(
             "sanitizer",
-            [[str(sanitizer), "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *check] for tool in SANITIZERS],
+            [[*memcheck, "--tool", tool, *check] for tool in SANITIZERS],
             _sanitizer,
             # Every tensor its own allocation: an access past its end, or of what nobody wrote, cannot hide in a pool.
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
@@ -72,8 +75,7 @@ def stages(out: Path, model: str, predictor: str | None) -> list[Stage]:
         Stage("micro", [[*runner, "--json", str(out / "micro.json")]], _micro),
         Stage(
             "e2e",
-            [[*python, "-m", "firp", "bench", "--device", "cuda", "--model", model, *(["--predictor", predictor] if predictor else []),
-              "--limit", "8", "--json", str(out / "bench.json")]],
+            [[*bench, *(["--predictor", predictor] if predictor else []), "--json", str(out / "bench.json")]],
             _bench,
         ),
     ]  # fmt: skip
@@ -99,7 +101,13 @@ def run_stage(stage: Stage, out: Path) -> dict:
         key = stage.key(out, text)
     except (OSError, ValueError, KeyError, IndexError) as error:
         key = f"no figures ({type(error).__name__})"
-    return {"stage": stage.name, "passed": reason is None, "seconds": round(time.monotonic() - begin, 1), "key": key, "reason": reason}
+    return {
+        "stage": stage.name,
+        "passed": reason is None,
+        "seconds": round(time.monotonic() - begin, 1),
+        "key": key,
+        "reason": reason,
+    }
 
 
 def _run(command: list[str], log, environment: dict[str, str], seconds: float) -> int | None:
@@ -107,7 +115,9 @@ def _run(command: list[str], log, environment: dict[str, str], seconds: float) -
     paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
     settings = os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     try:
-        process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=settings, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     except OSError as error:
         log.write(f"{error}\n")
         return 127
@@ -120,11 +130,15 @@ def _run(command: list[str], log, environment: dict[str, str], seconds: float) -
 
 
 def print_owners() -> None:
-    """Who serves each op on CUDA; run in a process of its own, after the build."""
+    """The owner of each op on CUDA; run in a process of its own, after the build."""
     from firp_kernels import ops, registry
 
     owners = {name: registry.owner(name, "cuda") for name in ops.SCHEMAS}
-    print("; ".join(f"{impl}: {', '.join(n for n in owners if owners[n] == impl)}" for impl in sorted(set(owners.values()))))
+    print(
+        "; ".join(
+            f"{impl}: {', '.join(n for n in owners if owners[n] == impl)}" for impl in sorted(set(owners.values()))
+        )
+    )
 
 
 def _last_line(_out: Path, log: str) -> str:
@@ -132,7 +146,12 @@ def _last_line(_out: Path, log: str) -> str:
 
 
 def _tests(_out: Path, log: str) -> str:
-    return "; ".join(re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|error|deselected)[^=\n]*?)\s*=*$", log, re.MULTILINE)) or "no test ran"
+    return (
+        "; ".join(
+            re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|error|deselected)[^=\n]*?)\s*=*$", log, re.MULTILINE)
+        )
+        or "no test ran"
+    )
 
 
 def _sanitizer(_out: Path, log: str) -> str:
@@ -151,7 +170,9 @@ def _micro(out: Path, _log: str) -> str:
     entries = json.loads((out / "micro.json").read_text())["entries"]
     parts = []
     for op in dict.fromkeys(entry["op"] for entry in entries):
-        ours = [e for e in entries if e["op"] == op and e["kind"] == "implementation" and e["implementation"] != "reference"]
+        ours = [
+            e for e in entries if e["op"] == op and e["kind"] == "implementation" and e["implementation"] != "reference"
+        ]
         timed = [e for e in ours if "microseconds" in e]
         if len(timed) < len(ours):
             parts.append(f"{op} {next(e['status'] for e in ours if e not in timed)}")
@@ -195,8 +216,12 @@ def table(records: list[dict]) -> str:
 def main(
     stage: Annotated[str, typer.Option(help="all, or one of build, tests, sanitizer, micro, e2e.")] = "all",
     out: Annotated[Path, typer.Option(help="Folder of JSON and logs, at most eight files.")] = RESULTS,
-    model: Annotated[str, typer.Option(help="Model of the end-to-end bench: a folder, a hub id, or smollm2-135m.")] = "smollm2-135m",
-    predictor: Annotated[str | None, typer.Option(help="Its predictor; default: the one shipped for the model.")] = None,
+    model: Annotated[
+        str, typer.Option(help="Model of the end-to-end bench: a folder, a hub id, or smollm2-135m.")
+    ] = "smollm2-135m",
+    predictor: Annotated[
+        str | None, typer.Option(help="Its predictor; default: the one shipped for the model.")
+    ] = None,
 ) -> None:
     """Check this tree on a machine with a GPU, in stages of at most ten minutes each."""
     out = out.resolve()

@@ -19,7 +19,7 @@ def in_torch(input: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tens
 
 def cases(grid: Grid) -> Iterator[Case]:
     shape = grid.shape
-    outputs = [heads * shape.head_width for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
+    outputs = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
     for tree in grid.trees:
 
         def make(seed: int, rows: int = tree.rows) -> tuple[Tensor, list[Tensor], list[Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-import torch
+from torch.nn import functional
 
 from benchmarks.case import BOUNDS, Alternative, Case, normal
 from benchmarks.shapes import Grid
@@ -13,7 +13,8 @@ from benchmarks.shapes import Grid
 
 def cases(grid: Grid) -> Iterator[Case]:
     shape = grid.shape
-    weights = {"up": (shape.mlp_width, shape.width), "down": (shape.width, shape.mlp_width), "head": (shape.vocabulary, shape.width)}
+    width, mlp = shape.width, shape.mlp_width
+    weights = {"up": (mlp, width), "down": (width, mlp), "head": (shape.vocabulary, width)}
     for tree in grid.trees:
         for variant, (outputs, inputs) in weights.items():
 
@@ -26,5 +27,5 @@ def cases(grid: Grid) -> Iterator[Case]:
                 num_bytes=(outputs * inputs + tree.rows * (inputs + outputs)) * grid.dtype.itemsize,
                 operations=2 * tree.rows * outputs * inputs,
                 bound=BOUNDS[grid.dtype],
-                alternatives={"F.linear": Alternative(lambda args: functools.partial(torch.nn.functional.linear, *args))},
+                alternatives={"F.linear": Alternative(lambda args: functools.partial(functional.linear, *args))},
             )  # fmt: skip

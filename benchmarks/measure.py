@@ -17,7 +17,7 @@ from benchmarks.timing import Rates, Timed, interleave, num_sets, start
 from firp_kernels import registry
 
 # References that read the device from the host: on CUDA they are timed as they run, not in a graph.
-READ_FROM_HOST = ("tree_attention", "commit_cache")
+READ_FROM_HOST = ("tree_attention", "write_and_attend", "commit_cache")
 UNAVAILABLE, WRONG, FAILED, WITHHELD, OK = "unavailable", "wrong", "failed", "withheld", "ok"
 
 
@@ -56,7 +56,9 @@ def contenders(case: Case, impls: tuple[str, ...] | None, device: str) -> list[C
         made.append(Contender(impl, "implementation", prepare, case.outcome, nullcontext, capturable, missing))
     for name, other in case.alternatives.items():
         kind = "floor" if other.floor else "alternative"
-        made.append(Contender(name, kind, other.prepare, other.outcome, other.scope, other.capturable, other.unavailable))
+        made.append(
+            Contender(name, kind, other.prepare, other.outcome, other.scope, other.capturable, other.unavailable)
+        )
     return made
 
 
@@ -80,7 +82,11 @@ def check(case: Case, contender: Contender, expected: tuple[Tensor, ...]) -> dic
         args = case.make(0)
         with contender.scope():
             returned = contender.prepare(args)()
-        found = None if contender.outcome is None else [part.to(expected[0].device) for part in contender.outcome(args, returned)]
+        found = (
+            None
+            if contender.outcome is None
+            else [part.to(expected[0].device) for part in contender.outcome(args, returned)]
+        )
     except Exception as error:
         return _raised(contender, error)
     if found is None:
@@ -90,7 +96,10 @@ def check(case: Case, contender: Contender, expected: tuple[Tensor, ...]) -> dic
     error = 0.0
     for position, (part, exact) in enumerate(zip(found, expected, strict=False)):
         if part.shape != exact.shape:
-            return {"status": WRONG, "reason": f"result {position} has shape {tuple(part.shape)}, expected {tuple(exact.shape)}"}
+            return {
+                "status": WRONG,
+                "reason": f"result {position} has shape {tuple(part.shape)}, expected {tuple(exact.shape)}",
+            }
         if case.bound is None:
             if not torch.equal(part, exact):
                 return {"status": WRONG, "reason": f"result {position} differs from the reference"}
@@ -98,19 +107,21 @@ def check(case: Case, contender: Contender, expected: tuple[Tensor, ...]) -> dic
         distance = (part.double() - exact).abs().max() / exact.abs().max()
         error = max(error, distance.item()) if not distance.isnan() else float("nan")
         if not error <= case.bound:
-            return {"status": WRONG, "error": error, "reason": f"error {error:.1e} of the largest value, bound {case.bound:.1e}"}
+            return {
+                "status": WRONG,
+                "error": error,
+                "reason": f"error {error:.1e} of the largest value, bound {case.bound:.1e}",
+            }
     return {"status": OK, "error": error}
 
 
 def _raised(contender: Contender, error: Exception) -> dict:
-    """What a kernel or a library raised: a failure of ours, or an alternative that does not serve this case."""
+    """What a kernel or a library raised: a failure of ours, or an alternative that does not take this case."""
     status = FAILED if contender.kind == "implementation" else UNAVAILABLE
     return {"status": status, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
-def run_case(
-    case: Case, impls: tuple[str, ...] | None, device: str, repeats: int, rates: Rates | None
-) -> list[dict]:
+def run_case(case: Case, impls: tuple[str, ...] | None, device: str, repeats: int, rates: Rates | None) -> list[dict]:
     """One entry per contender: checked, and timed with `rates`.
 
     Without `rates` only our own kernels run on the device, against an oracle on the CPU: what a sanitizer should see.
@@ -140,7 +151,9 @@ def _entry(case: Case, contender: Contender) -> dict:
     }  # fmt: skip
 
 
-def _time(case: Case, ready: list[Contender], entries: dict[str, dict], device: str, repeats: int, rates: Rates) -> None:
+def _time(
+    case: Case, ready: list[Contender], entries: dict[str, dict], device: str, repeats: int, rates: Rates
+) -> None:
     first = case.make(0)
     held = num_bytes(*tensors_of(first))
     sets = [first] + [case.make(seed) for seed in range(1, num_sets(device, case.num_bytes, held))]

@@ -75,7 +75,9 @@ def print_table(entries: list[dict], console: Console) -> None:
         taken = entry.get("microseconds")
         if taken is None:
             reason = entry.get("reason", "")
-            table.add_row(shown, entry["implementation"], f"{entry['status']}{': ' + reason if reason else ''}", "-", "-")
+            table.add_row(
+                shown, entry["implementation"], f"{entry['status']}{': ' + reason if reason else ''}", "-", "-"
+            )
             continue
         rival = fastest_alternative(entry, entries) if entry["kind"] == "implementation" else None
         ratio = entry.get("speedup", {}).get(rival)
@@ -108,8 +110,11 @@ def plot(entries: list[dict], title: str, path: Path) -> None:
     ops = list(dict.fromkeys(entry["op"] for entry in timed))
     counts = [sum(entry["op"] == op for entry in timed) for op in ops]
     figure, panels = pyplot.subplots(
-        len(ops), figsize=(10, 1.2 * len(ops) + 0.22 * sum(counts)), squeeze=False,
-        height_ratios=[c + 2 for c in counts], layout="constrained",
+        len(ops),
+        figsize=(10, 1.2 * len(ops) + 0.22 * sum(counts)),
+        squeeze=False,
+        height_ratios=[c + 2 for c in counts],
+        layout="constrained",
     )
     colors = {"implementation": "tab:blue", "alternative": "tab:gray", "floor": "tab:green"}
     for op, axes in zip(ops, panels[:, 0], strict=True):

@@ -23,12 +23,13 @@ def cases(grid: Grid) -> Iterator[Case]:
 
         def make(seed: int, rows: int = tree.rows) -> tuple[Tensor, Tensor, Tensor]:
             random = normal(grid.device, grid.dtype, seed)
-            angles = normal(grid.device, torch.float32, seed)(1, rows, shape.head_width)
-            return random(1, rows, shape.heads, shape.head_width), angles.cos().to(grid.dtype), angles.sin().to(grid.dtype)
+            angles = normal(grid.device, torch.float32, seed)(1, rows, shape.head_dim)
+            queries = random(1, rows, shape.heads, shape.head_dim)
+            return queries, angles.cos().to(grid.dtype), angles.sin().to(grid.dtype)
 
         yield Case(
             "rotary", "", shape.name, tree, None, grid.dtype, make,
-            num_bytes=(2 * shape.heads + 2) * tree.rows * shape.head_width * grid.dtype.itemsize,
+            num_bytes=(2 * shape.heads + 2) * tree.rows * shape.head_dim * grid.dtype.itemsize,
             bound=BOUNDS[grid.dtype],
             outcome=lambda args, returned: (args[0],),
             alternatives={"torch": Alternative(lambda args: functools.partial(in_torch, *args))},

@@ -86,9 +86,13 @@ def main(
     op: Annotated[str | None, typer.Option(help="Comma-separated ops; default: all.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu; default: cuda where there is one.")] = None,
     shapes: Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(SHAPES)}.")] = None,
-    impl: Annotated[str | None, typer.Option(help="Comma-separated; default: the device's owner, and the reference.")] = None,
+    impl: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: the device's owner, and the reference.")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Interleaved repeats.")] = 21,
-    check_only: Annotated[bool, typer.Option("--check-only", help="Check against the reference, time nothing.")] = False,
+    check_only: Annotated[
+        bool, typer.Option("--check-only", help="Check against the reference, time nothing.")
+    ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Where to draw them.")] = None,
 ) -> None:

@@ -11,14 +11,14 @@ DEVICES = ("cuda", "cpu")
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one model: layers, width d, query and key/value heads, head width D, MLP width, vocabulary V."""
+    """Sizes of one model: layers, width d, query and key/value heads, head_dim D, MLP width, vocabulary V."""
 
     name: str
     layers: int
     width: int
     heads: int
     kv_heads: int
-    head_width: int
+    head_dim: int
     mlp_width: int
     vocabulary: int
 

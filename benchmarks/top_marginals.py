@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Alternative, Case, normal
-from benchmarks.shapes import Grid
+from benchmarks.shapes import Grid, Tree
 
 
 def in_torch(logits: Tensor, rows: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
@@ -28,14 +28,17 @@ def cases(grid: Grid) -> Iterator[Case]:
         if not tree.num_lookahead:
             continue
 
-        def make(seed: int, rows: int = tree.rows, offsets: int = tree.num_offsets, nodes: int = tree.num_nodes) -> tuple:
-            logits = normal(grid.device, grid.dtype, seed)(1, rows, vocabulary)
-            return logits, nodes + torch.arange(offsets, device=grid.device)[None], min(nodes - 1, 16)
+        def make(seed: int, tree: Tree = tree) -> tuple:
+            logits = normal(grid.device, grid.dtype, seed)(1, tree.rows, vocabulary)
+            rows = tree.num_nodes + torch.arange(tree.num_offsets, device=grid.device)[None]
+            return logits, rows, min(tree.num_nodes - 1, 16)
 
         yield Case(
             "top_marginals", "", grid.shape.name, tree, None, grid.dtype, make,
             num_bytes=tree.num_offsets * vocabulary * grid.dtype.itemsize,
             bound=2.0**-17,
             outcome=_probabilities,
-            alternatives={"topk, logsumexp": Alternative(lambda args: functools.partial(in_torch, *args), _probabilities)},
+            alternatives={
+                "topk, logsumexp": Alternative(lambda args: functools.partial(in_torch, *args), _probabilities)
+            },
         )  # fmt: skip

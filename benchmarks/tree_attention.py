@@ -14,7 +14,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from benchmarks.case import BOUNDS, Alternative, Case, drafted, integers, normal, num_bytes
 from benchmarks.shapes import Grid, Tree
-from firp_kernels import reference
+from firp_kernels.ops.tree_attention import tree_mask
 
 SDPA_BACKENDS = {
     "cpu": (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
@@ -35,38 +35,40 @@ def _case(grid: Grid, tree: Tree, context: int) -> Case:
 
     def make(seed: int) -> tuple:
         random = normal(grid.device, grid.dtype, seed)
-        query = random(1, shape.heads, rows, shape.head_width).mul_(QUERY_SCALE).transpose(1, 2)
-        caches = (random(1, context + rows, shape.kv_heads, shape.head_width) for _ in range(2))
+        query = random(1, shape.heads, rows, shape.head_dim).mul_(QUERY_SCALE).transpose(1, 2)
+        caches = (random(1, context + rows, shape.kv_heads, shape.head_dim) for _ in range(2))
         _, _, depths, ancestors, lookahead = drafted(tree, shape.vocabulary, grid.device, seed)
-        scale = shape.head_width**-0.5
-        return query, *caches, integers(grid.device, context), depths, ancestors, lookahead, tree.num_offsets, scale, None
+        scale = shape.head_dim**-0.5
+        nodes = depths, ancestors, lookahead, tree.num_offsets
+        return query, *caches, integers(grid.device, context), *nodes, scale, None
 
     sample = make(0)
-    visible = int(dense_mask(sample).sum())
+    visible = int(visible_slots(sample).sum())
     return Case(
         "tree_attention", "", shape.name, tree, context, grid.dtype, make,
         num_bytes=num_bytes(sample[0], *sample[:7]),
-        operations=4 * visible * shape.heads * shape.head_width,
+        operations=4 * visible * shape.heads * shape.head_dim,
         bound=BOUNDS[grid.dtype],
         alternatives=_alternatives(grid),
     )  # fmt: skip
 
 
-def dense_mask(args: tuple) -> Tensor:
-    """Bool [B, R, context + R]: which slots each row sees; all sequences share one context length."""
-    query, _, _, context_lens, _, ancestors, lookahead, k, _, _ = args
-    batch, rows, context = query.shape[0], query.shape[1], int(context_lens[0])
-    num_nodes, slots = ancestors.shape[1], lookahead.shape[1]
-    nodes = reference.unpack_ancestors(ancestors, num_nodes)
-    mask = torch.zeros(batch, rows, context + rows, dtype=torch.bool, device=query.device)
-    mask[..., :context] = True
-    mask[:, :num_nodes, context : context + num_nodes] = nodes
-    if rows > num_nodes:
-        index = lookahead.long()[..., None].expand(-1, -1, num_nodes)
-        mask[:, num_nodes:, context : context + num_nodes] = nodes.gather(1, index).repeat_interleave(k, 1)
-        chain = torch.ones(k, k, dtype=torch.bool, device=query.device).tril()
-        mask[:, num_nodes:, context + num_nodes :] = torch.block_diag(*[chain] * slots).bool()
-    return mask
+def visible_slots(args: tuple) -> Tensor:
+    """Bool [B, R, S]: which slots of the cache each row sees."""
+    query, _, _, *tree, _, window = args
+    return tree_mask(*tree, query.shape[1], window)
+
+
+def dense_mask(
+    context_lens: Tensor, depths: Tensor, ancestors: Tensor, lookahead: Tensor, num_offsets: int, rows: int,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """What SDPA adds to the scores: [B, 1, R, S], 0 or -inf. Rows of it start at multiples of 16 entries, as the fused
+    kernels want them."""
+    hidden = ~tree_mask(context_lens, depths, ancestors, lookahead, num_offsets, rows)[:, None]
+    length = hidden.shape[-1]
+    mask = pad(torch.zeros_like(hidden, dtype=dtype), (0, -length % 16))[..., :length]
+    return mask.masked_fill_(hidden, float("-inf"))
 
 
 def _alternatives(grid: Grid) -> dict[str, Alternative]:
@@ -100,11 +102,7 @@ def _heads_first(args: tuple, expand: bool) -> tuple[Tensor, Tensor, Tensor]:
 def _sdpa(args: tuple, expand: bool = True):
     """SDPA under a dense additive mask; not expanded, torch chooses the backend and groups the heads."""
     query, key, value = _heads_first(args, expand)
-    hidden = ~dense_mask(args)[:, None]
-    length = hidden.shape[-1]
-    # Rows of the mask start at multiples of 16 entries, as the fused kernels want them.
-    mask = pad(torch.zeros_like(hidden, dtype=query.dtype), (0, -length % 16))[..., :length]
-    mask.masked_fill_(hidden, float("-inf"))
+    mask = dense_mask(*args[3:8], args[0].shape[1], query.dtype)
     return functools.partial(
         scaled_dot_product_attention, query, key, value, attn_mask=mask, scale=args[8], enable_gqa=not expand
     )
@@ -112,7 +110,7 @@ def _sdpa(args: tuple, expand: bool = True):
 
 def _flex(args: tuple):
     query, key, value = _heads_first(args, expand=False)
-    dense = dense_mask(args)
+    dense = visible_slots(args)
     block_mask = create_block_mask(
         lambda b, h, q, kv: dense[b, q, kv], query.shape[0], None, query.shape[2], key.shape[2], device=query.device
     )
@@ -130,7 +128,7 @@ def _flashinfer(args: tuple):
     import flashinfer
 
     query, key, value = (tensor[0].contiguous() for tensor in args[:3])
-    packed = flashinfer.packbits(dense_mask(args).reshape(-1), bitorder="little")
+    packed = flashinfer.packbits(visible_slots(args).reshape(-1), bitorder="little")
     return functools.partial(
         flashinfer.single_prefill_with_kv_cache, query, key, value, packed_custom_mask=packed, sm_scale=args[8]
     )

@@ -59,7 +59,9 @@ def walk(choices: list[int], tokens: list[int], parents: list[int]) -> tuple[lis
     path = [0]
     while True:
         node = path[-1]
-        child = next((c for c in range(node + 1, len(tokens)) if parents[c] == node and tokens[c] == choices[node]), None)
+        child = next(
+            (c for c in range(node + 1, len(tokens)) if parents[c] == node and tokens[c] == choices[node]), None
+        )
         if child is None:
             return path, choices[node]
         path.append(child)

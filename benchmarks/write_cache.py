@@ -1,4 +1,4 @@
-"""`write_cache`: a step's keys and values behind the context, against index_put."""
+"""`write_cache`: a step's keys and values after the context, against index_put."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def cases(grid: Grid) -> Iterator[Case]:
 
         def make(seed: int, rows: int = tree.rows) -> tuple:
             random = normal(grid.device, grid.dtype, seed)
-            key, value = (random(1, shape.kv_heads, rows, shape.head_width).transpose(1, 2) for _ in range(2))
-            caches = (random(1, context + rows, shape.kv_heads, shape.head_width) for _ in range(2))
+            key, value = (random(1, shape.kv_heads, rows, shape.head_dim).transpose(1, 2) for _ in range(2))
+            caches = (random(1, context + rows, shape.kv_heads, shape.head_dim) for _ in range(2))
             return key, value, *caches, integers(grid.device, context)
 
-        moved = 2 * tree.rows * shape.kv_heads * shape.head_width * grid.dtype.itemsize
+        moved = 2 * tree.rows * shape.kv_heads * shape.head_dim * grid.dtype.itemsize
         yield Case(
             "write_cache", "", shape.name, tree, context, grid.dtype, make, 2 * moved,
             alternatives={"index_put": Alternative(_index_put, _written)}, outcome=_written,

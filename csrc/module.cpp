@@ -27,6 +27,6 @@ std::map<std::string, std::string> build_info() {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled ops of firp_kernels.";
-  module.def("registered_ops", &registered_ops, "Ops this build serves, by device type.");
+  module.def("registered_ops", &registered_ops, "Ops of this build, by device type.");
   module.def("build_info", &build_info, "Compiler, versions of torch and CUDA built for, instruction set in use.");
 }

@@ -1,26 +1,24 @@
 """Kernels of FIRP speculative decoding: tensors in, tensors out."""
 
-from firp_kernels.ops import (
-    bind,
-    commit_cache,
-    draft_tree,
-    predictor_projection,
-    tree_attention,
-    verify_tree,
-    write_cache,
-)
-from firp_kernels.row_ops import (
-    condition_marginals,
-    gated_linear,
-    joint_linear,
-    linear,
-    rms_norm,
-    rotary,
-    top_marginals,
-)
+from firp_kernels.ops.commit_cache import commit_cache
+from firp_kernels.ops.condition_marginals import condition_marginals
+from firp_kernels.ops.draft_tree import draft_tree
+from firp_kernels.ops.gated_linear import gated_linear
+from firp_kernels.ops.joint_linear import joint_linear
+from firp_kernels.ops.linear import linear
+from firp_kernels.ops.predictor_projection import predictor_projection
+from firp_kernels.ops.rms_norm import rms_norm
+from firp_kernels.ops.rotary import rotary
+from firp_kernels.ops.top_marginals import top_marginals
+from firp_kernels.ops.tree_attention import tree_attention
+from firp_kernels.ops.verify_tree import Verified, verify_tree
+from firp_kernels.ops.write_and_attend import write_and_attend
+from firp_kernels.ops.write_cache import write_cache
+from firp_kernels.registry import bind
 from firp_kernels.version import __version__
 
 __all__ = [
+    "Verified",
     "__version__",
     "bind",
     "commit_cache",
@@ -35,5 +33,6 @@ __all__ = [
     "top_marginals",
     "tree_attention",
     "verify_tree",
+    "write_and_attend",
     "write_cache",
 ]

@@ -1,7 +1,11 @@
-"""Which implementation serves which op on which device: one owner each, and others by name.
+"""Which implementation runs an op on a device: one owner each, and others by name.
 
-Owners: on a CPU the C++ extension where it is built and has the op, else the reference. On CUDA the Triton kernel, the
-extension for pointer work, else the reference (torch ops run on any device).
+Owners: on a CPU the C++ extension where it is built and has the op, else the reference. On CUDA the Triton kernel, then
+the extension, else the reference (torch ops run on any device).
+
+An op is a module of `firp_kernels.ops`: SCHEMA, the public function, `fake`, `check` and `reference`. Two names are
+optional. `fallback` is what an owner called "reference" runs, where the reference itself is written for reading only.
+`RETURNS` is the named tuple of the results.
 """
 
 from __future__ import annotations
@@ -9,17 +13,19 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import ModuleType, SimpleNamespace
 
 import torch
 
-from firp_kernels import reference
-
 NAMESPACE = "firp"
 IMPLEMENTATIONS = ("reference", "triton", "extension")
-TRITON_OPS = ("write_cache", "tree_attention", "predictor_projection", "verify_tree", "condition_marginals")
+TRITON_OPS = (
+    "write_cache", "tree_attention", "write_and_attend", "predictor_projection", "verify_tree", "condition_marginals",
+)  # fmt: skip
 
 _library = torch.library.Library(NAMESPACE, "DEF")
+_ops: dict[str, ModuleType] = {}
 _owners: dict[tuple[str, str], str] = {}
 
 
@@ -37,18 +43,19 @@ def _triton(name: str) -> Callable:
     def launch(*args):
         return getattr(importlib.import_module(f"firp_kernels.triton.{name}"), name)(*args)
 
-    return functools.wraps(getattr(reference, name))(launch)
+    return functools.wraps(_ops[name].reference)(launch)
 
 
-def define(schemas: dict[str, tuple[str, Callable]]) -> None:
+def define(ops: dict[str, ModuleType]) -> None:
     """Define every op and give each device its owner."""
-    for name, (schema, fake) in schemas.items():
-        _library.define(name + schema)
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    _ops.update(ops)
+    for name, op in ops.items():
+        _library.define(name + op.SCHEMA)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", op.fake, lib=_library)
     extension, _ = load_extension()
     built = extension.registered_ops() if extension is not None else {}
     has_triton = importlib.util.find_spec("triton") is not None
-    for name in schemas:
+    for name, op in ops.items():
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
             if name in built.get(device, ()):
                 _owners[name, device] = "extension"
@@ -56,12 +63,12 @@ def define(schemas: dict[str, tuple[str, Callable]]) -> None:
                 _library.impl(name, _triton(name), key)
                 _owners[name, device] = "triton"
             else:
-                _library.impl(name, getattr(reference, name), key)
+                _library.impl(name, getattr(op, "fallback", op.reference), key)
                 _owners[name, device] = "reference"
 
 
 def owner(name: str, device: str) -> str:
-    """Implementation that serves op `name` on device type `device` ("cpu" or "cuda")."""
+    """Implementation that runs op `name` on device type `device` ("cpu" or "cuda")."""
     return _owners[name, device]
 
 
@@ -72,13 +79,13 @@ def check_impl(impl: str | None) -> None:
 
 @functools.cache
 def bound(name: str, impl: str | None) -> Callable:
-    """The callable behind op `name` for `impl`; None is torch's dispatcher."""
+    """The function that runs op `name` as `impl`; None is torch's dispatcher."""
     check_impl(impl)
     dispatched = getattr(getattr(torch.ops, NAMESPACE), name).default
     if impl is None:
-        return dispatched
+        return _with_names(name, dispatched)
     if impl == "reference":
-        return getattr(reference, name)
+        return _ops[name].reference
     if impl == "triton":
         if name not in TRITON_OPS:
             raise ValueError(f"impl: op {name!r} has no 'triton' implementation")
@@ -90,8 +97,35 @@ def bound(name: str, impl: str | None) -> Callable:
             raise RuntimeError(f"impl: the extension has no {name!r} for {device}; see `firp doctor`")
         return dispatched(*args)
 
-    return extension
+    return _with_names(name, extension)
+
+
+def _with_names(name: str, function: Callable) -> Callable:
+    """What comes from torch's dispatcher is a plain tuple; it gets the names of the op's results."""
+    returns = getattr(_ops[name], "RETURNS", None)
+    return function if returns is None else lambda *args: returns(*function(*args))
 
 
 def call(name: str, impl: str | None, *args):
     return bound(name, impl)(*args)
+
+
+def bind(impl: str | Mapping[str, str] | None) -> SimpleNamespace:
+    """All ops as attributes of one object, each with the implementation that was asked for.
+
+    Args:
+        impl: one for every op, or one for each op named in a mapping (`{"tree_attention": "triton"}`). None, and an op
+            that is not named, takes the owner for the tensors' device. `write_and_attend` is made of the bound
+            `write_cache` and `tree_attention` where one of these is named and it is not.
+
+    Raises:
+        ValueError: an unknown op or implementation, or an op that has no such implementation.
+    """
+    chosen = impl if isinstance(impl, Mapping) else dict.fromkeys(_ops, impl)
+    if unknown := sorted(chosen.keys() - _ops.keys()):
+        raise ValueError(f"impl: got op {unknown[0]!r}, expected one of {', '.join(_ops)}")
+    ops = SimpleNamespace(**{name: bound(name, chosen.get(name)) for name in _ops})
+    whole = _ops["write_and_attend"]
+    if "write_and_attend" not in chosen and chosen.keys() & set(whole.PARTS):
+        ops.write_and_attend = functools.partial(whole.composed, ops)
+    return ops

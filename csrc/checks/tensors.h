@@ -36,7 +36,7 @@ inline void check_float(const char* name, const at::Tensor& tensor) {
       ", expected Half or BFloat16 or Float or Double");
 }
 
-// Dtypes of the ops that serve few rows of a layer.
+// Dtypes of the ops for few rows of a layer.
 inline void check_few_row_dtype(const char* name, const at::Tensor& tensor) {
   const at::ScalarType type = tensor.scalar_type();
   TORCH_CHECK_TYPE(type == at::kBFloat16 || type == at::kFloat, name, ": got dtype ", type, ", expected BFloat16 or Float");
@@ -68,7 +68,7 @@ inline void check_same_device(std::initializer_list<std::pair<const char*, const
 // `problem`: what a check of firp/cpu/checks.h found wrong, or nothing.
 inline void check_values(const std::string& problem) { TORCH_CHECK_VALUE(problem.empty(), problem); }
 
-// The dimensions behind `first` lie densely in memory, so that bytes can be copied.
+// The dimensions after `first` lie densely in memory, so that bytes can be copied.
 inline void check_dense_slots(const char* name, const at::Tensor& tensor, int64_t first) {
   const int64_t last = tensor.dim() - 1;
   TORCH_CHECK_VALUE(

@@ -32,12 +32,19 @@ DraftTensors draft_tree(
   auto& [tokens, parents, depths, ancestors, lookahead] = tree;
   for (int64_t b = 0; b < batch; ++b) {
     const cpu::DraftTree out{
-        tokens.data_ptr<int64_t>() + b * num_nodes, parents.data_ptr<int32_t>() + b * num_nodes,
-        depths.data_ptr<int32_t>() + b * num_nodes, ancestors.data_ptr<int32_t>() + b * num_nodes * words,
-        lookahead.data_ptr<int32_t>() + b * num_lookahead};
+        .tokens = tokens.data_ptr<int64_t>() + b * num_nodes,
+        .parents = parents.data_ptr<int32_t>() + b * num_nodes,
+        .depths = depths.data_ptr<int32_t>() + b * num_nodes,
+        .ancestors = ancestors.data_ptr<int32_t>() + b * num_nodes * words,
+        .lookahead = lookahead.data_ptr<int32_t>() + b * num_lookahead,
+    };
     const cpu::Marginals marginals{
-        table.const_data_ptr<float>() + b * entries, ids.const_data_ptr<int64_t>() + b * k * width,
-        places ? places + b * entries : nullptr, width, ranks};
+        .probabilities = table.const_data_ptr<float>() + b * entries,
+        .candidates = ids.const_data_ptr<int64_t>() + b * k * width,
+        .order = places ? places + b * entries : nullptr,
+        .width = width,
+        .ranks = ranks,
+    };
     cpu::draft_tree(
         marginals, roots.const_data_ptr<int64_t>()[b], usable.const_data_ptr<int32_t>()[b], num_nodes, num_lookahead, out);
   }

@@ -29,8 +29,8 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
     check_dtype("bias", *bias, input.scalar_type());
   }
   check_same_device({{"input", input}, {"weight", weight}});
-  const bool served = input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16;
-  if (!served) return at::linear(input, weight, bias);
+  const bool has_kernel = input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16;
+  if (!has_kernel) return at::linear(input, weight, bias);
 
   const at::Tensor dense = dense_weight(weight);
   const at::Tensor added = bias ? bias->contiguous() : at::Tensor();

@@ -39,15 +39,16 @@ template <typename T>
 cpu::Linear<T> describe_linear(
     const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
   return {
-      prepared.const_data_ptr<float>(),
-      static_cast<const T*>(weight.const_data_ptr()),
-      bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr,
-      static_cast<T*>(output.mutable_data_ptr()),
-      prepared.size(0),
-      weight.size(1),
-      weight.size(0),
-      weight.stride(0),
-      output.size(-1)};
+      .prepared = prepared.const_data_ptr<float>(),
+      .weight = static_cast<const T*>(weight.const_data_ptr()),
+      .bias = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr,
+      .output = static_cast<T*>(output.mutable_data_ptr()),
+      .rows = prepared.size(0),
+      .width = weight.size(1),
+      .outputs = weight.size(0),
+      .weight_stride = weight.stride(0),
+      .output_stride = output.size(-1),
+  };
 }
 
 // Outputs rounded up to whole tiles of four.

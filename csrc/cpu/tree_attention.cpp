@@ -12,56 +12,51 @@ namespace firp {
 namespace {
 
 template <typename T>
-void run(
-    cpu::TreeAttention<T> args, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, at::Tensor& output) {
-  args.query = static_cast<const T*>(query.const_data_ptr());
-  args.key = static_cast<const T*>(key.const_data_ptr());
-  args.value = static_cast<const T*>(value.const_data_ptr());
-  args.output = static_cast<T*>(output.mutable_data_ptr());
-  // A thread takes neighbouring rows, so that few heads have their keys and values laid out by more than one.
-  const int64_t total = query.size(0) * args.kv_heads * args.rows;
+cpu::TreeAttention<T> describe(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, at::Tensor& output, const at::Tensor& context_lens,
+    const at::Tensor& depths, const at::Tensor& ancestors, const at::Tensor& lookahead, int64_t num_offsets, double scale,
+    int64_t window) {
+  return {
+      .query = static_cast<const T*>(query.const_data_ptr()),
+      .query_batch = query.stride(0),
+      .query_row = query.stride(1),
+      .query_head = query.stride(2),
+      .key = static_cast<const T*>(key.const_data_ptr()),
+      .value = static_cast<const T*>(value.const_data_ptr()),
+      .key_batch = key.stride(0),
+      .key_slot = key.stride(1),
+      .key_head = key.stride(2),
+      .value_batch = value.stride(0),
+      .value_slot = value.stride(1),
+      .value_head = value.stride(2),
+      .output = static_cast<T*>(output.mutable_data_ptr()),
+      .context_lens = context_lens.const_data_ptr<int32_t>(),
+      .depths = depths.const_data_ptr<int32_t>(),
+      .ancestors = ancestors.const_data_ptr<int32_t>(),
+      .lookahead = lookahead.const_data_ptr<int32_t>(),
+      .rows = query.size(1),
+      .num_nodes = depths.size(1),
+      .num_lookahead = lookahead.size(1),
+      .num_offsets = num_offsets,
+      .heads = query.size(2),
+      .kv_heads = key.size(2),
+      .head_dim = query.size(3),
+      .window = window,
+      .scale = scale,
+  };
+}
+
+// A thread takes neighbouring rows, so that few heads have their keys and values laid out by more than one.
+template <typename T>
+void run(const cpu::TreeAttention<T>& args, int64_t batch) {
   const cpu::Isa isa = cpu::best_isa();
-  at::parallel_for(0, total, 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, batch * args.kv_heads * args.rows, 1, [&](int64_t first, int64_t last) {
     while (first < last) {
       const int64_t pair = first / args.rows, row = first % args.rows, rows = std::min(args.rows - row, last - first);
       cpu::tree_attention(isa, args, pair / args.kv_heads, pair % args.kv_heads, row, row + rows);
       first += rows;
     }
   });
-}
-
-template <typename T>
-cpu::TreeAttention<T> describe(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& context_lens,
-    const at::Tensor& depths, const at::Tensor& ancestors, const at::Tensor& lookahead, int64_t num_offsets, double scale,
-    int64_t window) {
-  return {
-      nullptr,
-      query.stride(0),
-      query.stride(1),
-      query.stride(2),
-      nullptr,
-      nullptr,
-      key.stride(0),
-      key.stride(1),
-      key.stride(2),
-      value.stride(0),
-      value.stride(1),
-      value.stride(2),
-      nullptr,
-      context_lens.const_data_ptr<int32_t>(),
-      depths.const_data_ptr<int32_t>(),
-      ancestors.const_data_ptr<int32_t>(),
-      lookahead.const_data_ptr<int32_t>(),
-      query.size(1),
-      depths.size(1),
-      lookahead.size(1),
-      num_offsets,
-      query.size(2),
-      key.size(2),
-      query.size(3),
-      window,
-      scale};
 }
 
 at::Tensor dense_rows(const at::Tensor& tensor) { return tensor.stride(3) == 1 ? tensor : tensor.contiguous(); }
@@ -79,8 +74,8 @@ at::Tensor tree_attention(
        {"ancestors", ancestors},
        {"lookahead", lookahead}});
   check_shape("query", query, {kAny, kAny, kAny, kAny});
-  const int64_t batch = query.size(0), rows = query.size(1), heads = query.size(2), width = query.size(3);
-  check_shape("key_cache", key_cache, {batch, kAny, kAny, width});
+  const int64_t batch = query.size(0), rows = query.size(1), heads = query.size(2), head_dim = query.size(3);
+  check_shape("key_cache", key_cache, {batch, kAny, kAny, head_dim});
   check_shape("value_cache", value_cache, key_cache.sizes());
   check_shape("context_lens", context_lens, {batch});
   check_shape("depths", depths, {batch, kAny});
@@ -115,7 +110,7 @@ at::Tensor tree_attention(
   at::Tensor output = at::empty(query.sizes(), query.options().memory_format(at::MemoryFormat::Contiguous));
   const auto go = [&](auto number) {
     using T = decltype(number);
-    run(describe<T>(q, k, v, lens, levels, masks, nodes, num_offsets, scale, sliding_window.value_or(0)), q, k, v, output);
+    run(describe<T>(q, k, v, output, lens, levels, masks, nodes, num_offsets, scale, sliding_window.value_or(0)), batch);
   };
   switch (query.scalar_type()) {
     case at::kFloat: go(float{}); break;

@@ -14,7 +14,7 @@ namespace {
 
 using at::Tensor;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> verify_tree(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> verify_tree(
     const Tensor& scores, const std::optional<Tensor>& uniforms, const Tensor& tokens, const Tensor& parents,
     const Tensor& lookahead, int64_t max_depth) {
   check_same_device({{"scores", scores}, {"tokens", tokens}, {"parents", parents}, {"lookahead", lookahead}});
@@ -44,14 +44,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> verify_tree(
 
   const auto options = scores.options().dtype(at::kInt);
   Tensor path = at::empty({batch, max_depth + 1}, options), bonus = at::empty({batch}, options.dtype(at::kLong));
-  Tensor num_accepted = at::empty({batch}, options), last_node = at::empty({batch}, options),
-         last_slot = at::empty({batch}, options);
-  Tensor shift = at::empty({batch}, options), status = at::empty({batch}, options);
+  Tensor num_accepted = at::empty({batch}, options), last_slot = at::empty({batch}, options);
+  Tensor levels_up = at::empty({batch}, options), status = at::empty({batch}, options);
   const int64_t slots = lookahead.size(1);
   const auto go = [&](auto number) {
     using T = decltype(number);
     for (int64_t b = 0; b < batch; ++b) {
-      cpu::Verified out{path.data_ptr<int32_t>() + b * (max_depth + 1), 0, 0, 0, 0, 0, 0};
+      cpu::Verified out{.path = path.data_ptr<int32_t>() + b * (max_depth + 1)};
       cpu::verify_tree(
           static_cast<const T*>(dense.const_data_ptr()) + b * num_nodes * vocab,
           uniforms ? drawn.const_data_ptr<float>() + b * (max_depth + 1) : nullptr,
@@ -59,9 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> verify_tree(
           nodes.const_data_ptr<int32_t>() + b * slots, num_nodes, vocab, slots, max_depth, out);
       num_accepted.data_ptr<int32_t>()[b] = out.num_accepted;
       bonus.data_ptr<int64_t>()[b] = out.bonus;
-      last_node.data_ptr<int32_t>()[b] = out.last_node;
       last_slot.data_ptr<int32_t>()[b] = out.last_slot;
-      shift.data_ptr<int32_t>()[b] = out.shift;
+      levels_up.data_ptr<int32_t>()[b] = out.levels_up;
       status.data_ptr<int32_t>()[b] = out.status;
     }
   };
@@ -71,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> verify_tree(
     case at::kHalf: go(cpu::float16{}); break;
     default: go(double{}); break;
   }
-  return {path, num_accepted, bonus, last_node, last_slot, shift, status};
+  return {path, num_accepted, bonus, last_slot, levels_up, status};
 }
 
 }  // namespace

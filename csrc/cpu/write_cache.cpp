@@ -12,9 +12,19 @@ void copy_rows(const at::Tensor& rows, at::Tensor& cache, const at::Tensor& cont
   const at::Tensor from = rows.stride(3) == 1 ? rows : rows.contiguous();
   const int64_t size = from.element_size();
   const cpu::WriteCache args{
-      static_cast<const char*>(from.const_data_ptr()), from.stride(0) * size,  from.stride(1) * size,  from.stride(2) * size,
-      static_cast<char*>(cache.mutable_data_ptr()),    cache.stride(0) * size, cache.stride(1) * size, cache.stride(2) * size,
-      context_lens.const_data_ptr<int32_t>(),          from.size(1),           from.size(2),           from.size(3) * size};
+      .rows = static_cast<const char*>(from.const_data_ptr()),
+      .rows_batch = from.stride(0) * size,
+      .rows_row = from.stride(1) * size,
+      .rows_head = from.stride(2) * size,
+      .cache = static_cast<char*>(cache.mutable_data_ptr()),
+      .cache_batch = cache.stride(0) * size,
+      .cache_slot = cache.stride(1) * size,
+      .cache_head = cache.stride(2) * size,
+      .context_lens = context_lens.const_data_ptr<int32_t>(),
+      .num_rows = from.size(1),
+      .heads = from.size(2),
+      .head_bytes = from.size(3) * size,
+  };
   for (int64_t b = 0; b < from.size(0); ++b) cpu::write_cache(args, b);
 }
 

@@ -19,18 +19,19 @@ void commit_cache(
   const at::Tensor nodes = path.contiguous(), counts = num_accepted.contiguous(), done = finished.contiguous();
   const int64_t size = cache.element_size();
   const cuda::CommitCache args{
-      static_cast<char*>(cache.mutable_data_ptr()),
-      cache.stride(0) * size,
-      cache.stride(1) * size,
-      cache.stride(2) * size,
-      cache.stride(3) * size,
-      context_lens.data_ptr<int32_t>(),
-      nodes.const_data_ptr<int32_t>(),
-      counts.const_data_ptr<int32_t>(),
-      done.const_data_ptr<bool>(),
-      static_cast<int32_t>(cache.size(0)),
-      static_cast<int32_t>(cache.size(4) * cache.size(5) * size),
-      static_cast<int32_t>(path.size(1))};
+      .cache = static_cast<char*>(cache.mutable_data_ptr()),
+      .layer = cache.stride(0) * size,
+      .plane = cache.stride(1) * size,
+      .sequence = cache.stride(2) * size,
+      .slot = cache.stride(3) * size,
+      .context_lens = context_lens.data_ptr<int32_t>(),
+      .path = nodes.const_data_ptr<int32_t>(),
+      .num_accepted = counts.const_data_ptr<int32_t>(),
+      .finished = done.const_data_ptr<bool>(),
+      .layers = static_cast<int32_t>(cache.size(0)),
+      .slot_bytes = static_cast<int32_t>(cache.size(4) * cache.size(5) * size),
+      .path_length = static_cast<int32_t>(path.size(1)),
+  };
   check_launch(cuda::commit_cache(args, cache.size(2), current_stream(cache)));
 }
 

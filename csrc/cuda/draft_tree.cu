@@ -22,21 +22,23 @@ DraftTensors draft_tree(
   const Tensor usable = num_offsets.contiguous(), ordered = order ? order->contiguous() : Tensor();
   DraftTensors tree = new_draft_tree(probabilities, num_nodes, num_lookahead);
   auto& [tokens, parents, depths, ancestors, lookahead] = tree;
-  const cuda::DraftTree args{table.const_data_ptr<float>(),
-                             ids.const_data_ptr<int64_t>(),
-                             order ? ordered.const_data_ptr<int32_t>() : nullptr,
-                             roots.const_data_ptr<int64_t>(),
-                             usable.const_data_ptr<int32_t>(),
-                             tokens.data_ptr<int64_t>(),
-                             parents.data_ptr<int32_t>(),
-                             depths.data_ptr<int32_t>(),
-                             ancestors.data_ptr<int32_t>(),
-                             lookahead.data_ptr<int32_t>(),
-                             static_cast<int32_t>(table.size(1)),
-                             static_cast<int32_t>(ids.size(2)),
-                             static_cast<int32_t>(table.size(-1)),
-                             static_cast<int32_t>(num_nodes),
-                             static_cast<int32_t>(num_lookahead)};
+  const cuda::DraftTree args{
+      .probabilities = table.const_data_ptr<float>(),
+      .candidates = ids.const_data_ptr<int64_t>(),
+      .order = order ? ordered.const_data_ptr<int32_t>() : nullptr,
+      .root_token = roots.const_data_ptr<int64_t>(),
+      .num_offsets = usable.const_data_ptr<int32_t>(),
+      .tokens = tokens.data_ptr<int64_t>(),
+      .parents = parents.data_ptr<int32_t>(),
+      .depths = depths.data_ptr<int32_t>(),
+      .ancestors = ancestors.data_ptr<int32_t>(),
+      .lookahead = lookahead.data_ptr<int32_t>(),
+      .k = static_cast<int32_t>(table.size(1)),
+      .width = static_cast<int32_t>(ids.size(2)),
+      .ranks = static_cast<int32_t>(table.size(-1)),
+      .num_nodes = static_cast<int32_t>(num_nodes),
+      .num_lookahead = static_cast<int32_t>(num_lookahead),
+  };
   check_launch(cuda::draft_tree(args, probabilities.size(0), current_stream(probabilities)));
   return tree;
 }

@@ -28,17 +28,17 @@ struct AttentionCase {
 template <typename T>
 void point(AttentionCase<T>& made) {
   cpu::TreeAttention<T>& args = made.args;
-  const int64_t slot = args.kv_heads * args.width, sequence = made.capacity * slot, row = args.heads * args.width;
+  const int64_t slot = args.kv_heads * args.head_dim, sequence = made.capacity * slot, row = args.heads * args.head_dim;
   made.output.assign(made.batch * args.rows * row, number<T>(-7.0f));
   args.query = made.query.data();
   args.query_batch = args.rows * row;
   args.query_row = row;
-  args.query_head = args.width;
+  args.query_head = args.head_dim;
   args.key = made.key.data();
   args.value = made.value.data();
   args.key_batch = args.value_batch = sequence;
   args.key_slot = args.value_slot = slot;
-  args.key_head = args.value_head = args.width;
+  args.key_head = args.value_head = args.head_dim;
   args.output = made.output.data();
   args.context_lens = made.context_lens.data();
   args.depths = made.depths.data();
@@ -46,7 +46,7 @@ void point(AttentionCase<T>& made) {
   args.lookahead = made.lookahead.data();
 }
 
-// What lies behind the step's rows is NaN.
+// What lies after the step's rows is NaN.
 template <typename T>
 AttentionCase<T> attention_case(uint64_t seed) {
   Random random(seed);
@@ -59,9 +59,9 @@ AttentionCase<T> attention_case(uint64_t seed) {
   args.rows = args.num_nodes + (random.chance(0.5) ? args.num_lookahead * args.num_offsets : 0);
   args.kv_heads = random.between(1, 2);
   args.heads = args.kv_heads * random.between(1, 4);
-  args.width = random.choice({1, 8, 20, 64, 80});
+  args.head_dim = random.choice({1, 8, 20, 64, 80});
   args.window = random.choice({0, 0, 1, 3, 40, 100});
-  args.scale = 1.0 / std::sqrt(static_cast<double>(args.width));
+  args.scale = 1.0 / std::sqrt(static_cast<double>(args.head_dim));
   const int64_t words = (args.num_nodes + 31) / 32;
   made.depths.resize(made.batch * args.num_nodes);
   made.ancestors.resize(made.batch * args.num_nodes * words);
@@ -82,9 +82,9 @@ AttentionCase<T> attention_case(uint64_t seed) {
     }
   }
   made.capacity = *std::max_element(made.context_lens.begin(), made.context_lens.end()) + args.rows + random.below(4);
-  made.query = normals<T>(random, made.batch * args.rows * args.heads * args.width);
-  made.key = normals<T>(random, made.batch * made.capacity * args.kv_heads * args.width);
-  made.value = normals<T>(random, made.batch * made.capacity * args.kv_heads * args.width);
+  made.query = normals<T>(random, made.batch * args.rows * args.heads * args.head_dim);
+  made.key = normals<T>(random, made.batch * made.capacity * args.kv_heads * args.head_dim);
+  made.value = normals<T>(random, made.batch * made.capacity * args.kv_heads * args.head_dim);
   point(made);
   for (int64_t b = 0; b < made.batch; ++b) {
     for (int64_t i = (made.context_lens[b] + args.rows) * args.key_slot; i < args.key_batch; ++i) {
@@ -131,16 +131,17 @@ std::vector<double> brute_force(const AttentionCase<T>& made) {
         if (args.window == 0 || at > position - args.window) slots.push_back(slot);
       }
       for (int64_t head = 0; head < args.heads; ++head) {
-        const int64_t shared = head / (args.heads / args.kv_heads) * args.width + b * args.key_batch;
+        const int64_t shared = head / (args.heads / args.kv_heads) * args.head_dim + b * args.key_batch;
         const T* query = args.query + b * args.query_batch + row * args.query_row + head * args.query_head;
-        std::vector<double> weights, sums(args.width, 0.0);
+        std::vector<double> weights, sums(args.head_dim, 0.0);
         double total = 0.0;
         for (const int64_t slot : slots) {
           double score = 0.0;
-          for (int64_t d = 0; d < args.width; ++d) score += real(query[d]) * real(args.key[shared + slot * args.key_slot + d]);
+          for (int64_t d = 0; d < args.head_dim; ++d)
+            score += real(query[d]) * real(args.key[shared + slot * args.key_slot + d]);
           weights.push_back(std::exp(score * args.scale));
           total += weights.back();
-          for (int64_t d = 0; d < args.width; ++d)
+          for (int64_t d = 0; d < args.head_dim; ++d)
             sums[d] += weights.back() * real(args.value[shared + slot * args.value_slot + d]);
         }
         for (const double sum : sums) out.push_back(sum / total);

@@ -30,7 +30,7 @@ void trees() {
   CHECK(names(parents({0, 0}), "parents"));      // the root has a parent
   CHECK(names(parents({-1, 1}), "parents"));     // its own parent
   CHECK(names(parents({-1, 2, 1}), "parents"));  // a cycle
-  CHECK(names(parents({-1, 2, 0}), "parents"));  // a parent behind its child
+  CHECK(names(parents({-1, 2, 0}), "parents"));  // a parent after its child
   CHECK(names(parents({-1, -2}), "parents"));
   CHECK(names(parents({-1, INT32_MAX}), "parents"));
   CHECK(lookahead({}).empty() && lookahead({0, -1, 3}).empty());

@@ -96,18 +96,19 @@ Outcome run_columns(const CommitCase& given, Random& random) {
   Outcome out{given.memory, given.context_lens};
   const int64_t sequence = given.capacity * given.slot, plane = given.batch * sequence;
   const cuda::CommitCache args{
-      given.cache(out.first),
-      2 * plane,
-      plane,
-      sequence,
-      given.slot,
-      out.second.data(),
-      given.path.data(),
-      given.num_accepted.data(),
-      reinterpret_cast<const bool*>(given.finished.data()),
-      static_cast<int32_t>(given.layers),
-      static_cast<int32_t>(given.slot_bytes),
-      static_cast<int32_t>(given.path_length)};
+      .cache = given.cache(out.first),
+      .layer = 2 * plane,
+      .plane = plane,
+      .sequence = sequence,
+      .slot = given.slot,
+      .context_lens = out.second.data(),
+      .path = given.path.data(),
+      .num_accepted = given.num_accepted.data(),
+      .finished = reinterpret_cast<const bool*>(given.finished.data()),
+      .layers = static_cast<int32_t>(given.layers),
+      .slot_bytes = static_cast<int32_t>(given.slot_bytes),
+      .path_length = static_cast<int32_t>(given.path_length),
+  };
   const int64_t bytes = cuda::word_bytes(args);
   CHECK(given.slot_bytes % bytes == 0 && given.slot % bytes == 0);
   CHECK(reinterpret_cast<uint64_t>(args.cache) % bytes == 0);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr float kInfinite = std::numeric_limits<float>::infinity(), kNaN = std::numeric_limits<float>::quiet_NaN();
 
-// What a depth becomes behind the token `previous`: exact probabilities in the given order; zeros where it has no sum.
+// What a depth becomes after the token `previous`: exact probabilities in the given order; zeros where it has no sum.
 template <typename T>
 std::vector<double> exact_depth(
     const float* given, const int64_t* tokens, int64_t count, const T* previous, const std::vector<T>& target, int64_t stride,

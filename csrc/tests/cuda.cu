@@ -44,21 +44,22 @@ void draft_tree_equals_the_cpu(uint64_t seed) {
   const OnDevice offsets(std::vector{given.num_offsets}), order(given.order), parents(blank.parents), depths(blank.depths);
   const OnDevice ancestors(blank.ancestors), lookahead(blank.lookahead);
   const cuda::DraftTree args{
-      probabilities.data(),
-      candidates.data(),
-      given.order.empty() ? nullptr : order.data(),
-      root.data(),
-      offsets.data(),
-      tokens.data(),
-      parents.data(),
-      depths.data(),
-      ancestors.data(),
-      lookahead.data(),
-      static_cast<int32_t>(given.k),
-      static_cast<int32_t>(given.width),
-      static_cast<int32_t>(given.ranks),
-      static_cast<int32_t>(given.num_nodes),
-      static_cast<int32_t>(given.num_lookahead)};
+      .probabilities = probabilities.data(),
+      .candidates = candidates.data(),
+      .order = given.order.empty() ? nullptr : order.data(),
+      .root_token = root.data(),
+      .num_offsets = offsets.data(),
+      .tokens = tokens.data(),
+      .parents = parents.data(),
+      .depths = depths.data(),
+      .ancestors = ancestors.data(),
+      .lookahead = lookahead.data(),
+      .k = static_cast<int32_t>(given.k),
+      .width = static_cast<int32_t>(given.width),
+      .ranks = static_cast<int32_t>(given.ranks),
+      .num_nodes = static_cast<int32_t>(given.num_nodes),
+      .num_lookahead = static_cast<int32_t>(given.num_lookahead),
+  };
   CHECK(cuda::draft_tree(args, 1, nullptr) == cudaSuccess, seed);
   const DraftResult exact = run_cpu(given);
   CHECK(tokens.values() == exact.tokens && parents.values() == exact.parents && depths.values() == exact.depths, seed);
@@ -82,18 +83,19 @@ void commit_cache_equals_the_cpu(uint64_t seed) {
   const OnDevice cache(memory), done(finished);
   const OnDevice lengths(lens), counts(accepted), nodes(path);
   const cuda::CommitCache args{
-      cache.data(),
-      2 * batch * sequence,
-      batch * sequence,
-      sequence,
-      bytes,
-      lengths.data(),
-      nodes.data(),
-      counts.data(),
-      reinterpret_cast<const bool*>(done.data()),
-      layers,
-      static_cast<int32_t>(bytes),
-      entries};
+      .cache = cache.data(),
+      .layer = 2 * batch * sequence,
+      .plane = batch * sequence,
+      .sequence = sequence,
+      .slot = bytes,
+      .context_lens = lengths.data(),
+      .path = nodes.data(),
+      .num_accepted = counts.data(),
+      .finished = reinterpret_cast<const bool*>(done.data()),
+      .layers = layers,
+      .slot_bytes = static_cast<int32_t>(bytes),
+      .path_length = entries,
+  };
   CHECK(cuda::commit_cache(args, batch, nullptr) == cudaSuccess, seed);
   for (int32_t b = 0; b < batch; ++b) {
     if (finished[b]) continue;

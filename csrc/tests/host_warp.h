@@ -45,21 +45,22 @@ inline DraftResult run_warp(const DraftCase& given, uint64_t seed) {
   DraftResult out(given);
   const auto tree = std::make_unique<cuda::Growth>();
   const cuda::DraftTree args{
-      given.probabilities.data(),
-      given.candidates.data(),
-      given.order.empty() ? nullptr : given.order.data(),
-      &given.root_token,
-      &given.num_offsets,
-      out.tokens.data(),
-      out.parents.data(),
-      out.depths.data(),
-      out.ancestors.data(),
-      out.lookahead.data(),
-      static_cast<int32_t>(given.k),
-      static_cast<int32_t>(given.width),
-      static_cast<int32_t>(given.ranks),
-      static_cast<int32_t>(given.num_nodes),
-      static_cast<int32_t>(given.num_lookahead)};
+      .probabilities = given.probabilities.data(),
+      .candidates = given.candidates.data(),
+      .order = given.order.empty() ? nullptr : given.order.data(),
+      .root_token = &given.root_token,
+      .num_offsets = &given.num_offsets,
+      .tokens = out.tokens.data(),
+      .parents = out.parents.data(),
+      .depths = out.depths.data(),
+      .ancestors = out.ancestors.data(),
+      .lookahead = out.lookahead.data(),
+      .k = static_cast<int32_t>(given.k),
+      .width = static_cast<int32_t>(given.width),
+      .ranks = static_cast<int32_t>(given.ranks),
+      .num_nodes = static_cast<int32_t>(given.num_nodes),
+      .num_lookahead = static_cast<int32_t>(given.num_lookahead),
+  };
   cuda::draft_tree(args, 0, *tree, HostWarp(seed));
   return out;
 }

@@ -14,8 +14,17 @@ std::vector<T> run(
   std::vector<float> prepared(rows * cpu::prepared_width(width)), scratch(cpu::scratch_size(width));
   std::vector<T> output(rows * output_stride, number<T>(-7.0f));
   cpu::prepare(isa, input.data(), input_stride, rows, width, prepared.data());
-  const cpu::Linear<T> args{prepared.data(), weight.data(), bias,          output.data(), rows,
-                            width,           outputs,       weight_stride, output_stride};
+  const cpu::Linear<T> args{
+      .prepared = prepared.data(),
+      .weight = weight.data(),
+      .bias = bias,
+      .output = output.data(),
+      .rows = rows,
+      .width = width,
+      .outputs = outputs,
+      .weight_stride = weight_stride,
+      .output_stride = output_stride,
+  };
   const int64_t half = outputs / 8 * 4;
   cpu::linear(isa, args, scratch.data(), 0, half);
   cpu::linear(isa, args, scratch.data(), half, outputs);

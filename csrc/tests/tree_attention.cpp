@@ -32,7 +32,7 @@ void has_the_bits_of_a_chain() {
     for (auto* made : {&tree, &step}) {
       made->args.heads = 6;
       made->args.kv_heads = 2;
-      made->args.width = 64;
+      made->args.head_dim = 64;
       made->args.scale = 0.125;
     }
     tree.query = normals<T>(random, 8 * 6 * 64);

@@ -69,23 +69,23 @@ void one_case(uint64_t seed) {
     if (bonus < 0 || next < 0 || level == max_depth) break;
     path.push_back(next);
   }
-  const int32_t last_node = path.back(), accepted = static_cast<int32_t>(path.size()) - 1;
-  int32_t slot = -1, shift = 0;
+  const int32_t accepted = static_cast<int32_t>(path.size()) - 1;
+  int32_t slot = -1, levels_up = 0;
   for (int32_t up = accepted; slots && slot < 0 && up >= 0; --up) {
     const auto found = std::find(lookahead.begin(), lookahead.end(), path[up]);
-    if (found != lookahead.end()) slot = static_cast<int32_t>(found - lookahead.begin()), shift = accepted - up;
+    if (found != lookahead.end()) slot = static_cast<int32_t>(found - lookahead.begin()), levels_up = accepted - up;
   }
-  if (slots && slot < 0) shift = static_cast<int32_t>(max_depth) + 1;
+  if (slots && slot < 0) levels_up = static_cast<int32_t>(max_depth) + 1;
   path.resize(max_depth + 1, -1);
 
   std::vector<int32_t> walked(max_depth + 1, -7);
-  cpu::Verified out{walked.data(), 0, 0, 0, 0, 0, 0};
+  cpu::Verified out{.path = walked.data()};
   cpu::verify_tree(
       scores.data(), samples ? uniforms.data() : nullptr, tokens.data(), parents.data(), lookahead.data(), nodes, vocab, slots,
       max_depth, out);
   CHECK(walked == path, seed);
-  CHECK(out.num_accepted == accepted && out.last_node == last_node && out.bonus == bonus && out.status == status, seed);
-  CHECK(out.last_slot == slot && out.shift == shift, seed, out.shift, shift);
+  CHECK(out.num_accepted == accepted && out.bonus == bonus && out.status == status, seed);
+  CHECK(out.last_slot == slot && out.levels_up == levels_up, seed, out.levels_up, levels_up);
 }
 
 }  // namespace

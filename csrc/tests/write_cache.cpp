@@ -28,8 +28,20 @@ int main() {
         }
       }
     }
-    const cpu::WriteCache args{from.data(), rows_batch, rows_row,    rows_head, cache.data(), cache_batch,
-                               cache_slot,  cache_head, lens.data(), rows,      heads,        bytes};
+    const cpu::WriteCache args{
+        .rows = from.data(),
+        .rows_batch = rows_batch,
+        .rows_row = rows_row,
+        .rows_head = rows_head,
+        .cache = cache.data(),
+        .cache_batch = cache_batch,
+        .cache_slot = cache_slot,
+        .cache_head = cache_head,
+        .context_lens = lens.data(),
+        .num_rows = rows,
+        .heads = heads,
+        .head_bytes = bytes,
+    };
     for (int64_t b = 0; b < batch; ++b) cpu::write_cache(args, b);
     CHECK(cache == exact, seed);
   }

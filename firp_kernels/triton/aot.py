@@ -27,9 +27,9 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 import firp_kernels.triton
+from firp_kernels.triton.launch import shared_memory
 
-# The most shared memory a block may ask for, in bytes.
-SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+ARCHITECTURES = (80, 90, 100)
 # Local memory of a thread, where registers that do not fit are spilled.
 MAX_SPILL_BYTES = 64
 
@@ -41,8 +41,8 @@ class Variant:
     Attributes:
         name: what distinguishes it, e.g. "bf16 D128".
         kernel: the `@triton.jit` function.
-        signature: type of each argument that is no constexpr: "*bf16", "i32", ...; ":16" behind it marks a pointer or
-            a number divisible by 16, as Triton specialises it at a launch ("*bf16:16").
+        signature: type of each argument that is no constexpr: "*bf16", "i32", ...; a ":16" marks a pointer or a number
+            divisible by 16, as Triton specialises it at a launch ("*bf16:16").
         constexprs: value of each constexpr argument.
         options: num_warps, num_stages, enable_fp_fusion, as given at the launch.
     """
@@ -63,7 +63,7 @@ class Resources:
     shared: int
 
     def violations(self, capability: int) -> list[str]:
-        limit = SHARED_LIMITS[capability]
+        limit = shared_memory(capability)
         found = []
         if self.shared > limit:
             found.append(f"shared memory of {self.shared} bytes exceeds {limit}")
@@ -79,7 +79,8 @@ def compile_variant(variant: Variant, capability: int) -> CompiledKernel:
     order = variant.kernel.arg_names
     if set(order) != set(types):
         raise ValueError(f"{variant.name}: arguments {sorted(set(order) ^ set(types))} are not given once each")
-    divisible = {(order.index(name),): [["tt.divisibility", 16]] for name, type in variant.signature.items() if ":16" in type}
+    by_16 = [["tt.divisibility", 16]]
+    divisible = {(order.index(name),): by_16 for name, type in variant.signature.items() if ":16" in type}
     source = ASTSource(variant.kernel, {name: types[name] for name in order}, dict(variant.constexprs), divisible)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(variant.options))
 
@@ -111,8 +112,10 @@ def variants(capability: int, op: str | None = None, limit: int | None = None) -
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m firp_kernels.triton.aot", description="Compile the kernels and print what they take.")
-    parser.add_argument("--arch", type=int, action="append", choices=list(SHARED_LIMITS), help="may be repeated; default all")
+    parser = argparse.ArgumentParser(
+        prog="python -m firp_kernels.triton.aot", description="Compile the kernels and print what they take."
+    )
+    parser.add_argument("--arch", type=int, action="append", choices=ARCHITECTURES, help="may be repeated; default all")
     parser.add_argument("--op", help="one op's kernels only")
     parser.add_argument("--limit", type=int, help="at most so many variants of each kernel")
     options = parser.parse_args()
@@ -121,13 +124,14 @@ def main() -> int:
     line = "{:<22}{:<30}{:<34}{:<8}{:>10}{:>9}{:>10}{:>9}  {}"
     print(line.format("op", "kernel", "variant", "arch", "registers", "spill B", "shared B", "cubin B", "limits"))
     broken = count = 0
-    for capability in options.arch or SHARED_LIMITS:
+    for capability in options.arch or ARCHITECTURES:
         for module, variant in variants(capability, options.op, options.limit):
             compiled = compile_variant(variant, capability)
             cubin, taken = compiled.asm["cubin"], resources(compiled)
             violations = taken.violations(capability)
             figures = (taken.registers, taken.spill, taken.shared, len(cubin))
-            print(line.format(module, compiled.name, variant.name, f"sm_{capability}", *figures, "; ".join(violations) or "ok"), flush=True)
+            row = module, compiled.name, variant.name, f"sm_{capability}", *figures, "; ".join(violations) or "ok"
+            print(line.format(*row), flush=True)
             broken += bool(violations)
             count += 1
     if not count:

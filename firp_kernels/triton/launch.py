@@ -1,9 +1,10 @@
-"""What every launcher needs: the device's architecture, a guard that makes it current, a refusal of what cannot run."""
+"""What every launcher needs: a device guard, the limits of an architecture, the form of a launch's configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,39 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 # The interpreter takes the configurations of an H100.
 INTERPRETED_CAPABILITY, INTERPRETED_MULTIPROCESSORS = 90, 132
 TYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+# Bytes of shared memory that a program may use. Architectures that are not listed have at least what sm_86 has.
+SHARED_MEMORY = {80: 166_912, 87: 166_912, 90: 232_448, 100: 232_448, 103: 232_448}
+LEAST_SHARED_MEMORY = 101_376
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How a kernel is launched.
+
+    Attributes:
+        tile: the constexprs that give the size of a program's tile.
+        num_warps, num_stages: warps of a program; stages of its pipelined loops.
+        fp_fusion: whether multiply-adds may contract, stated because the default differs between versions of Triton.
+    """
+
+    tile: dict[str, int]
+    num_warps: int
+    num_stages: int = 3
+    fp_fusion: bool = True
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The launch options that are no arguments of the kernel."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
+
+    @property
+    def keywords(self) -> dict[str, object]:
+        return self.tile | self.options
+
+
+def shared_memory(capability: int) -> int:
+    """Bytes of shared memory that a program may use on an architecture, e.g. 90 for sm_90."""
+    return SHARED_MEMORY.get(capability, LEAST_SHARED_MEMORY)
 
 
 @contextmanager

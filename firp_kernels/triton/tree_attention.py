@@ -4,7 +4,7 @@ A program owns BLOCK_M query rows (tree rows and the query heads of one group, p
 those rows can see: the context, the nodes, and the chains of pseudo rows of the tile's own lookahead slots. Blocks that
 lie wholly in the context need no mask. With more than one split a second kernel joins the partial results.
 
-Letters as in `ops.py`; scores are in units of log2.
+Letters as in `firp_kernels.ops`; scores are in units of log2.
 """
 
 from __future__ import annotations
@@ -17,59 +17,62 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from firp_kernels import checks
+from firp_kernels.ops.tree_attention import check
 from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.attention_config import attention_config, split_count
-from firp_kernels.triton.launch import FLOATS, TYPE_NAMES, multiprocessors, on_device_of
+from firp_kernels.triton.attention_config import launch_config, split_count
+from firp_kernels.triton.launch import FLOATS, TYPE_NAMES, LaunchConfig, multiprocessors, on_device_of
 
 WORD = tl.constexpr(32)
-RUNTIME = ["batch", "rows", "heads", "num_nodes", "words", "num_slots", "num_offsets", "window", "num_tiles", "num_splits"]
+RUNTIME = [
+    "batch", "rows", "heads", "num_nodes", "words", "num_slots", "num_offsets", "window", "num_tiles", "num_splits",
+]  # fmt: skip
 # The tensor cores' short float32 would not be float32.
 PRECISION = {torch.float16: None, torch.bfloat16: None, torch.float32: "ieee"}
-JOIN_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 @triton.jit
 def _visible(
-    o_c, column, chain_first, node, pseudo, position, depths, ancestors, num_nodes, words, num_offsets, window,
-    WINDOWED: tl.constexpr,
+    o_c, column, chain_first, b_node, b_pseudo, b_position, p_depths, p_ancestors, num_nodes, words, num_offsets,
+    window, WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """What rows see of the WORD columns from `column` on: negative ones are the context, then come the nodes, then the
-    pseudo rows from `chain_first` on."""
+    """What the rows see of the WORD columns from `column` on, [BLOCK_M, WORD].
+
+    Negative columns are the context, then come the nodes, then the pseudo rows from `chain_first` on.
+    """
     b_c = column + o_c
-    is_node = (b_c >= 0) & (b_c < num_nodes)
+    m_is_node = (b_c >= 0) & (b_c < num_nodes)
     # The ancestor bits of these columns lie in two words; a row without a node has none.
-    i_w = tl.where(node >= 0, column >> 5, -2)
-    p_w = ancestors + node * words + i_w
-    b_w = tl.load(p_w, mask=(i_w >= 0) & (i_w < words), other=0)
-    b_next = tl.load(p_w + 1, mask=(i_w >= -1) & (i_w < words - 1), other=0)
+    i_w = tl.where(b_node >= 0, column >> 5, -2)
+    p_w = p_ancestors + b_node * words + i_w
+    b_w = tl.load(p_w, mask=(i_w >= 0) & (i_w < words), other=0)  # [BLOCK_M]
+    b_next = tl.load(p_w + 1, mask=(i_w >= -1) & (i_w < words - 1), other=0)  # [BLOCK_M]
     b_bits = b_w.to(tl.uint32, bitcast=True).to(tl.uint64) | (b_next.to(tl.uint32, bitcast=True).to(tl.uint64) << WORD)
     b_bits = (b_bits >> (column & (WORD - 1))).to(tl.uint32)
-    ancestor = ((b_bits[:, None] >> o_c[None, :]) & 1 != 0) & is_node[None, :]
+    m_ancestor = ((b_bits[:, None] >> o_c[None, :]) & 1 != 0) & m_is_node[None, :]
     # Of the pseudo rows a row sees its own chain up to itself.
-    b_pseudo = b_c - num_nodes + chain_first
-    own_first = pseudo // num_offsets * num_offsets
-    own = (b_pseudo[None, :] >= own_first[:, None]) & (b_pseudo[None, :] <= pseudo[:, None])
-    visible = (b_c < 0)[None, :] | ancestor | ((b_c >= num_nodes)[None, :] & own)
+    b_chain = b_c - num_nodes + chain_first
+    b_first = b_pseudo // num_offsets * num_offsets
+    m_own = (b_chain[None, :] >= b_first[:, None]) & (b_chain[None, :] <= b_pseudo[:, None])
+    m_visible = (b_c < 0)[None, :] | m_ancestor | ((b_c >= num_nodes)[None, :] & m_own)
     if WINDOWED:
-        b_depth = tl.load(depths + b_c, mask=is_node, other=0)
-        distance = position[:, None] - tl.where(is_node, b_depth, b_c)[None, :]
-        distance = tl.where((b_c >= num_nodes)[None, :], pseudo[:, None] - b_pseudo[None, :], distance)
-        visible = visible & (distance < window)
-    return visible
+        b_depth = tl.load(p_depths + b_c, mask=m_is_node, other=0)  # [WORD]
+        b_distance = b_position[:, None] - tl.where(m_is_node, b_depth, b_c)[None, :]
+        b_distance = tl.where((b_c >= num_nodes)[None, :], b_pseudo[:, None] - b_chain[None, :], b_distance)
+        m_visible = m_visible & (b_distance < window)
+    return m_visible
 
 
 @triton.jit
-def _attend(b_q, b_k, b_v, b_out, b_max, b_sum, visible, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+def _attend(b_q, b_k, b_v, b_out, b_max, b_sum, m_visible, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """Take one block of keys and values into the running softmax."""
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
     if MASKED:
         # A weight of 0 does not stop a NaN: values enter the product clean, and a bad one reaches by its score
         # only the rows that see it.
-        finite = tl.abs(b_v) < float("inf")
-        b_v = tl.where(finite, b_v, 0.0)
-        b_s += tl.sum(tl.where(finite, 0.0, float("nan")), 1)[None, :]
-        b_s = tl.where(visible, b_s, float("-inf"))
+        m_finite = tl.abs(b_v) < float("inf")
+        b_v = tl.where(m_finite, b_v, 0.0)
+        b_s += tl.sum(tl.where(m_finite, 0.0, float("nan")), 1)[None, :]
+        b_s = tl.where(m_visible, b_s, float("-inf"))
     b_new = tl.maximum(b_max, tl.max(b_s, 1))
     b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
     b_p = tl.exp2(b_s - b_shift[:, None])
@@ -82,25 +85,29 @@ def _attend(b_q, b_k, b_v, b_out, b_max, b_sum, visible, scale, MASKED: tl.const
 @triton.jit(do_not_specialize=RUNTIME)
 def tree_attention_kernel(
     query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, out, log_sums,
-    stride_q_b, stride_q_r, stride_q_h, stride_q_d,
-    stride_k_b, stride_k_s, stride_k_h, stride_k_d,
-    stride_v_b, stride_v_s, stride_v_h, stride_v_d,
+    s_query_b, s_query_r, s_query_h, s_query_d,
+    s_key_cache_b, s_key_cache_s, s_key_cache_h, s_key_cache_d,
+    s_value_cache_b, s_value_cache_s, s_value_cache_h, s_value_cache_d,
     batch, rows, heads, num_nodes, words, num_slots, num_offsets, window, num_tiles, num_splits, scale,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, WINDOWED: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOWED: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """softmax(query . key * scale under the tree's mask) @ value, or one split's share of it with its log of the sum.
+
+    BLOCK_M packed rows of one key/value head and one split of their slots a program.
+    """
     i_m, i_s = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
     i_h, i_b = tl.program_id(1), tl.program_id(2)
     o_n, o_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    inside = o_d < WIDTH
+    m_d = o_d < HEAD_DIM
 
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_r, o_h = o_m // GROUP, i_h * GROUP + o_m % GROUP
-    live = o_r < rows
+    m_m = o_r < rows
     p_out = (i_s * batch + i_b).to(tl.int64) * rows * heads + o_r * heads + o_h
 
     # The tile's pseudo rows see the chains [chain_first, chain_stop) of all pseudo rows.
-    context = tl.load(context_lens + i_b)
+    context = tl.load(context_lens + i_b)  # []
     first_row = i_m * BLOCK_M // GROUP
     last_row = tl.minimum((i_m * BLOCK_M + BLOCK_M - 1) // GROUP, rows - 1)
     chain_first = tl.maximum(first_row - num_nodes, 0) // num_offsets * num_offsets
@@ -110,7 +117,7 @@ def tree_attention_kernel(
     num_keys = context + num_nodes + chain_stop - chain_first
 
     # Of the tile's blocks [start, stop), [first, last) lie in the context and in every row's window (a position is at
-    # most num_nodes - 1 + num_offsets behind the context): no mask. This split takes [low, high).
+    # most num_nodes - 1 + num_offsets after the context): no mask. This split takes [low, high).
     start, first = 0, 0
     last = context // BLOCK_N
     if WINDOWED:
@@ -121,15 +128,16 @@ def tree_attention_kernel(
     low = start + i_s * share
     high = tl.minimum(low + share, stop)
     if low >= high:
-        tl.store(log_sums + p_out, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=live)
+        tl.store(log_sums + p_out, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=m_m)
         return
 
-    p_q = query + i_b.to(tl.int64) * stride_q_b + o_r[:, None].to(tl.int64) * stride_q_r + o_h[:, None].to(tl.int64) * stride_q_h
-    b_q = tl.load(p_q + o_d[None, :] * stride_q_d, mask=live[:, None] & inside[None, :], other=0.0)
-    p_k = key_cache + i_b.to(tl.int64) * stride_k_b + i_h.to(tl.int64) * stride_k_h
-    p_v = value_cache + i_b.to(tl.int64) * stride_v_b + i_h.to(tl.int64) * stride_v_h
-    o_k = o_n[:, None] * stride_k_s + o_d[None, :] * stride_k_d
-    o_v = o_n[:, None] * stride_v_s + o_d[None, :] * stride_v_d
+    p_q = query + i_b.to(tl.int64) * s_query_b + o_r[:, None].to(tl.int64) * s_query_r
+    p_q += o_h[:, None].to(tl.int64) * s_query_h + o_d[None, :] * s_query_d
+    b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)  # [BLOCK_M, BLOCK_D]
+    p_k = key_cache + i_b.to(tl.int64) * s_key_cache_b + i_h.to(tl.int64) * s_key_cache_h
+    p_v = value_cache + i_b.to(tl.int64) * s_value_cache_b + i_h.to(tl.int64) * s_value_cache_h
+    o_k = o_n[:, None] * s_key_cache_s + o_d[None, :] * s_key_cache_d
+    o_v = o_n[:, None] * s_value_cache_s + o_d[None, :] * s_value_cache_d
     p_depths, p_ancestors = depths + i_b * num_nodes, ancestors + i_b * num_nodes * words
     b_out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -137,19 +145,19 @@ def tree_attention_kernel(
 
     for i_n in range(tl.maximum(low, first), tl.minimum(high, last)):
         slot = tl.cast(i_n, tl.int64) * BLOCK_N
-        b_k = tl.load(p_k + slot * stride_k_s + o_k, mask=inside[None, :], other=0.0)
-        b_v = tl.load(p_v + slot * stride_v_s + o_v, mask=inside[None, :], other=0.0)
-        b_out, b_max, b_sum = _attend(b_q, b_k, b_v, b_out, b_max, b_sum, live, scale, False, PRECISION)
+        b_k = tl.load(p_k + slot * s_key_cache_s + o_k, mask=m_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
+        b_v = tl.load(p_v + slot * s_value_cache_s + o_v, mask=m_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
+        b_out, b_max, b_sum = _attend(b_q, b_k, b_v, b_out, b_max, b_sum, m_m, scale, False, PRECISION)
 
-    # A row's number among the pseudo rows (negative: a node row), its node (-1: none), and its position behind the
-    # context.
-    pseudo = o_r - num_nodes
-    is_pseudo = live & (pseudo >= 0)
-    slot_node = tl.load(lookahead + i_b * num_slots + pseudo // num_offsets, mask=is_pseudo, other=-1)
-    node = tl.where(is_pseudo, slot_node, tl.where(live, o_r, -1))
-    position = tl.load(p_depths + node, mask=node >= 0, other=0) + tl.where(is_pseudo, pseudo % num_offsets + 1, 0)
+    # A row's number among the pseudo rows (negative: a node row), its node (-1: none), its position after the context.
+    b_pseudo = o_r - num_nodes
+    m_pseudo = m_m & (b_pseudo >= 0)
+    b_slot_node = tl.load(lookahead + i_b * num_slots + b_pseudo // num_offsets, mask=m_pseudo, other=-1)  # [BLOCK_M]
+    b_node = tl.where(m_pseudo, b_slot_node, tl.where(m_m, o_r, -1))
+    b_depth = tl.load(p_depths + b_node, mask=b_node >= 0, other=0)  # [BLOCK_M]
+    b_position = b_depth + tl.where(m_pseudo, b_pseudo % num_offsets + 1, 0)
 
-    # What is left lies behind the unmasked blocks and, with a window, before them; walked in blocks of one mask word.
+    # What is left lies after the unmasked blocks and, with a window, before them; walked in blocks of one mask word.
     o_c = tl.arange(0, WORD)
     for i_part in tl.static_range(2 if WINDOWED else 1):
         if i_part == 0:
@@ -161,69 +169,67 @@ def tree_attention_kernel(
         for i_c in range(part_low, part_high):
             first_slot = tl.cast(i_c, tl.int32) * WORD
             column = first_slot - context
-            visible = _visible(
-                o_c, column, chain_first, node, pseudo, position, p_depths, p_ancestors, num_nodes, words, num_offsets,
-                window, WINDOWED,
+            m_visible = _visible(
+                o_c, column, chain_first, b_node, b_pseudo, b_position, p_depths, p_ancestors, num_nodes, words,
+                num_offsets, window, WINDOWED,
             )  # fmt: skip
-            slot = (first_slot + o_c + tl.where(column + o_c >= num_nodes, chain_first, 0)).to(tl.int64)[:, None]
-            filled = (column + o_c < num_keys - context)[:, None] & inside[None, :]
-            b_k = tl.load(p_k + slot * stride_k_s + o_d[None, :] * stride_k_d, mask=filled, other=0.0)
-            b_v = tl.load(p_v + slot * stride_v_s + o_d[None, :] * stride_v_d, mask=filled, other=0.0)
-            b_out, b_max, b_sum = _attend(b_q, b_k, b_v, b_out, b_max, b_sum, visible, scale, True, PRECISION)
+            o_slot = (first_slot + o_c + tl.where(column + o_c >= num_nodes, chain_first, 0)).to(tl.int64)[:, None]
+            m_filled = (column + o_c < num_keys - context)[:, None] & m_d[None, :]
+            p_column_k = p_k + o_slot * s_key_cache_s + o_d[None, :] * s_key_cache_d
+            p_column_v = p_v + o_slot * s_value_cache_s + o_d[None, :] * s_value_cache_d
+            b_k = tl.load(p_column_k, mask=m_filled, other=0.0)  # [WORD, BLOCK_D]
+            b_v = tl.load(p_column_v, mask=m_filled, other=0.0)  # [WORD, BLOCK_D]
+            b_out, b_max, b_sum = _attend(b_q, b_k, b_v, b_out, b_max, b_sum, m_visible, scale, True, PRECISION)
 
     b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
     b_out = b_out / b_sum[:, None]
-    tl.store(out + p_out[:, None] * WIDTH + o_d[None, :], b_out, mask=live[:, None] & inside[None, :])
+    tl.store(out + p_out[:, None] * HEAD_DIM + o_d[None, :], b_out, mask=m_m[:, None] & m_d[None, :])
     if SPLIT:
-        tl.store(log_sums + p_out, b_max + tl.log2(b_sum), mask=live)
+        tl.store(log_sums + p_out, b_max + tl.log2(b_sum), mask=m_m)
 
 
 @triton.jit(do_not_specialize=["total", "num_splits"])
 def join_splits_kernel(
-    partial, log_sums, out, total, num_splits, WIDTH: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr
+    partial, log_sums, out, total, num_splits, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """One row of the output: its splits' results, weighted by their shares of the softmax's sum."""
+    """out = sum over splits of partial * 2^(log_sum - max) / sum of these weights: one row of the output a program."""
     i_t = tl.program_id(0).to(tl.int64)
     o_s, o_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+    m_d = o_d < HEAD_DIM
     p_split = o_s.to(tl.int64) * total + i_t
-    b_log = tl.load(log_sums + p_split, mask=o_s < num_splits, other=float("-inf"))
-    used = b_log != float("-inf")
-    b_part = tl.load(
-        partial + p_split[:, None] * WIDTH + o_d[None, :], mask=used[:, None] & (o_d < WIDTH)[None, :], other=0.0
-    )
+    b_log = tl.load(log_sums + p_split, mask=o_s < num_splits, other=float("-inf"))  # [BLOCK_S]
+    m_used = b_log != float("-inf")
+    p_part = partial + p_split[:, None] * HEAD_DIM + o_d[None, :]
+    b_part = tl.load(p_part, mask=m_used[:, None] & m_d[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
     b_max = tl.max(b_log, 0)
-    b_weight = tl.where(used, tl.exp2(b_log - b_max), 0.0)
+    b_weight = tl.where(m_used, tl.exp2(b_log - b_max), 0.0)
     b_out = tl.sum(b_part * b_weight[:, None], 0) / tl.sum(b_weight, 0)
-    tl.store(out + i_t * WIDTH + o_d, b_out, mask=o_d < WIDTH)
+    tl.store(out + i_t * HEAD_DIM + o_d, b_out, mask=m_d)
+
+
+def join_config(splits: int, head_dim: int) -> LaunchConfig:
+    tile = {"BLOCK_S": triton.next_power_of_2(splits), "BLOCK_D": max(16, triton.next_power_of_2(head_dim))}
+    return LaunchConfig(tile, num_warps=4)
 
 
 def tree_attention(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    context_lens: Tensor,
-    depths: Tensor,
-    ancestors: Tensor,
-    lookahead: Tensor,
-    num_offsets: int,
-    scale: float,
-    sliding_window: int | None = None,
-) -> Tensor:
-    """`ops.tree_attention` on a CUDA device, in one launch, or two where the keys are split."""
-    checks.tree_attention(
-        query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, num_offsets, sliding_window
-    )
-    batch, rows, heads, width = query.shape
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, context_lens: Tensor, depths: Tensor, ancestors: Tensor,
+    lookahead: Tensor, num_offsets: int, scale: float, sliding_window: int | None = None,
+) -> Tensor:  # fmt: skip
+    """`firp_kernels.tree_attention` on a CUDA device, in one launch, or two where the keys are split."""
+    check(query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, num_offsets, scale, sliding_window)
+    batch, rows, heads, head_dim = query.shape
     capacity, kv_heads = key_cache.shape[1:3]
     group = heads // kv_heads
     with on_device_of("query", query, tree_attention_kernel) as capability:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if not out.numel():
             return out
-        config = attention_config(rows * group, width, query.element_size(), capability)
-        tiles = triton.cdiv(rows * group, config.block_m)
+        config = launch_config(rows * group, head_dim, query.element_size(), capability)
+        tiles = triton.cdiv(rows * group, config.tile["BLOCK_M"])
         reach = capacity if sliding_window is None else min(capacity, sliding_window + rows)
-        splits = split_count(tiles * kv_heads * batch, triton.cdiv(reach, config.block_n), config, multiprocessors(query))
+        blocks = triton.cdiv(reach, config.tile["BLOCK_N"])
+        splits = split_count(tiles * kv_heads * batch, blocks, config, multiprocessors(query))
         partial, log_sums = out, out
         if splits > 1:
             partial = torch.empty(splits, *query.shape, dtype=torch.float32, device=query.device)
@@ -234,47 +240,44 @@ def tree_attention(
             *query.stride(), *key_cache.stride(), *value_cache.stride(),
             batch, rows, heads, depths.shape[1], ancestors.shape[2], lookahead.shape[1], max(num_offsets, 1),
             sliding_window or 0, tiles, splits, scale * math.log2(math.e),
-            GROUP=group, WIDTH=width, WINDOWED=sliding_window is not None, SPLIT=splits > 1,
-            PRECISION=PRECISION[query.dtype], **config.tile, **config.options,
+            GROUP=group, HEAD_DIM=head_dim, WINDOWED=sliding_window is not None, SPLIT=splits > 1,
+            PRECISION=PRECISION[query.dtype], **config.keywords,
         )  # fmt: skip
         if splits > 1:
             join_splits_kernel[(batch * rows * heads,)](
-                partial, log_sums, out, batch * rows * heads, splits,
-                WIDTH=width, BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=config.block_d, **JOIN_OPTIONS,
+                partial, log_sums, out, batch * rows * heads, splits, HEAD_DIM=head_dim,
+                **join_config(splits, head_dim).keywords,
             )  # fmt: skip
     return out
 
 
 def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of both kernels for `aot`: all dtypes and widths, few and many rows, split and whole, windowed or not."""
+    """Variants of both kernels for `aot`: all dtypes and heads, few and many rows, split and whole, windowed or not."""
     few, tree, many = (1, 1), (64, 4), (128, 1)
-    shapes = [(torch.bfloat16, 128, tree, True, False), (torch.bfloat16, 128, few, True, True), (torch.float32, 128, few, True, False)]
-    shapes += [(torch.bfloat16, 128, few, True, False), (torch.bfloat16, 128, tree, True, True), (torch.bfloat16, 128, many, False, False)]
+    half = FLOATS[:2]
+    shapes = [(torch.bfloat16, 128, tree, True, False), (torch.bfloat16, 128, few, True, True)]
+    shapes += [(torch.float32, 128, few, True, False), (torch.bfloat16, 128, few, True, False)]
+    shapes += [(torch.bfloat16, 128, tree, True, True), (torch.bfloat16, 128, many, False, False)]
     shapes += [(dtype, 128, few, False, True) for dtype in FLOATS]
-    shapes += [(torch.bfloat16, width, (32, 4), True, False) for width in (64, 128, 256)]
-    shapes += [(dtype, width, few, True, False) for dtype in FLOATS for width in (64, 80, 96, 256)]
-    shapes += [(dtype, width, tree, False, False) for dtype in FLOATS[:2] for width in (64, 96, 256)]
-    shapes += [(dtype, width, many, True, False) for dtype in FLOATS[:2] for width in (64, 96)]
-    pointers = dict.fromkeys(("context_lens", "depths", "ancestors", "lookahead"), "*i32:16")
-    strides = {name: "i32:16" for name in tree_attention_kernel.arg_names if name.startswith("stride") and name[-1] != "d"}
-    for dtype, width, (packed_rows, group), split, windowed in shapes:
-        config, short = attention_config(packed_rows, width, dtype.itemsize, capability), TYPE_NAMES[dtype]
-        written = "*fp32:16" if split else f"*{short}:16"
-        yield Variant(
-            f"{short} D{width} M{packed_rows}{' split' * split}{' window' * windowed}",
-            tree_attention_kernel,
-            dict.fromkeys(("query", "key_cache", "value_cache"), f"*{short}:16")
-            | pointers | {"out": written, "log_sums": written} | strides | dict.fromkeys(RUNTIME, "i32") | {"scale": "fp32"},
-            {"stride_q_d": 1, "stride_k_d": 1, "stride_v_d": 1, "GROUP": group, "WIDTH": width, "WINDOWED": windowed,
-             "SPLIT": split, "PRECISION": PRECISION[dtype], **config.tile},
-            config.options,
-        )  # fmt: skip
-    for dtype, width, splits in ((torch.bfloat16, 128, 8), (torch.float16, 256, 64), (torch.float32, 80, 33)):
-        config, short = attention_config(1, width, dtype.itemsize, capability), TYPE_NAMES[dtype]
-        yield Variant(
-            f"{short} D{width} splits{splits}",
-            join_splits_kernel,
-            {"partial": "*fp32:16", "log_sums": "*fp32:16", "out": f"*{short}:16", "total": "i32", "num_splits": "i32"},
-            {"WIDTH": width, "BLOCK_S": triton.next_power_of_2(splits), "BLOCK_D": config.block_d},
-            JOIN_OPTIONS,
-        )
+    shapes += [(torch.bfloat16, head_dim, (32, 4), True, False) for head_dim in (64, 128, 256)]
+    shapes += [(dtype, head_dim, few, True, False) for dtype in FLOATS for head_dim in (64, 80, 96, 256)]
+    shapes += [(dtype, head_dim, tree, False, False) for dtype in half for head_dim in (64, 96, 256)]
+    shapes += [(dtype, head_dim, many, True, False) for dtype in half for head_dim in (64, 96)]
+    strides = [name for name in tree_attention_kernel.arg_names if name.startswith("s_")]
+    for dtype, head_dim, (packed_rows, group), split, windowed in shapes:
+        config, short = launch_config(packed_rows, head_dim, dtype.itemsize, capability), TYPE_NAMES[dtype]
+        types = dict.fromkeys(("query", "key_cache", "value_cache"), f"*{short}:16")
+        types |= dict.fromkeys(("context_lens", "depths", "ancestors", "lookahead"), "*i32:16")
+        types |= dict.fromkeys(("out", "log_sums"), "*fp32:16" if split else f"*{short}:16")
+        types |= {name: "i32:16" for name in strides if name[-1] != "d"}
+        types |= dict.fromkeys(RUNTIME, "i32") | {"scale": "fp32"}
+        constants = {name: 1 for name in strides if name[-1] == "d"} | {"GROUP": group, "HEAD_DIM": head_dim}
+        constants |= {"WINDOWED": windowed, "SPLIT": split, "PRECISION": PRECISION[dtype]}
+        name = f"{short} D{head_dim} M{packed_rows}{' split' * split}{' window' * windowed}"
+        yield Variant(name, tree_attention_kernel, types, constants | config.tile, config.options)
+    for dtype, head_dim, splits in ((torch.bfloat16, 128, 8), (torch.float16, 256, 64), (torch.float32, 80, 33)):
+        config, short = join_config(splits, head_dim), TYPE_NAMES[dtype]
+        types = {"partial": "*fp32:16", "log_sums": "*fp32:16", "out": f"*{short}:16"}
+        types |= {"total": "i32", "num_splits": "i32"}
+        name = f"{short} D{head_dim} splits{splits}"
+        yield Variant(name, join_splits_kernel, types, {"HEAD_DIM": head_dim} | config.tile, config.options)

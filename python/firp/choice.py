@@ -18,6 +18,7 @@ from transformers import LogitsProcessorList
 
 from firp.processors import ON_DEVICE, process_tree
 from firp.state import DecodeState
+from firp_kernels import Verified
 
 _GOLDEN = -7046029254386353131
 _MIX = (-4658895280553007687, -7723592293110705685)
@@ -68,7 +69,7 @@ class Chooser(Protocol):
 
     def __call__(
         self, logits: Tensor, state: DecodeState, max_depth: int
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    ) -> tuple[Verified, Tensor | None]:
         """Choose along the tree.
 
         Args:
@@ -97,7 +98,7 @@ class Greedy:
     def __init__(self, ops: SimpleNamespace) -> None:
         self.ops = ops
 
-    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[Verified, Tensor]:
         tree = state.tree
         return self.ops.verify_tree(logits, None, tree.tokens, tree.parents, tree.lookahead, max_depth), logits
 
@@ -132,7 +133,7 @@ class Vectorised:
     def key(self) -> tuple:
         return self.seed is None, _settings(self), *map(_settings, self.processors)
 
-    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[Verified, Tensor]:
         tree = state.tree
         sequences = [] if self.on_device else state.sequence.tolist()
         histories = [self.history(i) for i in sequences]
@@ -184,7 +185,7 @@ class Sequential:
         self.deliver = deliver
         self.padded_history = padded_history
 
-    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[tuple[Tensor, ...], None]:
+    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[Verified, None]:
         tree = state.tree
         batch, num_nodes, vocab = logits.shape
         parents, tokens = tree.parents[0].tolist(), tree.tokens[0].tolist()
@@ -218,4 +219,4 @@ class Sequential:
         alone = torch.full((batch, 1), -1, dtype=torch.int32, device=device)
         none = torch.empty(batch, 0, dtype=torch.int32, device=device)
         probabilities = torch.softmax(scores, dim=-1)[:, None]
-        return self.ops.verify_tree(probabilities, drawn, root, alone, none, 0)[2].clamp(min=0)
+        return self.ops.verify_tree(probabilities, drawn, root, alone, none, 0).bonus.clamp(min=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -78,41 +79,41 @@ def _is_layer(module: nn.Module, dtype: torch.dtype) -> bool:
     )
 
 
-def _adapt_block(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _adapt_block(block: nn.Module, dtype: torch.dtype, ops: SimpleNamespace) -> nn.Module:
     if _is_norm(block, dtype):
-        return FewRowNorm(block)
+        return FewRowNorm(block, ops)
     if _is_gated_mlp(block):
-        return FewRowMLP(block)
+        return FewRowMLP(block, ops)
     if _is_attention(block):
-        return FewRowAttention(block)
+        return FewRowAttention(block, ops)
     linears = {name: child for name, child in block.named_children() if _is_linear(child)}
     if not linears:
         return block
     view = copy.copy(block)
     for name, child in linears.items():
-        replace_submodule(view, name, FewRowLinear(child))
+        replace_submodule(view, name, FewRowLinear(child, ops))
     return view
 
 
-def adapt_layer(view: nn.Module) -> nn.Module:
+def adapt_layer(view: nn.Module, ops: SimpleNamespace) -> nn.Module:
     """Replace a layer view, or what few-row ops can stand for in it; the model's own modules stay as they are."""
     dtype = next(view.parameters()).dtype
     if _is_layer(view, dtype):
-        return FewRowLayer(view)
+        return FewRowLayer(view, ops)
     for name, block in list(view.named_children()):
-        adapted = _adapt_block(block, dtype)
+        adapted = _adapt_block(block, dtype, ops)
         if adapted is not block:
             replace_submodule(view, name, adapted)
     return view
 
 
-def adapt_norm(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+def adapt_norm(model: PreTrainedModel, ops: SimpleNamespace) -> Callable[[Tensor], Tensor]:
     """The model's final norm, or the package's over the same weight."""
     norm = model.model.norm
-    return FewRowNorm(norm) if _is_norm(norm, model.get_output_embeddings().weight.dtype) else norm
+    return FewRowNorm(norm, ops) if _is_norm(norm, model.get_output_embeddings().weight.dtype) else norm
 
 
-def adapt_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+def adapt_head(model: PreTrainedModel, ops: SimpleNamespace) -> Callable[[Tensor], Tensor]:
     """The model's head, or the package's linear over the same weight."""
     head = model.get_output_embeddings()
-    return FewRowLinear(head) if _is_linear(head) else head
+    return FewRowLinear(head, ops) if _is_linear(head) else head

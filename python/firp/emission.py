@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 
 from firp.state import DecodeState, gather_rows
+from firp_kernels import Verified
 
 
-def emit(
-    state: DecodeState, path: Tensor, num_accepted: Tensor, bonus: Tensor, status: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def emit(state: DecodeState, chosen: Verified) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens of the accepted nodes and the bonus token, as far as a sequence may still emit; updates `remaining`.
 
     Args:
         state: before the commit.
-        path, num_accepted, bonus, status: from `verify_tree`.
+        chosen: from `verify_tree`.
 
     Returns:
         tokens [B, max_depth + 1] int64, -1 past the end; counts [B] int64, 0 for a finished sequence; ended [B] bool,
         where a stop token, the limit or NaN scores end the sequence with this step.
     """
+    path, num_accepted, bonus = chosen.path, chosen.num_accepted, chosen.bonus
     accepted = gather_rows(state.tree.tokens, path[:, 1:].long().clamp(min=0))
     index = torch.arange(path.shape[1], device=path.device)
     tokens = torch.cat([accepted, bonus[:, None]], 1)
     tokens = torch.where(index == num_accepted[:, None], bonus[:, None], tokens)
-    broken = status != 0
+    broken = chosen.status != 0
     counts = torch.minimum(num_accepted.long() + 1, state.remaining)
     counts = counts.masked_fill(state.finished | broken, 0)
     stops = (tokens[..., None] == state.stop_tokens).any(-1) & (index < counts[:, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -29,6 +30,7 @@ from firp.state import DecodeState, StepRecord
 from firp.transition import token_tables
 from firp.trees import Drafter, DraftTree, TreeConfig, check_drafting, root_only
 from firp.tuned import own_tree
+from firp_kernels import Verified
 from firp_kernels.registry import owner
 
 # Up to this many pseudo rows share the head's pass with the node rows: reading the head twice costs more.
@@ -78,7 +80,8 @@ class Engine:
         self.ops = firp_kernels.bind(impl)
         self.head = head
         # The reference is torch throughout, the model's own linear layers and norms included.
-        self.view = DecoderView(model) if impl == "reference" else DecoderView(model, adapt_layer, adapt_norm, adapt_head)
+        adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
+        self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
         self.num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.predictor = predictor
         self.tree = None
@@ -241,16 +244,15 @@ class Engine:
         pseudo = (logits if shares_head else rows)[:, num_nodes:]
         logits = logits[:, :num_nodes]
         max_depth = self.num_offsets if num_nodes > 1 else 0
-        (path, num_accepted, bonus, _, last_slot, shift, status), scores = choose(logits, state, max_depth)
-        tokens, counts, ended = emit(state, path, num_accepted, bonus, status)
+        chosen, scores = choose(logits, state, max_depth)
+        tokens, counts, ended = emit(state, chosen)
         kept = (counts - 1).clamp(min=0).to(torch.int32)
-        self.ops.commit_cache(state.cache, state.context_lens, path, kept, state.finished)
+        self.ops.commit_cache(state.cache, state.context_lens, chosen.path, kept, state.finished)
         finished = state.finished | ended | (state.context_lens > state.buffers.capacity - self.max_rows)
         state.finished.copy_(finished)
-        root = bonus.clamp(min=0, max=self.num_embeddings - 1)
-        state.tree = self.draft(state, pseudo, shares_head, root, last_slot, shift)
-        packed = None if finished.device.type == "cpu" else pack(tokens, counts, finished, status)
-        return StepRecord(tokens, counts, finished, status, path, logits, scores, packed)
+        state.tree = self.draft(state, pseudo, shares_head, chosen)
+        packed = None if finished.device.type == "cpu" else pack(tokens, counts, finished, chosen.status)
+        return StepRecord(tokens, counts, finished, chosen.status, chosen.path, logits, scores, packed)
 
     def _shares_head(self, num_pseudo_rows: int) -> bool:
         if self.head is None:
@@ -295,18 +297,18 @@ class Engine:
         hidden = self.ops.predictor_projection(hidden, self.weight, tree.lookahead)
         return layers(hidden, (cos, sin), below, view.num_layers)
 
-    def draft(
-        self, state: DecodeState, pseudo: Tensor, are_logits: bool, root: Tensor, last_slot: Tensor, shift: Tensor
-    ) -> DraftTree:
-        """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one, `shift` levels up.
+    def draft(self, state: DecodeState, pseudo: Tensor, are_logits: bool, chosen: Verified) -> DraftTree:
+        """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one.
 
         `pseudo` holds the rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
         """
         drafter = None if state.plain else self.drafter(state.batch_size)
+        root = chosen.bonus.clamp(min=0, max=self.num_embeddings - 1)
         if pseudo.shape[1] == 0 or drafter is None:
             return root_only(root, num_lookahead=int(drafter is not None))
-        scores, rows = pseudo_scores(self.view, pseudo, are_logits, last_slot, shift, self.num_offsets)
+        scores, rows = pseudo_scores(self.view, pseudo, are_logits, chosen, self.num_offsets)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
         probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
-        return drafter.draft(probabilities, candidates, root, (self.num_offsets - shift).clamp(min=0).to(torch.int32))
+        usable = (self.num_offsets - chosen.levels_up).clamp(min=0).to(torch.int32)
+        return drafter.draft(probabilities, candidates, root, usable)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,35 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from firp.trees import DraftTree
-from firp_kernels import bind
 
 LayerFunction = Callable[..., Tensor]
-
-# Both ops on one layer's cache as one op, for compiled layers. A compiler that sees keys and values as two views of one
-# mutated tensor has to rebuild them, and torch 2.13 drops the offset of the second where shapes are dynamic.
-_library = torch.library.Library("firp_engine", "DEF")
-_library.define(
-    "write_and_attend(Tensor query, Tensor key, Tensor value, Tensor(a!) layer_cache, Tensor context_lens, Tensor depths, "
-    "Tensor ancestors, Tensor lookahead, int num_offsets, float scale, int? sliding_window) -> Tensor"
-)
-
-
-def write_and_attend(
-    ops, query, key, value, layer_cache, context_lens, depths, ancestors, lookahead, num_offsets, scale, sliding_window
-) -> Tensor:
-    """Write rows [B, R, Hkv, D] behind the context of one layer's cache [2, B, S, Hkv, D], then attend to all of it."""
-    key_cache, value_cache = layer_cache.unbind(0)
-    ops.write_cache(key, value, key_cache, value_cache, context_lens)
-    return ops.tree_attention(
-        query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, num_offsets, scale, sliding_window
-    )
-
-
-_library.impl("write_and_attend", functools.partial(write_and_attend, bind(None)), "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "firp_engine::write_and_attend", lambda query, *_: query.new_empty(query.shape), lib=_library
-)
-
 
 @dataclass
 class TreeAttention:
@@ -96,12 +68,10 @@ def layer_function(compiled: bool, ops: SimpleNamespace) -> LayerFunction:
     Dynamo keeps its caches at the code object, so engines that shared one would use up each other's recompile limit.
     """
     if not compiled:
-        attention = functools.partial(write_and_attend, ops)
-        return lambda layer, hidden, cos, sin, *others: _layer(layer, hidden, cos, sin, attention, *others)
+        return lambda layer, hidden, cos, sin, *others: _layer(layer, hidden, cos, sin, ops.write_and_attend, *others)
     own = types.FunctionType(_layer.__code__.replace(), _layer.__globals__, "firp_layer")
     function = torch.compile(own, fullgraph=True, dynamic=True)
-    attention = torch.ops.firp_engine.write_and_attend.default
-    return lambda layer, hidden, cos, sin, *others: function(layer, hidden, cos, sin, attention, *others)
+    return lambda layer, hidden, cos, sin, *others: function(layer, hidden, cos, sin, ops.write_and_attend, *others)
 
 
 def run_layers(

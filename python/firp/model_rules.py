@@ -132,14 +132,13 @@ def check_config(model: PreTrainedModel) -> None:
             raise ValueError(f"model: got config.layer_types {sorted(strange)}, expected {', '.join(LAYER_TYPES)}")
     for place, layer in enumerate(layers):
         _check_layer(place, layer, config)
-    for seen, kept in zip(windows(model), _cache_windows(config, len(layers)), strict=False):
-        if kept is not None and kept != seen:
+    follows_types = "layer_types" in _names_read(library_kind(decoder))
+    for place, (seen, kept) in enumerate(zip(windows(model), _cache_windows(config, len(layers)), strict=False)):
+        if kept != seen and (kept is not None or not follows_types):
             raise ValueError(
-                f"model: got config.sliding_window {kept}, expected None: masks of model_type {config.model_type!r} do not follow "
-                "it, but Hugging Face's cache would drop what is beyond it"
+                f"model: Hugging Face's cache would keep a window of {kept} in layer {place}, its masks show {seen}, expected one "
+                "window (config.sliding_window, config.layer_types)"
             )
-    if len({id(layer) for layer in layers}) < len(layers):
-        raise ValueError("model: its layers hold one module more than once, expected a module of its own for each place")
     _check_rotary(decoder.rotary_emb, config)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
 from firp.layer_view import DecoderView
-from firp_kernels.reference import pack_ancestors
+from firp_kernels.bitmask import pack_ancestors
 
 CHUNK_TOKENS = 1024
 # Rows of a chunk that `tree_attention` takes at a time; measured on a CPU, where 16, 32 and 128 are no faster.

@@ -8,6 +8,7 @@ from torch import Tensor
 from firp.layer_view import DecoderView
 from firp.state import gather_rows
 from firp.trees import DraftTree
+from firp_kernels import Verified
 
 
 def row_positions(tree: DraftTree, context_lens: Tensor, num_offsets: int) -> Tensor:
@@ -21,21 +22,21 @@ def row_positions(tree: DraftTree, context_lens: Tensor, num_offsets: int) -> Te
 
 
 def pseudo_scores(
-    view: DecoderView, pseudo: Tensor, are_logits: bool, last_slot: Tensor, shift: Tensor, num_offsets: int
+    view: DecoderView, pseudo: Tensor, are_logits: bool, chosen: Verified, num_offsets: int
 ) -> tuple[Tensor, Tensor]:
     """Scores that hold the pseudo rows of each sequence's lookahead slot, and which rows of them these are.
 
-    Where the slot lies `shift` levels up, its offsets shift + 1 .. k are for depths 1 .. k - shift.
+    Where the slot is m levels up, its offsets m + 1 .. k are for depths 1 .. k - m.
 
     Args:
         pseudo: [B, P*k, V] scores where `are_logits`, else [B, P*k, d] hidden states, of which only k rows are scored.
-        last_slot, shift: [B].
+        chosen: of this step, with the slot and its levels.
 
     Returns:
         scores [B, *, V]; rows [B, k] int64.
     """
-    offset = (torch.arange(num_offsets, device=pseudo.device) + shift[:, None]).clamp(max=num_offsets - 1)
-    rows = last_slot.long().clamp(min=0)[:, None] * num_offsets + offset
+    offset = (torch.arange(num_offsets, device=pseudo.device) + chosen.levels_up[:, None]).clamp(max=num_offsets - 1)
+    rows = chosen.last_slot.long().clamp(min=0)[:, None] * num_offsets + offset
     if are_logits:
         return pseudo, rows
     return view.logits(gather_rows(pseudo, rows)), torch.arange(num_offsets, device=rows.device).expand_as(rows)

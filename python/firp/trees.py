@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from firp.predictor import FirpPredictor, check_tree
-from firp_kernels.reference import pack_ancestors
+from firp_kernels.bitmask import pack_ancestors
 
 MAX_RANKS = 16
 

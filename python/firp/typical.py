@@ -9,7 +9,7 @@ from torch import Tensor
 
 from firp.choice import Vectorised
 from firp.state import DecodeState, gather_rows
-from firp_kernels.reference import unpack_ancestors
+from firp_kernels.bitmask import unpack_ancestors
 
 
 @dataclass(frozen=True)

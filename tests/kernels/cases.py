@@ -7,7 +7,8 @@ import random
 import torch
 from torch import Tensor
 
-from firp_kernels import reference
+from firp_kernels.bitmask import pack_ancestors
+from firp_kernels.ops import draft_tree
 
 
 def random_tree(rng: random.Random, batch: int, num_nodes: int, kind: str = "random") -> tuple[Tensor, Tensor, Tensor]:
@@ -21,32 +22,69 @@ def random_tree(rng: random.Random, batch: int, num_nodes: int, kind: str = "ran
             parents[b, node] = parent
             depths[b, node] = depths[b, parent] + 1
             visible[b, node] |= visible[b, parent]
-    return parents, depths, reference.pack_ancestors(visible)
+    return parents, depths, pack_ancestors(visible)
 
 
 def attention_case(seed: int, dtype: torch.dtype, window: int | None) -> list:
-    """Arguments of `tree_attention`; what lies behind the step's rows in the cache is NaN."""
+    """Arguments of `tree_attention`; what lies after the step's rows in the cache is NaN."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     batch, num_nodes = rng.randint(1, 3), rng.choice((1, 2, 5, 8, 33, 70))
     slots, offsets = rng.randint(0, min(num_nodes, 4)), rng.randint(1, 3)
     parents, depths, ancestors = random_tree(rng, batch, num_nodes, rng.choice(("chain", "star", "random")))
     real = (parents >= 0).sum(1).tolist()
-    lookahead = torch.tensor([[rng.randint(-1, real[b]) for _ in range(slots)] for b in range(batch)], dtype=torch.int32)
+    lookahead = torch.tensor(
+        [[rng.randint(-1, real[b]) for _ in range(slots)] for b in range(batch)], dtype=torch.int32
+    )
     rows = rng.choice((num_nodes, num_nodes + slots * offsets))
-    kv_heads, group, width = rng.choice((1, 2, 3)), rng.choice((1, 3, 4)), rng.choice((8, 16, 64, 80, 96, 128))
+    kv_heads, group, head_dim = rng.choice((1, 2, 3)), rng.choice((1, 3, 4)), rng.choice((8, 16, 64, 80, 96, 128))
     lens = torch.tensor([rng.choice((0, 1, 30, 63, 64, 65, 130, 200)) for _ in range(batch)], dtype=torch.int32)
     capacity = int(lens.max()) + rows + rng.randint(0, 5)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    query = normal(batch, kv_heads * group, rows, width).transpose(1, 2)
-    key, value = normal(batch, capacity, kv_heads, width), normal(batch, capacity, kv_heads, width)
+    query = normal(batch, kv_heads * group, rows, head_dim).transpose(1, 2)
+    key, value = normal(batch, capacity, kv_heads, head_dim), normal(batch, capacity, kv_heads, head_dim)
     for b, length in enumerate(lens.tolist()):
         key[b, length + rows :] = float("nan")
         value[b, length + rows :] = float("nan")
-    return [query, key, value, lens, depths, ancestors, lookahead.view(batch, slots), offsets, width**-0.5, window]
+    return [query, key, value, lens, depths, ancestors, lookahead.view(batch, slots), offsets, head_dim**-0.5, window]
+
+
+def shaped_attention_case(
+    num_nodes: int, lens: list[int], *, slots=0, offsets=1, kv_heads=1, group=1, head_dim=16, dtype=torch.float32,
+    window=None, tree="random", seed=0,
+) -> list:  # fmt: skip
+    """Arguments of `tree_attention` of one stated shape; dead slots are NaN."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    batch, rows = len(lens), num_nodes + slots * offsets
+    parents, depths, ancestors = random_tree(rng, batch, num_nodes, tree)
+    real = (parents >= 0).sum(1).tolist()
+    lookahead = torch.tensor(
+        [[rng.randint(-1, real[b]) for _ in range(slots)] for b in range(batch)], dtype=torch.int32
+    )
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    query = normal(batch, rows, kv_heads * group, head_dim)
+    cache = normal(2, batch, max(lens) + rows + 3, kv_heads, head_dim)
+    for b, length in enumerate(lens):
+        cache[:, b, length + rows :] = float("nan")
+    lengths = torch.tensor(lens, dtype=torch.int32)
+    return [
+        query,
+        cache[0],
+        cache[1],
+        lengths,
+        depths,
+        ancestors,
+        lookahead.view(batch, slots),
+        offsets,
+        head_dim**-0.5,
+        window,
+    ]
 
 
 def draft_case(seed: int) -> list:
@@ -79,7 +117,7 @@ def verify_case(seed: int, dtype: torch.dtype, samples: bool) -> list:
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     draft = draft_case(seed)
-    tokens, parents, _, _, lookahead = reference.draft_tree(*draft)
+    tokens, parents, _, _, lookahead = draft_tree.reference(*draft)
     batch, num_nodes = tokens.shape
     vocab, max_depth = int(tokens.max()) + 5, rng.randint(0, 4)
     scores = torch.randn(batch, num_nodes, vocab, generator=generator).to(dtype)
@@ -108,10 +146,24 @@ def projection_case(seed: int, dtype: torch.dtype) -> list:
     weight = torch.randn(offsets, width, width, generator=generator).to(dtype)
     lookahead = torch.randint(-1, num_nodes, (batch, slots + 1), generator=generator, dtype=torch.int32)[:, 1:]
     if rng.random() < 0.3:
-        hidden, weight = hidden.transpose(1, 2).contiguous().transpose(1, 2), weight.transpose(1, 2).contiguous().transpose(1, 2)
+        hidden, weight = (
+            hidden.transpose(1, 2).contiguous().transpose(1, 2),
+            weight.transpose(1, 2).contiguous().transpose(1, 2),
+        )
     return [hidden, weight, lookahead]
 
 
-def moved(args: list, device: torch.device) -> list:
-    """The arguments with their tensors on `device`, strides kept."""
-    return [arg.to(device) if isinstance(arg, Tensor) else arg for arg in args]
+def in_double(args: list) -> list:
+    """The arguments with their floats in float64."""
+    return [arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
+
+
+def moved(args, device: torch.device | str) -> list:
+    """The arguments with their tensors, those in lists included, on `device`; strides are kept."""
+
+    def to_device(arg):
+        if isinstance(arg, list):
+            return [to_device(part) for part in arg]
+        return arg.to(device) if isinstance(arg, Tensor) else arg
+
+    return [to_device(arg) for arg in args]

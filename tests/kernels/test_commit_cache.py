@@ -6,9 +6,9 @@ from cases import moved, verify_case
 from implementations import on_devices
 
 import firp_kernels as kernels
-from firp_kernels import reference
+from firp_kernels.ops import verify_tree
 
-IMPLEMENTATIONS = pytest.mark.parametrize("impl, device", on_devices("commit_cache"))
+IMPLEMENTATIONS = on_devices("commit_cache")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -26,7 +26,7 @@ def test_equals_the_oracle(impl, device, dtype, heads, width):
     """Slots of 2 to 1024 bytes, so that words of every size move."""
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        path, accepted = reference.verify_tree(*verify_case(seed, torch.float32, False))[:2]
+        path, accepted = verify_tree.reference(*verify_case(seed, torch.float32, False))[:2]
         batch, rows = path.shape[0], int(path.max()) + 1
         cache = torch.randn(2, 2, batch, rows + 10, heads, width, generator=generator).to(dtype)
         lens = torch.randint(0, 10, (batch,), generator=generator).to(torch.int32)
@@ -50,7 +50,7 @@ def test_overlapping_rows(impl, device):
 
 @IMPLEMENTATIONS
 def test_a_view_into_a_larger_cache(impl, device):
-    """A bucket of slots and of layers, off the 16-byte grid: strides and alignment are honoured, the rest is untouched."""
+    """A bucket of slots and of layers, off the 16-byte grid: strides and alignment hold, the rest is untouched."""
     whole = torch.randn(4, 2, 3, 40, 2, 3, generator=torch.Generator().manual_seed(0))
     path = torch.tensor([[0, 2, 5], [0, 1, -1], [0, 3, 4]], dtype=torch.int32)
     lens, accepted = torch.tensor([4, 0, 7], dtype=torch.int32), torch.tensor([2, 1, 2], dtype=torch.int32)

@@ -1,19 +1,16 @@
-"""Marginals behind each token that may come before them, against sums of products in float64, row by row."""
+"""Marginals conditioned on the previous token, against sums of products in float64, row by row."""
 
 import math
 
+import implementations
 import pytest
 import torch
-from cases import moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_implementations import implementations
-
-import firp_kernels as kernels
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-IMPLEMENTATIONS = [*implementations("condition_marginals"), "triton"]
-ALL = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+AVAILABLE = implementations.available("condition_marginals")
+ALL = implementations.on_devices("condition_marginals")
 INFINITE, NAN = float("inf"), float("nan")
 
 
@@ -29,7 +26,9 @@ def exact(probabilities, candidates, root_token, source, target):
         return sorted(zip((w * scale for w in weights), range(len(tokens)), strict=True), key=lambda pair: -pair[0])
 
     out = []
-    for given_depths, depths, root in zip(probabilities.tolist(), candidates.tolist(), root_token.tolist(), strict=True):
+    for given_depths, depths, root in zip(
+        probabilities.tolist(), candidates.tolist(), root_token.tolist(), strict=True
+    ):
         above = [[root] * len(depths[0]), *depths[:-1]]
         out.append([[row(p, t, c) for c in before] for p, t, before in zip(given_depths, depths, above, strict=True)])
     return out
@@ -38,31 +37,33 @@ def exact(probabilities, candidates, root_token, source, target):
 def check(returned, expected, ranks, rtol=2e-6):
     probabilities, order = returned
     assert probabilities.dtype == torch.float32 and order.dtype == torch.int32
-    wanted = torch.tensor([[[row[:ranks] for row in depth] for depth in depths] for depths in expected], dtype=torch.float64)
+    wanted = torch.tensor(
+        [[[row[:ranks] for row in depth] for depth in depths] for depths in expected], dtype=torch.float64
+    )
     assert torch.equal(order.long(), wanted[..., 1].long())
     torch.testing.assert_close(probabilities.double(), wanted[..., 0], rtol=rtol, atol=1e-37)
 
 
-def run(*args, impl):
-    """On the CPU; a Triton kernel runs on a GPU where there is one, else in the interpreter."""
-    device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
-    return tuple(out.cpu() for out in kernels.condition_marginals(*moved(args, device), impl=impl))
+def run(*args, impl, device):
+    return implementations.run("condition_marginals", args, impl, device)
 
 
 def random_case(seed, dtype, vocab=97, width=64, batch=2, offsets=3, count=16):
     generator = torch.Generator().manual_seed(seed)
     source, target = (torch.randn(vocab, width, generator=generator).mul(0.4).to(dtype) for _ in range(2))
-    probabilities, candidates = torch.softmax(torch.randn(batch, offsets, vocab, generator=generator) * 2, -1).topk(count, -1)
+    probabilities, candidates = torch.softmax(torch.randn(batch, offsets, vocab, generator=generator) * 2, -1).topk(
+        count, -1
+    )
     return probabilities, candidates, torch.randint(vocab, (batch,), generator=generator), source, target
 
 
 @ALL
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("width, count, ranks", [(64, 16, 16), (64, 16, 7), (1, 1, 1), (17, 5, 2), (0, 3, 3)])
-def test_condition_marginals(impl, dtype, width, count, ranks):
+def test_condition_marginals(impl, device, dtype, width, count, ranks):
     for seed in range(5):
         args = random_case(seed, dtype, width=width, count=count)
-        returned = run(*args, ranks, impl=impl)
+        returned = run(*args, ranks, impl=impl, device=device)
         check(returned, exact(*args), ranks, rtol=1e-5)
         probabilities = returned[0]
         assert bool((probabilities[..., 1:] <= probabilities[..., :-1]).all())
@@ -95,59 +96,65 @@ def small_cases(draw):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(small_cases())
 def test_ties_zeros_and_chains(args):
-    for impl in IMPLEMENTATIONS:
-        check(run(*args, impl=impl), exact(*args[:-1]), args[-1])
+    for impl, device in AVAILABLE:
+        check(run(*args, impl=impl, device=device), exact(*args[:-1]), args[-1])
 
 
 @ALL
-def test_a_row_follows_its_candidate(impl):
-    """Root 0 lifts token 3; behind 2 comes 4, behind 3 comes 5."""
+def test_a_row_follows_its_candidate(impl, device):
+    """Root 0 lifts token 3; after 2 comes 4, after 3 comes 5."""
     source, target = torch.zeros(6, 6), torch.eye(6) * 50
     source[0, 3] = source[3, 5] = source[2, 4] = 1.0
     probabilities = torch.tensor([[[0.5, 0.25], [0.5, 0.25]]])
     candidates = torch.tensor([[[2, 3], [5, 4]]])
-    conditioned, order = run(probabilities, candidates, torch.tensor([0]), source, target, 1, impl=impl)
+    conditioned, order = run(probabilities, candidates, torch.tensor([0]), source, target, 1, impl=impl, device=device)
     assert conditioned.tolist() == [[[[0.75], [0.75]]] * 2] and order.tolist() == [[[[1], [1]], [[1], [0]]]]
 
 
 @ALL
 @pytest.mark.parametrize(
     "factor, expected, order",
-    [(NAN, [0.0, 0.0, 0.0], [0, 1, 2]), (INFINITE, [0.0, 0.0, 0.0], [0, 1, 2]), (-INFINITE, [0.375, 0.375, 0.0], [0, 2, 1])],
+    [
+        (NAN, [0.0, 0.0, 0.0], [0, 1, 2]),
+        (INFINITE, [0.0, 0.0, 0.0], [0, 1, 2]),
+        (-INFINITE, [0.375, 0.375, 0.0], [0, 2, 1]),
+    ],
 )
-def test_broken_factors(impl, factor, expected, order):
+def test_broken_factors(impl, device, factor, expected, order):
     """Token 2's factor breaks: depth 1 is emptied, and at depth 2 token 2 has probability 0 and no say."""
     source, target = torch.tensor([[1.0, 0.0]] * 6), torch.zeros(6, 2)
     source[1, 1], target[2, 0], target[5, 1] = 1.0, factor, 200.0
     probabilities = torch.tensor([[[0.25, 0.25, 0.25], [0.5, 0.25, 0.0]]])
     candidates = torch.tensor([[[1, 2, 3], [4, 5, 2]]])
     args = (probabilities, candidates, torch.tensor([0]), source, target, 3)
-    conditioned, places = run(*args, impl=impl)
+    conditioned, places = run(*args, impl=impl, device=device)
     plain = [0.5, 0.25, 0.0]
     assert conditioned.tolist() == [[[expected] * 3, [[0.75, 0.0, 0.0], plain, plain]]]
     assert places.tolist() == [[[order] * 3, [[1, 0, 2], [0, 1, 2], [0, 1, 2]]]]
 
 
 @ALL
-def test_a_tiny_probability_with_a_large_factor_takes_everything(impl):
+def test_a_tiny_probability_with_a_large_factor_takes_everything(impl, device):
     probabilities, candidates = torch.tensor([[[0.75, 1e-42]]]), torch.tensor([[[0, 1]]])
     tables = torch.ones(2, 1), torch.tensor([[0.0], [3000.0]])
-    conditioned, order = run(probabilities, candidates, torch.tensor([0]), *tables, 2, impl=impl)
+    conditioned, order = run(probabilities, candidates, torch.tensor([0]), *tables, 2, impl=impl, device=device)
     assert conditioned.tolist() == [[[[0.75, 0.0]] * 2]] and order.tolist() == [[[[1, 0]] * 2]]
 
 
 @ALL
-def test_a_depth_without_probabilities_keeps_its_order(impl):
+def test_a_depth_without_probabilities_keeps_its_order(impl, device):
     probabilities, candidates, root_token, source, target = random_case(0, torch.float32)
     probabilities[:, 1] = 0.0
-    returned = run(probabilities, candidates, root_token, source, target, 5, impl=impl)
-    assert not returned[0][:, 1].any() and torch.equal(returned[1][:, 1], torch.arange(5, dtype=torch.int32).expand(2, 16, 5))
+    returned = run(probabilities, candidates, root_token, source, target, 5, impl=impl, device=device)
+    assert not returned[0][:, 1].any() and torch.equal(
+        returned[1][:, 1], torch.arange(5, dtype=torch.int32).expand(2, 16, 5)
+    )
     check(returned, exact(probabilities, candidates, root_token, source, target), 5, rtol=1e-5)
 
 
 @ALL
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_strided_inputs(impl, dtype):
+def test_strided_inputs(impl, device, dtype):
     dense = probabilities, candidates, root_token, source, target = random_case(1, dtype)
     pair = torch.stack([source, target], 1)
     strided = (
@@ -157,15 +164,15 @@ def test_strided_inputs(impl, dtype):
     )
     expected = exact(*dense)
     for tables in ((pair[:, 0], pair[:, 1]), (source.T.contiguous().T, target.repeat_interleave(2, 1)[:, ::2])):
-        check(run(*strided, *tables, 8, impl=impl), expected, 8, rtol=1e-5)
+        check(run(*strided, *tables, 8, impl=impl, device=device), expected, 8, rtol=1e-5)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS[1:])
+@pytest.mark.parametrize("impl, device", AVAILABLE[1:])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_implementations_agree(impl, dtype):
+def test_implementations_agree(impl, device, dtype):
     for seed in range(3 if impl == "triton" else 50):
         args = random_case(seed, dtype)
-        expected, order = run(*args, 16, impl="reference")
-        returned, same_order = run(*args, 16, impl=impl)
+        expected, order = run(*args, 16, impl="reference", device="cpu")
+        returned, same_order = run(*args, 16, impl=impl, device=device)
         assert torch.equal(same_order, order)
         torch.testing.assert_close(returned, expected, rtol=1e-5, atol=1e-37)

@@ -27,6 +27,18 @@ def test_cuda_sources_compile(tmp_path):
     together = tmp_path / "together.cu"
     together.write_text("".join(f'#include "{source}"\n' for source in sources("cuda").values()))
     headers = [flag for path in include_paths() for flag in ("-isystem", path)]
-    command = [NVCC, "-std=c++20", "-O0", "-arch=sm_90", "-I", ROOT / "csrc/include", *headers, "-c", together, "-o", tmp_path / "out.o"]
+    command = [
+        NVCC,
+        "-std=c++20",
+        "-O0",
+        "-arch=sm_90",
+        "-I",
+        ROOT / "csrc/include",
+        *headers,
+        "-c",
+        together,
+        "-o",
+        tmp_path / "out.o",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,5 @@
-"""A bad argument is refused with its name, by the C++ implementation as by the reference."""
+"""A bad argument is refused with its name, by every implementation."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,10 +7,11 @@ import sys
 import pytest
 import torch
 from cases import attention_case, draft_case, projection_case, verify_case
-from test_implementations import implementations
+from implementations import available
 
 import firp_kernels as kernels
-from firp_kernels import reference
+from firp_kernels import ops
+from firp_kernels.ops import verify_tree
 
 
 def replaced(args, **changes):
@@ -57,6 +57,21 @@ def bad_write():
     yield "context_lens", replaced(good, _4=ints(0, 5).long())
     yield "context_lens", replaced(good, _4=ints(0, 6))
     yield "context_lens", replaced(good, _4=ints(-1, 5))
+
+
+def bad_write_and_attend():
+    query, key_cache, value_cache, lens, *tree = attention_case(3, torch.float32, None)
+    key, cache = key_cache[:, : query.shape[1]], torch.stack([key_cache, value_cache])
+    good = [query, key, key, cache, lens, *tree]
+    yield "query", replaced(good, _0=query[:, 1:])
+    yield "key", replaced(good, _0=query.double())
+    yield "key", replaced(good, _1=key[0])
+    yield "value", replaced(good, _2=key.double())
+    yield "layer_cache", replaced(good, _3=cache[0])
+    yield "layer_cache", replaced(good, _3=cache[:, :, :, :0])
+    yield "layer_cache", replaced(good, _3=cache.double())
+    yield "context_lens", replaced(good, _4=lens + 10_000)
+    yield "sliding_window", replaced(good, _10=0)
 
 
 def bad_projection():
@@ -182,6 +197,7 @@ def bad_condition_marginals():
 CASES = {
     "write_cache": bad_write,
     "tree_attention": bad_attention,
+    "write_and_attend": bad_write_and_attend,
     "predictor_projection": bad_projection,
     "verify_tree": bad_verify,
     "draft_tree": bad_draft,
@@ -196,10 +212,13 @@ CASES = {
 }
 
 
+def test_every_op_is_tried():
+    assert CASES.keys() == ops.SCHEMAS.keys()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_bad_arguments(name):
-    kernel = ["triton"] if importlib.util.find_spec(f"firp_kernels.triton.{name}") else []
-    for impl in implementations(name) + kernel:
+    for impl, _ in available(name):
         for argument, args in CASES[name]():
             with pytest.raises((ValueError, TypeError), match=argument):
                 getattr(kernels, name)(*args, impl=impl)
@@ -220,14 +239,15 @@ def test_bind_names_what_it_cannot_give():
     with pytest.raises(ValueError, match="has no 'triton' implementation"):
         kernels.bind("triton")
     mixed = kernels.bind({"verify_tree": "reference"})
-    assert mixed.verify_tree is reference.verify_tree and mixed.linear is torch.ops.firp.linear.default
+    assert mixed.verify_tree is verify_tree.reference and mixed.linear is torch.ops.firp.linear.default
 
 
 def test_triton_kernels_refuse_a_cpu_outside_the_interpreter():
     program = (
         "import torch, firp_kernels\n"
         "try:\n"
-        "    firp_kernels.predictor_projection(torch.zeros(1, 1, 8), torch.zeros(1, 8, 8), torch.zeros(1, 1).int(), impl='triton')\n"
+        "    args = torch.zeros(1, 1, 8), torch.zeros(1, 8, 8), torch.zeros(1, 1).int()\n"
+        "    firp_kernels.predictor_projection(*args, impl='triton')\n"
         "except ValueError as error:\n"
         "    print(error)\n"
     )

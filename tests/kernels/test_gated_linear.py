@@ -2,35 +2,38 @@
 
 import pytest
 import torch
-from test_implementations import implementations
+from implementations import available, on_devices, run
 
-import firp_kernels as kernels
-from firp_kernels import reference
+from firp_kernels.ops import gated_linear
+
+IMPLEMENTATIONS = on_devices("gated_linear")
 
 
-@pytest.mark.parametrize("impl", implementations("gated_linear"))
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("width, outputs", [(5, 7), (64, 10), (577, 33), (576, 130)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gated_linear(impl, dtype, width, outputs):
+def test_gated_linear(impl, device, dtype, width, outputs):
     generator = torch.Generator().manual_seed(width)
     gate, up = (torch.randn(outputs, width, generator=generator).mul_(width**-0.5).to(dtype) for _ in range(2))
     rows = torch.randn(40, width, generator=generator).to(dtype)
-    out = kernels.gated_linear(rows, gate, up, impl=impl)
-    exact = reference.gated_linear(rows.double(), gate.double(), up.double())
+    out = run("gated_linear", (rows, gate, up), impl, device)
+    exact = gated_linear.reference(rows.double(), gate.double(), up.double())
     bound = 2**-6 if dtype == torch.bfloat16 else 2**-18
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), exact, rtol=bound, atol=bound)
     if impl == "extension":
         for count in range(1, 41):
-            assert torch.equal(kernels.gated_linear(rows[:count], gate, up), out[:count])
-        assert torch.equal(kernels.gated_linear(rows.view(2, 20, width), gate, up), out.view(2, 20, outputs))
+            assert torch.equal(run("gated_linear", (rows[:count], gate, up), impl, device), out[:count])
+        assert torch.equal(
+            run("gated_linear", (rows.view(2, 20, width), gate, up), impl, device), out.view(2, 20, outputs)
+        )
 
 
-@pytest.mark.parametrize("impl", implementations("gated_linear"))
-def test_far_values(impl):
+@IMPLEMENTATIONS
+def test_far_values(impl, device):
     """silu far from zero is the identity or nothing, and NaN stays in its row."""
     rows = torch.tensor([[200.0], [-200.0], [0.0], [float("nan")]])
-    out = kernels.gated_linear(rows, torch.ones(1, 1), torch.ones(1, 1), impl=impl)
+    out = run("gated_linear", (rows, torch.ones(1, 1), torch.ones(1, 1)), impl, device)
     assert out[0] == 200.0 * 200.0 and out[1].abs() < 1e-30 and out[2] == 0 and out[3].isnan()
 
 
@@ -38,7 +41,7 @@ def test_roundings_are_those_of_the_module():
     """In bfloat16, silu and the product round as the separate torch calls do."""
     generator = torch.Generator().manual_seed(0)
     rows, gate, up = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((6, 64), (96, 64), (96, 64)))
-    for impl in implementations("gated_linear"):
-        products = [kernels.linear(rows, weight, impl=impl) for weight in (gate, up)]
+    for impl, device in available("gated_linear"):
+        products = [run("linear", (rows, weight), impl, device) for weight in (gate, up)]
         expected = torch.nn.functional.silu(products[0]) * products[1]
-        assert torch.equal(kernels.gated_linear(rows, gate, up, impl=impl), expected)
+        assert torch.equal(run("gated_linear", (rows, gate, up), impl, device), expected)

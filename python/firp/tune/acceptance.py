@@ -109,13 +109,14 @@ def replay(
         numbered = torch.where(draft.tokens == chosen.gather(1, above), above, k + 1)
         scores = functional.one_hot(draft.depths.long(), k + 2).float()
         depth = k if draft.tokens.shape[1] > 1 else 0
-        _, accepted, _, _, _, shift, _ = ops.verify_tree(scores, None, numbered, draft.parents, draft.lookahead, depth)
-        source = (root + accepted - shift).clamp(max=longest - 1)
+        verified = ops.verify_tree(scores, None, numbered, draft.parents, draft.lookahead, depth)
+        accepted, levels_up = verified.num_accepted, verified.levels_up
+        source = (root + accepted - levels_up).clamp(max=longest - 1)
         counts = torch.minimum(accepted + 1, lengths - root)
         stats.add(counts.tolist())
         root = root + counts
-        offset = (torch.arange(k) + shift[:, None]).clamp(max=k - 1)
+        offset = (torch.arange(k) + levels_up[:, None]).clamp(max=k - 1)
         rows = torch.arange(len(recordings))[:, None], source[:, None], offset
-        usable = (k - shift).clamp(min=0).to(torch.int32)
+        usable = (k - levels_up).clamp(min=0).to(torch.int32)
         draft = drafter.draft(probabilities[rows], candidates[rows], tokens.gather(1, root[:, None])[:, 0], usable)
     return stats

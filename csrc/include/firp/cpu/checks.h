@@ -21,7 +21,7 @@ inline std::string check_between(const char* name, int64_t value, int64_t low, i
   return text(name, ": got ", value, unit, ", expected ", low, "..", high);
 }
 
-// Every length and the rows behind it lie within the cache.
+// Every length and the rows after it lie within the cache.
 inline std::string check_room(const int32_t* context_lens, int64_t batch, int64_t rows, int64_t capacity) {
   for (int64_t b = 0; b < batch; ++b) {
     if (context_lens[b] < 0) return text("context_lens: got ", context_lens[b], ", expected at least 0");
@@ -42,7 +42,7 @@ inline std::string check_lookahead(const int32_t* lookahead, int64_t count, int6
   return {};
 }
 
-// One tree: the root first, every other node behind its parent or without one (padding). This excludes cycles.
+// One tree: the root first, every other node after its parent or without one (padding). This excludes cycles.
 inline std::string check_parents(const int32_t* parents, int64_t num_nodes) {
   if (parents[0] != -1) return text("parents: node 0 is the root, expected parent -1, got ", parents[0]);
   for (int64_t node = 1; node < num_nodes; ++node) {

@@ -1,5 +1,7 @@
-// Include the file FIRP_KERNEL once per instruction set, in namespaces portable, avx2 and avx512, each compiled for that
-// set whatever the flags of the translation unit. No include guard: every kernel header includes it.
+// Include the file FIRP_KERNEL once per instruction set, in namespaces portable, avx2 and avx512, and FIRP_DOT_KERNEL,
+// where it is defined, in avx512_bf16: the set that multiplies bfloat16 pairs. No include guard: every kernel header
+// includes this file.
+#include "firp/cpu/isa.h"
 
 #define FIRP_ISA portable
 #define FIRP_VECTOR_BYTES 16
@@ -10,37 +12,26 @@
 #if defined(__x86_64__)
 #define FIRP_ISA avx2
 #define FIRP_VECTOR_BYTES 32
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+FIRP_TARGET_BEGIN("avx2,fma")
 #include FIRP_KERNEL
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+FIRP_TARGET_END
 #undef FIRP_ISA
 #undef FIRP_VECTOR_BYTES
 
 #define FIRP_ISA avx512
 #define FIRP_VECTOR_BYTES 64
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,fma")
-#endif
+FIRP_TARGET_BEGIN("avx512f,avx512bw,fma")
 #include FIRP_KERNEL
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+FIRP_TARGET_END
 #undef FIRP_ISA
 #undef FIRP_VECTOR_BYTES
+
+#if defined(FIRP_DOT_KERNEL)
+FIRP_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16")
+#include FIRP_DOT_KERNEL
+FIRP_TARGET_END
+#endif
 #endif
 
 #undef FIRP_KERNEL
+#undef FIRP_DOT_KERNEL

@@ -7,6 +7,33 @@
 #include <cstdlib>
 #include <cstring>
 
+// Functions between FIRP_TARGET_BEGIN("avx2,fma") and FIRP_TARGET_END are compiled for these instructions, whatever the
+// flags of the translation unit.
+#define FIRP_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define FIRP_TARGET_BEGIN(set) FIRP_PRAGMA(clang attribute push(__attribute__((target(set))), apply_to = function))
+#define FIRP_TARGET_END FIRP_PRAGMA(clang attribute pop)
+#else
+#define FIRP_TARGET_BEGIN(set) FIRP_PRAGMA(GCC push_options) FIRP_PRAGMA(GCC target(set))
+#define FIRP_TARGET_END FIRP_PRAGMA(GCC pop_options)
+#endif
+
+// Returns `call` of the kernel for `isa`. FIRP_DISPATCH_DOT: of a kernel that has a set of its own for T = bfloat16.
+#if defined(__x86_64__)
+#define FIRP_DISPATCH(call)                    \
+  if (isa >= Isa::avx512) return avx512::call; \
+  if (isa == Isa::avx2) return avx2::call;     \
+  return portable::call
+#define FIRP_DISPATCH_DOT(call)                            \
+  if constexpr (std::is_same_v<T, bfloat16>) {             \
+    if (isa == Isa::avx512_bf16) return avx512_bf16::call; \
+  }                                                        \
+  FIRP_DISPATCH(call)
+#else
+#define FIRP_DISPATCH(call) return portable::call
+#define FIRP_DISPATCH_DOT(call) FIRP_DISPATCH(call)
+#endif
+
 namespace firp::cpu {
 
 enum class Isa { portable, avx2, avx512, avx512_bf16 };

@@ -8,21 +8,12 @@
 
 #include "firp/cpu/isa.h"
 #include "firp/cpu/number.h"
-#include "firp/cpu/vectors.h"
+#include "firp/cpu/vector.h"
 
 #define FIRP_KERNEL "firp/cpu/row_kernel.h"
 #include "firp/cpu/for_each_isa.h"
 
 namespace firp::cpu {
-
-#if defined(__x86_64__)
-#define FIRP_DISPATCH(call)                    \
-  if (isa >= Isa::avx512) return avx512::call; \
-  if (isa == Isa::avx2) return avx2::call;     \
-  return portable::call
-#else
-#define FIRP_DISPATCH(call) return portable::call
-#endif
 
 // output = weight * (input / sqrt(mean(input^2) + eps)), `width` elements.
 template <typename T>
@@ -30,10 +21,10 @@ void rms_norm(Isa isa, const T* input, const T* weight, int64_t width, float eps
   FIRP_DISPATCH(rms_norm(input, weight, width, eps, output));
 }
 
-// row = row * cos + rotate_half(row) * sin, in place, `width` elements.
+// row = row * cos + rotate_half(row) * sin, in place, `head_dim` elements.
 template <typename T>
-void rotary(Isa isa, T* row, const T* cos, const T* sin, int64_t width) {
-  FIRP_DISPATCH(rotary(row, cos, sin, width));
+void rotary(Isa isa, T* row, const T* cos, const T* sin, int64_t head_dim) {
+  FIRP_DISPATCH(rotary(row, cos, sin, head_dim));
 }
 
 // gate = silu(gate) * up, in place, `count` elements.
@@ -41,7 +32,5 @@ template <typename T>
 void gate(Isa isa, T* gate, const T* up, int64_t count) {
   FIRP_DISPATCH(gate(gate, up, count));
 }
-
-#undef FIRP_DISPATCH
 
 }  // namespace firp::cpu

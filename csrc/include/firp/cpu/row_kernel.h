@@ -24,8 +24,8 @@ void rms_norm(const T* input, const T* weight, int64_t width, float eps, T* outp
 }
 
 template <typename T>
-void rotary(T* row, const T* cos, const T* sin, int64_t width) {
-  const int64_t half = width / 2;
+void rotary(T* row, const T* cos, const T* sin, int64_t head_dim) {
+  const int64_t half = head_dim / 2;
   T* other = row + half;
   for (int64_t i = 0; i < half; ++i) {
     const float low = to_float(row[i]), high = to_float(other[i]);

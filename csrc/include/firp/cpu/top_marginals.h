@@ -10,7 +10,7 @@
 
 #include "firp/cpu/isa.h"
 #include "firp/cpu/number.h"
-#include "firp/cpu/vectors.h"
+#include "firp/cpu/vector.h"
 
 namespace firp::cpu {
 
@@ -28,11 +28,7 @@ namespace firp::cpu {
 // equals. A row without a finite peak, or with NaN, has probabilities 0 and the tokens 0, 1, ...
 template <typename T>
 void top_marginals(Isa isa, const T* logits, int64_t vocab, int64_t ranks, float* probabilities, int64_t* candidates) {
-#if defined(__x86_64__)
-  if (isa >= Isa::avx512) return avx512::top_marginals(logits, vocab, ranks, probabilities, candidates);
-  if (isa == Isa::avx2) return avx2::top_marginals(logits, vocab, ranks, probabilities, candidates);
-#endif
-  portable::top_marginals(logits, vocab, ranks, probabilities, candidates);
+  FIRP_DISPATCH(top_marginals(logits, vocab, ranks, probabilities, candidates));
 }
 
 }  // namespace firp::cpu

@@ -15,7 +15,7 @@
 
 #include "firp/cpu/isa.h"
 #include "firp/cpu/number.h"
-#include "firp/cpu/vectors.h"
+#include "firp/cpu/vector.h"
 
 namespace firp::cpu {
 
@@ -34,7 +34,7 @@ struct TreeAttention {
   const int32_t* depths;
   const int32_t* ancestors;
   const int32_t* lookahead;
-  int64_t rows, num_nodes, num_lookahead, num_offsets, heads, kv_heads, width, window;
+  int64_t rows, num_nodes, num_lookahead, num_offsets, heads, kv_heads, head_dim, window;
   double scale;
 };
 
@@ -72,13 +72,13 @@ RowView row_view(const TreeAttention<T>& args, int64_t batch, int64_t row) {
   return view;
 }
 
-// Entry by entry in double precision: serves the types that have no vector kernel.
+// Entry by entry in double precision, for the types that have no vector kernel.
 template <typename T>
 void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
   const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch];
   const T* keys = args.key + batch * args.key_batch + kv_head * args.key_head;
   const T* values = args.value + batch * args.value_batch + kv_head * args.value_head;
-  std::vector<double> weights, sums(args.width);
+  std::vector<double> weights, sums(args.head_dim);
   for (int64_t row = first_row; row < last_row; ++row) {
     const RowView view = row_view(args, batch, row);
     const int64_t shared = context - view.first, count = shared + static_cast<int64_t>(view.tail.size());
@@ -89,7 +89,7 @@ void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t k
       std::fill(sums.begin(), sums.end(), 0.0);
       double peak = -std::numeric_limits<double>::infinity(), total = 0.0;
       for (int64_t e = 0; e < count; ++e) {
-        for (int64_t d = 0; d < args.width; ++d) {
+        for (int64_t d = 0; d < args.head_dim; ++d) {
           weights[e] +=
               static_cast<double>(to_float(query[d])) * static_cast<double>(to_float(keys[slot(e) * args.key_slot + d]));
         }
@@ -99,12 +99,12 @@ void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t k
       for (int64_t e = 0; e < count; ++e) {
         const double weight = std::exp(weights[e] - peak);
         total += weight;
-        for (int64_t d = 0; d < args.width; ++d) {
+        for (int64_t d = 0; d < args.head_dim; ++d) {
           sums[d] += weight * static_cast<double>(to_float(values[slot(e) * args.value_slot + d]));
         }
       }
-      T* out = args.output + ((batch * args.rows + row) * args.heads + head) * args.width;
-      for (int64_t d = 0; d < args.width; ++d) store(static_cast<decltype(to_float(T{}))>(sums[d] / total), out + d);
+      T* out = args.output + ((batch * args.rows + row) * args.heads + head) * args.head_dim;
+      for (int64_t d = 0; d < args.head_dim; ++d) store(static_cast<decltype(to_float(T{}))>(sums[d] / total), out + d);
     }
   }
 }
@@ -112,22 +112,8 @@ void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t k
 }  // namespace firp::cpu
 
 #define FIRP_KERNEL "firp/cpu/tree_attention_kernel.h"
+#define FIRP_DOT_KERNEL "firp/cpu/tree_attention_dot_kernel.h"
 #include "firp/cpu/for_each_isa.h"
-
-#if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16")
-#endif
-#include "firp/cpu/tree_attention_dot_kernel.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
 
 namespace firp::cpu {
 
@@ -136,14 +122,7 @@ template <typename T>
 void tree_attention(
     Isa isa, const TreeAttention<T>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
   if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bfloat16>) {
-#if defined(__x86_64__)
-    if constexpr (std::is_same_v<T, bfloat16>) {
-      if (isa == Isa::avx512_bf16) return avx512_bf16::tree_attention(args, batch, kv_head, first_row, last_row);
-    }
-    if (isa >= Isa::avx512) return avx512::tree_attention(args, batch, kv_head, first_row, last_row);
-    if (isa == Isa::avx2) return avx2::tree_attention(args, batch, kv_head, first_row, last_row);
-#endif
-    portable::tree_attention(args, batch, kv_head, first_row, last_row);
+    FIRP_DISPATCH_DOT(tree_attention(args, batch, kv_head, first_row, last_row));
   } else {
     tree_attention_plain(args, batch, kv_head, first_row, last_row);
   }

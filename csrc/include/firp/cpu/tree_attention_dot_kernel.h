@@ -1,10 +1,10 @@
 // The bfloat16 attention of tree_attention.h for CPUs that multiply bfloat16 pairs directly (AVX-512 BF16): scores over
-// pairs of the head width, sums over pairs of entries, whose weights are rounded to bfloat16. Keys and values are
-// laid out so that one vector holds a pair for sixteen slots or for sixteen columns.
+// pairs of the head dimension, sums over pairs of entries, whose weights are rounded to bfloat16. Keys and values are
+// laid out so that one vector holds a pair for sixteen slots or for sixteen columns (tree_attention_pairs_kernel.h).
+#include "firp/cpu/tree_attention_pairs_kernel.h"
 
 namespace firp::cpu::avx512_bf16 {
 
-constexpr int64_t kGroup = 16;
 constexpr int64_t kTile = 6;
 constexpr int64_t kTileVectors = kBlock / kGroup;
 static_assert(kTileVectors == 4);
@@ -24,66 +24,6 @@ static inline __attribute__((always_inline)) __m512 power_of_two(__m512 x) {
   p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(6.9314718e-1f));
   p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, whole);
-}
-
-// Sixteen rows of 32 elements, transposed by pairs: to[pair * kBlock + row] for sixteen pairs.
-static inline __attribute__((always_inline)) void transpose_pairs(__m512i (&rows)[kGroup], uint32_t* to) {
-  __m512i other[kGroup];
-#pragma GCC unroll 8
-  for (int i = 0; i < kGroup; i += 2) {
-    other[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    other[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < kGroup; i += 4) {
-    rows[i] = _mm512_unpacklo_epi64(other[i], other[i + 2]);
-    rows[i + 1] = _mm512_unpackhi_epi64(other[i], other[i + 2]);
-    rows[i + 2] = _mm512_unpacklo_epi64(other[i + 1], other[i + 3]);
-    rows[i + 3] = _mm512_unpackhi_epi64(other[i + 1], other[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i a = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0x88), b = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0x88),
-                  d = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0xdd);
-    _mm512_storeu_si512(to + j * kBlock, _mm512_shuffle_i32x4(a, c, 0x88));
-    _mm512_storeu_si512(to + (4 + j) * kBlock, _mm512_shuffle_i32x4(b, d, 0x88));
-    _mm512_storeu_si512(to + (8 + j) * kBlock, _mm512_shuffle_i32x4(a, c, 0xdd));
-    _mm512_storeu_si512(to + (12 + j) * kBlock, _mm512_shuffle_i32x4(b, d, 0xdd));
-  }
-}
-
-static inline __attribute__((always_inline)) __mmask32 columns_mask(int64_t width, int64_t first) {
-  return width - first >= 32 ? 0xffffffffu : (1u << (width - first)) - 1;
-}
-
-// Keys of up to kBlock slots: to[pair * kBlock + slot]; slots past `rows` become zero.
-static void pair_keys(const bfloat16* from, int64_t stride, int64_t rows, int64_t width, uint32_t* to) {
-  for (int64_t slot = 0; slot < kBlock; slot += kGroup) {
-    for (int64_t d = 0; d < width; d += 32) {
-      __m512i vectors[kGroup];
-#pragma GCC unroll 16
-      for (int i = 0; i < kGroup; ++i) {
-        // Even an empty mask must point at memory in use: past a mapped page it costs a hundred times a load.
-        const bool live = slot + i < rows;
-        vectors[i] = _mm512_maskz_loadu_epi16(live ? columns_mask(width, d) : 0, from + (live ? slot + i : 0) * stride + d);
-      }
-      transpose_pairs(vectors, to + d / 2 * kBlock + slot);
-    }
-  }
-}
-
-// Values of two entries, pair by pair: to[column]. A null second entry counts as zeros.
-static inline __attribute__((always_inline)) void pair_values(
-    const bfloat16* even, const bfloat16* odd, int64_t width, uint32_t* to) {
-  for (int64_t d = 0; d < width; d += 32) {
-    const __mmask32 mask = columns_mask(width, d);
-    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
-    const __m512i a = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi16(mask, even + d));
-    const __m512i b = odd ? _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi16(mask, odd + d)) : _mm512_setzero_si512();
-    _mm512_storeu_si512(to + d, _mm512_unpacklo_epi16(a, b));
-    _mm512_storeu_si512(to + d + 16, _mm512_unpackhi_epi16(a, b));
-  }
 }
 
 // scores[i, :] = scale * query i . keys of one block.
@@ -204,8 +144,8 @@ static inline __attribute__((always_inline)) void for_each_tile(int64_t count, c
 
 inline void tree_attention(
     const TreeAttention<bfloat16>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
-  const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], width = args.width;
-  const int64_t count = (last_row - first_row) * group, pairs = (width + 1) / 2, padded = (width + 31) / 32 * 32;
+  const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], head_dim = args.head_dim;
+  const int64_t count = (last_row - first_row) * group, pairs = (head_dim + 1) / 2, padded = (head_dim + 31) / 32 * 32;
   const int64_t whole = context / kBlock * kBlock, rest = context - whole;
   const int64_t tail_slots = (args.rows + kBlock - 1) / kBlock * kBlock, open_slots = kBlock + tail_slots;
   const __m512 scale = _mm512_set1_ps(static_cast<float>(args.scale * 1.4426950408889634));
@@ -237,15 +177,15 @@ inline void tree_attention(
     for (int64_t head = 0; head < group; ++head) {
       const bfloat16* query =
           args.query + batch * args.query_batch + row * args.query_row + (kv_head * group + head) * args.query_head;
-      std::memcpy(queries + ((row - first_row) * group + head) * padded / 2, query, width * 2);
+      std::memcpy(queries + ((row - first_row) * group + head) * padded / 2, query, head_dim * 2);
     }
   }
 
   for (int64_t start = oldest / kBlock * kBlock; start < whole; start += kBlock) {
-    pair_keys(keys + start * args.key_slot, args.key_slot, kBlock, width, block_keys);
+    pair_keys(keys + start * args.key_slot, args.key_slot, kBlock, head_dim, block_keys);
     for (int64_t e = 0; e < kBlock; e += 2) {
       const bfloat16* even = values + (start + e) * args.value_slot;
-      pair_values(even, even + args.value_slot, width, block_values + e / 2 * padded);
+      pair_values(even, even + args.value_slot, head_dim, block_values + e / 2 * padded);
     }
     for_each_tile(count, [&](auto some, int64_t q) __attribute__((always_inline)) {
       score<some>(queries + q * padded / 2, padded / 2, block_keys, pairs, scale, scores, kBlock);
@@ -273,7 +213,7 @@ inline void tree_attention(
     const int64_t start = block ? context + block - kBlock : whole;
     const int64_t slots = block ? std::min(kBlock, args.rows + kBlock - block) : rest;
     if (slots == 0) continue;
-    pair_keys(keys + start * args.key_slot, args.key_slot, slots, width, block_keys);
+    pair_keys(keys + start * args.key_slot, args.key_slot, slots, head_dim, block_keys);
     for_each_tile(count, [&](auto some, int64_t q) __attribute__((always_inline)) {
       score<some>(
           queries + q * padded / 2, padded / 2, block_keys, pairs, scale, open_scores + q * open_slots + block, open_slots);
@@ -281,7 +221,7 @@ inline void tree_attention(
   }
   for (int64_t e = 0; e + 1 < rest; e += 2) {
     const bfloat16* even = values + (whole + e) * args.value_slot;
-    pair_values(even, even + args.value_slot, width, open_values + e / 2 * padded);
+    pair_values(even, even + args.value_slot, head_dim, open_values + e / 2 * padded);
   }
   for (int64_t row = first_row; row < last_row; ++row) {
     const RowView& view = views[row - first_row];
@@ -289,7 +229,7 @@ inline void tree_attention(
     const auto slot = [&](int64_t e) { return e < rest ? whole + e : context + view.tail[e - rest]; };
     for (int64_t e = rest / 2 * 2; e < open; e += 2) {
       const bfloat16* odd = e + 1 < open ? values + slot(e + 1) * args.value_slot : nullptr;
-      pair_values(values + slot(e) * args.value_slot, odd, width, open_values + e / 2 * padded);
+      pair_values(values + slot(e) * args.value_slot, odd, head_dim, open_values + e / 2 * padded);
     }
     for_each_tile(group, [&](auto some, int64_t head) __attribute__((always_inline)) {
       const int64_t q = (row - first_row) * group + head;
@@ -308,8 +248,8 @@ inline void tree_attention(
   for (int64_t q = 0; q < count; ++q) {
     const float total = _mm512_reduce_add_ps(_mm512_loadu_ps(totals + q * kGroup));
     bfloat16* out =
-        args.output + ((batch * args.rows + first_row + q / group) * args.heads + kv_head * group + q % group) * width;
-    for (int64_t d = 0; d < width; ++d) store(sums[q * padded + d] / total, out + d);
+        args.output + ((batch * args.rows + first_row + q / group) * args.heads + kv_head * group + q % group) * head_dim;
+    for (int64_t d = 0; d < head_dim; ++d) store(sums[q * padded + d] / total, out + d);
   }
 }
 

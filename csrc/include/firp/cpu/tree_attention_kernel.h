@@ -101,10 +101,10 @@ static inline float soften(float* scores, int64_t first, int64_t last, float sca
 }
 
 template <typename T>
-static void widen_rows(const T* from, int64_t stride, int64_t rows, int64_t width, float* to, int64_t padded) {
+static void widen_rows(const T* from, int64_t stride, int64_t rows, int64_t head_dim, float* to, int64_t padded) {
   for (int64_t r = 0; r < rows; ++r, from += stride, to += padded) {
-    for (int64_t d = 0; d < width; ++d) to[d] = to_float(from[d]);
-    for (int64_t d = width; d < padded; ++d) to[d] = 0.0f;
+    for (int64_t d = 0; d < head_dim; ++d) to[d] = to_float(from[d]);
+    for (int64_t d = head_dim; d < padded; ++d) to[d] = 0.0f;
   }
 }
 
@@ -120,8 +120,8 @@ static inline __attribute__((always_inline)) Quad widen_quad(const bfloat16* fro
 
 // Keys of up to kBlock slots, transposed: to[d * kBlock + slot]; slots past `rows` become zero.
 template <typename T>
-static void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t width, float* to) {
-  const int64_t whole_rows = rows / 4 * 4, whole_width = width / 4 * 4;
+static void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t head_dim, float* to) {
+  const int64_t whole_rows = rows / 4 * 4, whole_width = head_dim / 4 * 4;
   for (int64_t r = 0; r < whole_rows; r += 4, from += 4 * stride) {
     for (int64_t d = 0; d < whole_width; d += 4) {
       const Quad a = widen_quad(from + d), b = widen_quad(from + stride + d);
@@ -134,11 +134,11 @@ static void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t 
       *reinterpret_cast<LooseQuad*>(out + 2 * kBlock) = Quad{more_ab[0], more_ab[1], more_ce[0], more_ce[1]};
       *reinterpret_cast<LooseQuad*>(out + 3 * kBlock) = Quad{more_ab[2], more_ab[3], more_ce[2], more_ce[3]};
     }
-    for (int64_t d = whole_width; d < width; ++d) {
+    for (int64_t d = whole_width; d < head_dim; ++d) {
       for (int64_t i = 0; i < 4; ++i) to[d * kBlock + r + i] = to_float(from[i * stride + d]);
     }
   }
-  for (int64_t d = 0; d < width; ++d) {
+  for (int64_t d = 0; d < head_dim; ++d) {
     for (int64_t r = whole_rows; r < rows; ++r) to[d * kBlock + r] = to_float(from[(r - whole_rows) * stride + d]);
     for (int64_t r = rows; r < kBlock; ++r) to[d * kBlock + r] = 0.0f;
   }
@@ -146,8 +146,8 @@ static void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t 
 
 template <typename T>
 void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
-  const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], width = args.width;
-  const int64_t count = (last_row - first_row) * group, padded = (width + kPair - 1) / kPair * kPair;
+  const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], head_dim = args.head_dim;
+  const int64_t count = (last_row - first_row) * group, padded = (head_dim + kPair - 1) / kPair * kPair;
   const int64_t whole = context / kBlock * kBlock, rest = context - whole;
   const int64_t open_slots = kBlock + (args.rows + kBlock - 1) / kBlock * kBlock;
   const float scale = static_cast<float>(args.scale);
@@ -155,14 +155,15 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
   const T* values = args.value + batch * args.value_batch + kv_head * args.value_head;
 
   const std::unique_ptr<float[]> memory(
-      new float[count * (2 * padded + 2 + open_slots) + kBlock * (width + padded) + kQueries * kBlock + open_slots * padded]);
+      new float
+          [count * (2 * padded + 2 + open_slots) + kBlock * (head_dim + padded) + kQueries * kBlock + open_slots * padded]);
   float* queries = memory.get();
   float* sums = queries + count * padded;
   float* peaks = sums + count * padded;
   float* totals = peaks + count;
   float* open_scores = totals + count;
   float* block_keys = open_scores + count * open_slots;
-  float* block_values = block_keys + kBlock * width;
+  float* block_values = block_keys + kBlock * head_dim;
   float* scores = block_values + kBlock * padded;
   float* open_values = scores + kQueries * kBlock;
 
@@ -172,18 +173,18 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
     views.push_back(row_view(args, batch, row));
     oldest = std::min(oldest, views.back().first);
     const T* query = args.query + batch * args.query_batch + row * args.query_row + kv_head * group * args.query_head;
-    widen_rows(query, args.query_head, group, width, queries + (row - first_row) * group * padded, padded);
+    widen_rows(query, args.query_head, group, head_dim, queries + (row - first_row) * group * padded, padded);
   }
   std::fill(sums, sums + count * padded, 0.0f);
   std::fill(peaks, peaks + count, -std::numeric_limits<float>::infinity());
   std::fill(totals, totals + count, 0.0f);
 
   for (int64_t start = oldest / kBlock * kBlock; start < whole; start += kBlock) {
-    transpose_rows(keys + start * args.key_slot, args.key_slot, kBlock, width, block_keys);
-    widen_rows(values + start * args.value_slot, args.value_slot, kBlock, width, block_values, padded);
+    transpose_rows(keys + start * args.key_slot, args.key_slot, kBlock, head_dim, block_keys);
+    widen_rows(values + start * args.value_slot, args.value_slot, kBlock, head_dim, block_values, padded);
     for (int64_t q = 0; q < count; q += kQueries) {
       const int64_t some = std::min(kQueries, count - q);
-      multiply_any(some, queries + q * padded, padded, block_keys, kBlock, width, scores, kBlock, kBlock, nullptr);
+      multiply_any(some, queries + q * padded, padded, block_keys, kBlock, head_dim, scores, kBlock, kBlock, nullptr);
       float factors[kQueries];
       bool all_see_all = true;
       for (int64_t i = 0; i < some; ++i) {
@@ -212,19 +213,19 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
     const int64_t start = block ? context + block - kBlock : whole;
     const int64_t slots = block ? std::min(kBlock, args.rows + kBlock - block) : rest;
     if (slots == 0) continue;
-    transpose_rows(keys + start * args.key_slot, args.key_slot, slots, width, block_keys);
+    transpose_rows(keys + start * args.key_slot, args.key_slot, slots, head_dim, block_keys);
     for (int64_t q = 0; q < count; q += kQueries) {
       multiply_any(
-          std::min(kQueries, count - q), queries + q * padded, padded, block_keys, kBlock, width,
+          std::min(kQueries, count - q), queries + q * padded, padded, block_keys, kBlock, head_dim,
           open_scores + q * open_slots + block, open_slots, kBlock, nullptr);
     }
   }
-  widen_rows(values + whole * args.value_slot, args.value_slot, rest, width, open_values, padded);
+  widen_rows(values + whole * args.value_slot, args.value_slot, rest, head_dim, open_values, padded);
   for (int64_t row = first_row; row < last_row; ++row) {
     const RowView& view = views[row - first_row];
     const int64_t open = rest + static_cast<int64_t>(view.tail.size()), first = std::max<int64_t>(view.first - whole, 0);
     for (int64_t e = rest; e < open; ++e) {
-      widen_rows(values + (context + view.tail[e - rest]) * args.value_slot, 0, 1, width, open_values + e * padded, padded);
+      widen_rows(values + (context + view.tail[e - rest]) * args.value_slot, 0, 1, head_dim, open_values + e * padded, padded);
     }
     for (int64_t head = 0; head < group; head += kQueries) {
       const int64_t q = (row - first_row) * group + head, some = std::min(kQueries, group - head);
@@ -244,8 +245,8 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
     }
   }
   for (int64_t q = 0; q < count; ++q) {
-    T* out = args.output + ((batch * args.rows + first_row + q / group) * args.heads + kv_head * group + q % group) * width;
-    for (int64_t d = 0; d < width; ++d) store(sums[q * padded + d] / totals[q], out + d);
+    T* out = args.output + ((batch * args.rows + first_row + q / group) * args.heads + kv_head * group + q % group) * head_dim;
+    for (int64_t d = 0; d < head_dim; ++d) store(sums[q * padded + d] / totals[q], out + d);
   }
 }
 

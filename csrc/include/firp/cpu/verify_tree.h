@@ -10,8 +10,9 @@ namespace firp::cpu {
 // Integers of one sequence. path holds max_depth + 1 entries.
 struct Verified {
   int32_t* path;
-  int32_t num_accepted, last_node, last_slot, shift, status;
-  int64_t bonus;
+  int32_t num_accepted = 0;
+  int64_t bonus = 0;
+  int32_t last_slot = 0, levels_up = 0, status = 0;
 };
 
 constexpr int64_t kBroken = -1;
@@ -97,11 +98,10 @@ void verify_tree(
     out.path[level + 1] = node;
     ++out.num_accepted;
   }
-  out.last_node = node;
   out.last_slot = -1;
-  out.shift = 0;
+  out.levels_up = 0;
   if (num_lookahead == 0) return;
-  for (int32_t ancestor = node; out.shift <= max_depth; ++out.shift) {
+  for (int32_t ancestor = node; out.levels_up <= max_depth; ++out.levels_up) {
     for (int32_t slot = 0; slot < num_lookahead; ++slot) {
       if (lookahead[slot] == ancestor) {
         out.last_slot = slot;

@@ -83,7 +83,7 @@ FIRP_DEVICE int32_t grow(const DraftTree& args, int64_t sequence, Growth& tree, 
   return count;
 }
 
-// The node's place among the lookahead slots: behind the root and every node of more mass, ties to the lower index.
+// The node's place among the lookahead slots: after the root and every node of more mass, ties to the lower index.
 FIRP_DEVICE int32_t lookahead_slot(const Growth& tree, int32_t node, int32_t count) {
   const uint32_t own = order_key(tree.mass[node]);
   int32_t slot = 1;

@@ -1,0 +1,90 @@
+"""`firp::write_and_attend`: `write_cache`, then `tree_attention`, on one layer's cache.
+
+One op, for compiled layers. A compiler that sees keys and values as two views of one mutated tensor has to rebuild
+them, and torch 2.13 drops the offset of the second where shapes are dynamic.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from firp_kernels import checks, registry
+from firp_kernels.ops import tree_attention, write_cache
+
+SCHEMA = (
+    "(Tensor query, Tensor key, Tensor value, Tensor(a!) layer_cache, Tensor context_lens, Tensor depths, "
+    "Tensor ancestors, Tensor lookahead, int num_offsets, float scale, int? sliding_window=None) -> Tensor"
+)
+PARTS = ("write_cache", "tree_attention")
+
+
+def write_and_attend(
+    query: Tensor, key: Tensor, value: Tensor, layer_cache: Tensor, context_lens: Tensor, depths: Tensor,
+    ancestors: Tensor, lookahead: Tensor, num_offsets: int, scale: float, sliding_window: int | None = None,
+    impl: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Write a step's keys and values after the context of one layer's cache, then attend to all of it.
+
+    Args:
+        query: [B, R, H, D] as in `tree_attention`.
+        key, value: [B, R, Hkv, D] as in `write_cache`.
+        layer_cache: [2, B, S, Hkv, D], keys then values, written in place.
+        context_lens, depths, ancestors, lookahead, num_offsets, scale, sliding_window: as in `tree_attention`.
+
+    Returns:
+        [B, R, H, D] contiguous, dtype of query: what `tree_attention` returns after `write_cache`, bit for bit.
+
+    Raises:
+        ValueError, TypeError: what these two raise; a `layer_cache` that does not fit key and value.
+
+    Example:
+        >>> import torch, firp_kernels
+        >>> row, cache = torch.ones(1, 1, 1, 4), torch.zeros(2, 1, 3, 1, 4)
+        >>> zero = torch.zeros(1, 1, dtype=torch.int32)  # one root node, which sees itself, after an empty context
+        >>> tree = zero, zero[..., None] + 1, zero
+        >>> out = firp_kernels.write_and_attend(row, row, row * 3, cache, zero[0], *tree, 3, 0.5)
+        >>> out.flatten().tolist()
+        [3.0, 3.0, 3.0, 3.0]
+    """
+    return registry.call(
+        "write_and_attend", impl, query, key, value, layer_cache, context_lens, depths, ancestors, lookahead,
+        num_offsets, scale, sliding_window,
+    )  # fmt: skip
+
+
+def fake(query: Tensor, *_) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def check(query: Tensor, key: Tensor, value: Tensor, layer_cache: Tensor, *_) -> None:
+    """What the checks of the two parts, which follow, would report of an argument that is not theirs."""
+    checks.same_device(query=query, key=key, value=value, layer_cache=layer_cache)
+    checks.shape("key", key, None, None, None, None)
+    checks.shape("layer_cache", layer_cache, 2, key.shape[0], None, *key.shape[2:])
+    checks.shape("query", query, *key.shape[:2], None, key.shape[3])
+    checks.dtype("key", key, query.dtype)
+    checks.dtype("layer_cache", layer_cache, query.dtype)
+
+
+def composed(
+    ops, query: Tensor, key: Tensor, value: Tensor, layer_cache: Tensor, context_lens: Tensor, depths: Tensor,
+    ancestors: Tensor, lookahead: Tensor, num_offsets: int, scale: float, sliding_window: int | None = None,
+) -> Tensor:  # fmt: skip
+    """The op made of `ops.write_cache` and `ops.tree_attention`."""
+    check(query, key, value, layer_cache)
+    key_cache, value_cache = layer_cache.unbind(0)
+    ops.write_cache(key, value, key_cache, value_cache, context_lens)
+    return ops.tree_attention(
+        query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, num_offsets, scale, sliding_window
+    )
+
+
+def reference(*args) -> Tensor:
+    return composed(SimpleNamespace(write_cache=write_cache.reference, tree_attention=tree_attention.reference), *args)
+
+
+def fallback(*args) -> Tensor:
+    return composed(torch.ops.firp, *args)
