@@ -64,7 +64,7 @@ def cache_dir() -> Path:
     try:
         return Path(own).expanduser() if own else Path(shared or Path.home() / ".cache") / "firp"
     except RuntimeError as error:
-        raise FileNotFoundError("the home folder is unknown; set FIRP_CACHE to a folder that can be written") from error
+        raise FileNotFoundError("the home folder is unknown; choose a place that can be written") from error
 
 
 def kept_folder(wheel: WheelModel) -> Path:

@@ -147,7 +147,7 @@ def test_no_home_folder_costs_a_line(cache, folder, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(
         Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory."))
     )
-    check_works_without_keeping(folder, tmp_path, capsys, "the home folder is unknown; set FIRP_CACHE")
+    check_works_without_keeping(folder, tmp_path, capsys, "the home folder is unknown; choose a place")
 
 
 def test_empty_variables_are_as_good_as_none(monkeypatch):
