@@ -7,7 +7,7 @@ import firp
 import pytest
 import torch
 from models import FAMILIES, tiny_model, tiny_predictor
-from places import PLACES
+from value_places import PLACES
 
 IDS = torch.tensor([[4, 9, 6, 10, 5, 7, 4]])
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
