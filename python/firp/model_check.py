@@ -24,7 +24,7 @@ from firp.seen import Record, Seen
 # torch's own modules whose result for a row does not depend on the other rows.
 ROWWISE = frozenset(
     ["Linear", "Embedding", "Identity", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Sequential", "Dropout",
-     "LayerNorm", "RMSNorm", "SiLU", "GELU", "ReLU", "Tanh", "Sigmoid", "Softmax"]
+     "LayerNorm", "RMSNorm", "SiLU", "GELU", "ReLU", "Tanh", "Sigmoid"]
 )  # fmt: skip
 # Functions of the model object that Hugging Face itself lays over it, which change no output.
 HARMLESS_OVERRIDES = frozenset(["to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "loss_function", "extra_repr"])
@@ -87,7 +87,7 @@ def check_model(model: PreTrainedModel) -> Seen:
     Raises:
         ValueError: something that Hugging Face would run and FIRP would not; names it and what is expected.
     """
-    _check_modes()
+    _check_modes(model.model.embed_tokens.weight.device)
     seen = _verdicts.get(model)
     holds = seen is not None and seen.still_holds()
     if not holds:
@@ -136,7 +136,10 @@ def _check_modules(model: PreTrainedModel) -> Seen:
     return seen
 
 
-def _check_modes() -> None:
+def _check_modes(device: torch.device) -> None:
+    default = torch.get_default_device()
+    if default.type not in ("cpu", device.type):
+        raise ValueError(f"model: is on {device} while torch's default device is {default}, expected cpu or the model's")
     for kind in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         if getattr(torch_modules, kind):
             raise ValueError(

@@ -54,7 +54,7 @@ def library_kind(module: nn.Module) -> type:
 # Read elsewhere than in the modeling module: by masks, by rotary embeddings, by this package.
 _READ_ELSEWHERE = (
     "_attn_implementation_internal", "is_causal", "rope_parameters", "max_position_embeddings", "num_key_value_heads",
-    "head_dim", "_experts_implementation_internal", "num_hidden_layers", "sliding_window", "layer_types", "attention_chunk_size",
+    "head_dim", "hidden_size", "return_dict", "_experts_implementation_internal", "num_hidden_layers", "sliding_window", "layer_types", "attention_chunk_size",
 )  # fmt: skip
 _NOT_READ = frozenset(["vocab_size", "use_cache", "pad_token_id", "output_router_logits", "initializer_range"])
 
@@ -120,6 +120,11 @@ def check_config(model: PreTrainedModel) -> None:
         raise ValueError("model: its decoder has another config object than the model, expected one for both")
     if getattr(config, "is_causal", True) is not True:
         raise ValueError(f"model: got config.is_causal {config.is_causal}, expected True: FIRP decodes causally")
+    if getattr(config, "return_dict", True) is not True:
+        raise ValueError(f"model: got config.return_dict {config.return_dict}, expected True")
+    width = getattr(decoder.embed_tokens, "embedding_dim", config.hidden_size)
+    if width != config.hidden_size:
+        raise ValueError(f"model: got config.hidden_size {config.hidden_size}, its embeddings are {width} wide: expected one width")
     layers, count = running_layers(model), config.num_hidden_layers
     follows = "num_hidden_layers" in _names_read(library_kind(decoder))
     if not layers or count < 1 or (count != len(layers) and not follows):
@@ -139,6 +144,9 @@ def check_config(model: PreTrainedModel) -> None:
                 f"model: Hugging Face's cache would keep a window of {kept} in layer {place}, its masks show {seen}, expected one "
                 "window (config.sliding_window, config.layer_types)"
             )
+    sliding = any(window is not None for window in windows(model))
+    if follows_types and getattr(decoder, "has_sliding_layers", sliding) is not sliding:
+        raise ValueError(f"model: got model.has_sliding_layers {decoder.has_sliding_layers}, expected {sliding} (config.layer_types)")
     _check_rotary(decoder.rotary_emb, config)
 
 
@@ -150,6 +158,13 @@ def _check_layer(place: int, layer: nn.Module, config) -> None:
             raise ValueError(
                 f"model: model.layers.{place}.{name}layer_idx is {index}, expected {place}: layers were reordered, dropped or "
                 "repeated; give each its own module and number (layer_idx), and config.num_hidden_layers their count"
+            )
+    heads, kv_heads, head_dim = head_counts(config)
+    for name, expected in (("num_key_value_groups", heads // kv_heads), ("head_dim", head_dim)):
+        if getattr(attention, name, expected) != expected:
+            raise ValueError(
+                f"model: layer {place} has {name} {getattr(attention, name)}, expected {expected} as its config says (pruned "
+                "heads are not supported)"
             )
     if attention.config is not config:
         raise ValueError(f"model: model.layers.{place}.self_attn has another config object than the model, expected the model's")

@@ -118,6 +118,18 @@ def test_modules_of_ones_own_run_where_rows_are_independent(kind, where, dtype):
     assert torch.equal(firp.generate(model, IDS, predictor=tiny_predictor(model, 1), **GREEDY), expected)
 
 
+def test_a_softmax_turned_over_rows_is_noticed():
+    model = tiny_model(1, vocab=11)
+    model.model.layers[1].mlp.act_fn = nn.Softmax(-1).eval()
+    drafts = {"predictor": tiny_predictor(model, 1), "tree": firp.TreeConfig(8, 3)}
+    assert torch.equal(firp.generate(model, IDS, **drafts, **GREEDY), model.generate(IDS, **GREEDY))
+    engine = firp.Engine(model, *drafts.values())
+    model.model.layers[1].mlp.act_fn.dim = 1
+    for given in (drafts, {"engine": engine}):
+        with pytest.raises(ValueError, match=r"model: 'model.layers.1.mlp.act_fn' \(Softmax\) gives a row a result that"):
+            firp.generate(model, IDS, **given, **GREEDY)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_torchao(dtype):
     """Weights alone: another tensor class, the model's own linears run. Activations too: refused."""

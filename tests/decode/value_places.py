@@ -256,3 +256,40 @@ def adapters_in_the_layers(model, monkeypatch, undo):
     peft = pytest.importorskip("peft")
     torch.manual_seed(3)
     peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False)).to(model.dtype).eval()
+
+
+@place
+def activation_over_rows(model, monkeypatch, undo):
+    if hasattr(part(model, "mlp"), "act_fn"):
+        part(model, "mlp").act_fn = nn.Softmax(1)
+
+
+@place
+def default_device(model, monkeypatch, undo):
+    undo.enter_context(torch.device("meta"))
+
+
+@place
+def attention_groups(model, monkeypatch, undo):
+    part(model, "attention").num_key_value_groups = 1
+
+
+@place
+def attention_head_dim(model, monkeypatch, undo):
+    part(model, "attention").head_dim = 4
+
+
+@place
+def config_hidden_size(model, monkeypatch, undo):
+    model.config.hidden_size = 64
+
+
+@place
+def config_return_dict(model, monkeypatch, undo):
+    model.config.return_dict = False
+
+
+@place
+def layers_that_slide(model, monkeypatch, undo):
+    if hasattr(model.model, "has_sliding_layers"):
+        model.model.has_sliding_layers = not model.model.has_sliding_layers
