@@ -147,6 +147,7 @@ class Engine:
         stop_tokens: list[int],
         plain: bool = False,
         chunk_tokens: int | None = None,
+        checked: bool = False,
     ) -> DecodeState:
         """Prefill `prompts`, each [T] int64 without padding, and return the state before the first step.
 
@@ -156,12 +157,14 @@ class Engine:
             stop_tokens: ids that end a sequence.
             plain: decode this run without drafting.
             chunk_tokens: prompt tokens that pass the model at once; None takes the engine's default.
+            checked: the engine was made just now, so that the model need not be checked again.
 
         Raises:
             ValueError: an empty prompt, no token to generate, more than the model's context holds, or a model whose
                 modules were replaced or hooked since the engine was made.
         """
-        self.view.check_unchanged()
+        if not checked:
+            self.view.check_unchanged()
         lengths = [len(prompt) for prompt in prompts]
         self.check_lengths(lengths, max_new_tokens)
         size, device = len(prompts), self.view.device

@@ -135,6 +135,7 @@ def decode(
     check_options(vars(config))
     check_inputs(input_ids, model_inputs)
     check_calls(streamer, on_step, input_ids.shape[0])
+    made_now = engine is None
     engine = _engine_for(model, engine, predictor, tree)
     check_autocast(engine.view.device)
     prompts = Prompts.of(input_ids, model_inputs.get("attention_mask"))
@@ -174,6 +175,7 @@ def decode(
             stops.tokens,
             plain=isinstance(choose, Sequential) and len(prompts.tokens) > 1,
             chunk_tokens=config.prefill_chunk_size,
+            checked=made_now,
         )
     stats = run(engine, state, choose, out)
     if streamer is not None:
