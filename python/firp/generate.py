@@ -232,7 +232,7 @@ def _engine_for(model, engine: Engine | None, predictor: FirpPredictor | None, t
     if predictor is not None or tree is not None:
         raise ValueError("engine: given with predictor or tree, expected one or the other: the engine has its own")
     if not isinstance(engine, Engine):
-        raise ValueError(f"engine: got {engine!r}, expected a firp.Engine")
+        raise ValueError(f"engine: got {type(engine).__name__}, expected a firp.Engine")
     if engine.model is not model:
         raise ValueError("engine: was made for another model object")
     return engine

@@ -70,7 +70,7 @@ def kind_of(kind: type, modeling: str) -> Kind:
     families = home == modeling or home == "transformers.activations"
     rowwise = own and (torchs or families or home.startswith("peft.tuners."))
     drops = "dropout" in kind.__name__.lower()
-    return Kind(methods_of(kind) - HARMLESS_OVERRIDES, rowwise or drops, home.startswith("transformers."), drops)
+    return Kind(methods_of(kind) - HARMLESS_OVERRIDES, rowwise, home.startswith("transformers."), drops)
 
 
 _verdicts: weakref.WeakKeyDictionary[PreTrainedModel, Seen] = weakref.WeakKeyDictionary()

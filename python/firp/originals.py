@@ -183,7 +183,10 @@ def _torch_faults(namespace: types.ModuleType, names: list[str]) -> Iterator[str
     for name in names:
         value = vars(namespace)[name]
         builtin = isinstance(value, types.BuiltinFunctionType) and value.__name__.replace("_", "") == name.replace("_", "")
-        if (not builtin and not any(library_of(link.__globals__.get("__name__")) for link in _chain(value))) or (not builtin and not all(link.__code__ in _all_codes(link.__globals__["__name__"]) for link in _chain(value))):
+        links = list(_chain(value))
+        homes = [link.__globals__.get("__name__", "") for link in links]
+        own = links and all(library_of(home) and link.__code__ in _all_codes(home) for link, home in zip(links, homes, strict=True))
+        if not builtin and not own:
             yield name
 
 

@@ -102,7 +102,7 @@ CASES = {
     "stop strings alone": (lambda w: w.generate(stop_strings=["x"]), ValueError, "tokenizer: got None, expected the model's tokenizer, which stop_strings needs"),
     "engine and predictor": (lambda w: w.generate(engine=w.engine()), ValueError, "engine: given with predictor or tree, expected one or the other: the engine has its own"),
     "engine and tree": (lambda w: firp.generate(w.model, IDS, engine=w.engine(), tree=firp.TreeConfig(4, 1), max_new_tokens=4), ValueError, "engine: given with predictor or tree, expected one or the other: the engine has its own"),
-    "engine by name": (lambda w: firp.generate(w.model, IDS, engine="fast"), ValueError, "engine: got 'fast', expected a firp.Engine"),
+    "engine by name": (lambda w: firp.generate(w.model, IDS, engine="fast"), ValueError, "engine: got str, expected a firp.Engine"),
     "engine of another model": (lambda w: firp.generate(w.other, IDS, engine=w.engine(), max_new_tokens=4), ValueError, "engine: was made for another model object"),
     "beams": (lambda w: w.generate(num_beams=2), ValueError, "num_beams: got 2, expected None or 1: FIRP follows one sequence at a time; call model.generate without custom_generate for beams"),
     "beam groups": (lambda w: w.generate(num_beam_groups=2), ValueError, "num_beam_groups: got 2, expected None or 1: FIRP follows one sequence at a time; call model.generate without custom_generate for beams"),

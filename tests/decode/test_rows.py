@@ -62,6 +62,10 @@ class RowBefore(Wrapped):
         return self.inner(rows) + 0.1 * nn.functional.pad(rows, (0, 0, 1, 0))[:, :-1]
 
 
+class RowDropout(MeanOfRows):
+    """A name says nothing about a class."""
+
+
 class Louder(Wrapped):
     def forward(self, rows):
         return self.inner(rows) * 1.5
@@ -83,7 +87,7 @@ def with_module(kind, where, dtype=torch.float64):
 DEPENDENT = [
     (OneScale, "model.layers.2.mlp.down_proj"), (OneScale, "model.layers.0.self_attn.k_proj"), (OneScale, "lm_head"),
     (OutlierColumns, "model.layers.1.mlp.up_proj"), (LastRowSteered, "model.layers.0.self_attn.q_proj"),
-    (MeanOfRows, "model.layers.1.mlp"), (MeanOfRows, "model.norm"), (RowBefore, "model.layers.3.mlp"),
+    (MeanOfRows, "model.layers.1.mlp"), (MeanOfRows, "model.norm"), (RowDropout, "model.layers.1.mlp"), (RowBefore, "model.layers.3.mlp"),
     (RowBefore, "model.layers.0.input_layernorm"),
 ]  # fmt: skip
 
