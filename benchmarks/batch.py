@@ -16,10 +16,10 @@ from typing import Annotated
 import firp
 import torch
 import typer
-from firp.batch import cut_after_stop, left_padded, stop_ids
-from firp.bench.runner import environment
-from firp.files import write_atomically
-from firp.prompts import encode, load_prompts
+from firp.generation.batch import cut_after_stop, left_padded, stop_ids
+from firp.tools.environment import environment
+from firp.tools.files import write_atomically
+from firp.tools.prompt_files import encode, load_prompts
 from rich.console import Console
 from rich.table import Table
 

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import firp
 import typer
-from firp.bench.runner import environment
-from firp.model_check import check_model
+from firp.decoder.model_check import check_model
+from firp.tools.environment import environment
 
 
 def milliseconds(call: Callable[[], object]) -> float:

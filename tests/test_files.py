@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from firp.files import check_writable, explained, locked, remove_stale, write_atomically
+from firp.tools.files import check_writable, explained, locked, remove_stale, write_atomically
 from firp.train.run_files import write_checkpoint
 from safetensors.torch import save_file
 
@@ -117,7 +117,7 @@ def test_other_errors_of_a_writer_pass(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from firp.files import write_atomically
+from firp.tools.files import write_atomically
 
 def write(path):
     path.write_text("half")

@@ -3,16 +3,16 @@
 Source: "Faster LLM inference via future intermediate representation prediction", arXiv 2410.20488.
 """
 
-from firp.engine import Engine
-from firp.generate import decode, generate
-from firp.metrics import StepEvent, TimeSplit
-from firp.models import load_model
-from firp.output import FirpOutput
-from firp.penalties import FrequencyPenalty
-from firp.predictor import FirpPredictor, PredictorMismatch, default_predictor, load_predictor
-from firp.state import DecodeState, DecodeStats, StepRecord
-from firp.trees import DraftTree, TreeConfig
-from firp.typical import TypicalAcceptance
+from firp.drafting.predictor import FirpPredictor, PredictorMismatch, default_predictor, load_predictor
+from firp.drafting.trees import DraftTree, TreeConfig
+from firp.engine.engine import Engine
+from firp.engine.state import DecodeState, DecodeStats, StepRecord
+from firp.generation.generate import decode, generate
+from firp.generation.metrics import StepEvent, TimeSplit
+from firp.generation.output import FirpOutput
+from firp.sampling.penalties import FrequencyPenalty
+from firp.sampling.typical import TypicalAcceptance
+from firp.tools.models import load_model
 
 __all__ = [
     "DecodeState",

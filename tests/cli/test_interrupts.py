@@ -8,8 +8,8 @@ import firp
 import pytest
 import torch
 from firp.cli import chat as module
-from firp.prompts import encode
-from firp.rotary import context_limit
+from firp.decoder.rotary import context_limit
+from firp.tools.prompt_files import encode
 
 
 def arguments(folder, *more):

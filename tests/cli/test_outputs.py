@@ -5,8 +5,8 @@ import os
 import shutil
 
 import pytest
-from firp.files import write_atomically
-from firp.tuned import FILE_NAME, save_tuned
+from firp.drafting.tuned import FILE_NAME, save_tuned
+from firp.tools.files import write_atomically
 
 
 @pytest.fixture

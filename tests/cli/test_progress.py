@@ -8,7 +8,7 @@ import threading
 
 import firp
 import pytest
-from firp.progress import MAKERS, bars_on_terminals_only
+from firp.tools.progress import MAKERS, bars_on_terminals_only
 from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging
 

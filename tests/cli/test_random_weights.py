@@ -3,7 +3,7 @@
 import json
 
 import firp.bench.random_weights as random_weights
-import firp.hardware
+import firp.tools.hardware
 import pytest
 import torch
 from firp.bench.random_weights import build, cache_bytes, shape_config
@@ -11,7 +11,7 @@ from firp.bench.step_cost import step_bytes
 
 
 def test_step_cost_is_measured_and_marked(cli, tmp_path, monkeypatch):
-    monkeypatch.setitem(firp.hardware.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(firp.tools.hardware.COPY_BYTES, "cpu", 1 << 20)
     out = tmp_path / "cost.json"
     code, text, err = cli(
         "bench", "--random-weights", "tiny", "--device", "cpu", "--contexts", "20,40", "-N", 4, "-P", 2, "--repeats", 2, "--json", out
@@ -77,7 +77,7 @@ def test_too_little_memory_is_refused_with_numbers(monkeypatch):
     ],
 )
 def test_bad_input_is_one_line(cli, monkeypatch, field, arguments):
-    monkeypatch.setitem(firp.hardware.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(firp.tools.hardware.COPY_BYTES, "cpu", 1 << 20)
     code, _, err = cli("bench", "--device", "cpu", *arguments)
     errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert code == 2 and len(errors) == 1 and errors[0].startswith(f"error: {field}:"), err

@@ -6,8 +6,8 @@ import shutil
 import firp
 import pytest
 import torch
+from firp.drafting.tuned import FILE_NAME, machine, own_tree
 from firp.tune.tuner import Tuner
-from firp.tuned import FILE_NAME, machine, own_tree
 
 
 @pytest.fixture

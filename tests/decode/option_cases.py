@@ -1,6 +1,6 @@
 """Every supported field of GenerationConfig, with a case that proves it; writes docs/options.md.
 
-Run `python tests/decode/option_cases.py` after a change here or in `firp.options`.
+Run `python tests/decode/option_cases.py` after a change here or in `firp.generation.options`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from firp.options import REFUSED, WITHOUT_EFFECT
+from firp.generation.options import REFUSED, WITHOUT_EFFECT
 from transformers import GenerationConfig, WatermarkingConfig
 
 DOCS = Path(__file__).parents[2] / "docs/options.md"

@@ -6,7 +6,7 @@ import re
 import firp
 import pytest
 import torch
-from firp.peft_models import TESTED_TYPES
+from firp.decoder.peft_models import TESTED_TYPES
 from models import hf_alone, new_tokens, ragged_batch, tiny_model, tiny_predictor
 
 peft = pytest.importorskip("peft")

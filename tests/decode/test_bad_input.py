@@ -3,10 +3,10 @@
 import firp
 import pytest
 import torch
-from firp.engine import Engine
-from firp.models import parse_dtype
-from firp.predictor import default_predictor, load_predictor
-from firp.prompts import load_prompts
+from firp.drafting.predictor import default_predictor, load_predictor
+from firp.engine.engine import Engine
+from firp.tools.models import parse_dtype
+from firp.tools.prompt_files import load_prompts
 from models import tiny_model, tiny_predictor
 from transformers import DynamicCache, LogitsProcessor, MaxTimeCriteria
 from transformers.generation.streamers import BaseStreamer

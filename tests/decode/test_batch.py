@@ -3,7 +3,7 @@
 import firp
 import pytest
 import torch
-from firp.batch import answer, cut_after_stop, left_padded, stop_ids
+from firp.generation.batch import answer, cut_after_stop, left_padded, stop_ids
 from models import tiny_model, tiny_predictor
 
 PROMPTS = [[4, 5, 6], [9], [10, 4, 4, 8, 7]]

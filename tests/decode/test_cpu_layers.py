@@ -4,7 +4,7 @@ import firp
 import pytest
 import torch
 from firp import cpu_layers
-from firp.few_row_modules import FewRowAttention, FewRowLayer
+from firp.decoder.few_row_modules import FewRowAttention, FewRowLayer
 from models import tiny_model, tiny_predictor
 
 from firp_kernels import registry

@@ -7,9 +7,9 @@ import firp
 import pytest
 import torch
 from exact import chi_square, joint_distribution
-from firp.processors import without_padding
-from firp.state import gather_rows
-from firp.typical import Typical, TypicalAcceptance
+from firp.engine.state import gather_rows
+from firp.generation.padding import without_padding
+from firp.sampling.typical import Typical, TypicalAcceptance
 from models import EOS, PREDICTORS, tiny_model, tiny_predictor
 
 TOKENS, BATCH, VOCAB = 3, 4000, 6

@@ -6,7 +6,7 @@ import random
 import firp
 import pytest
 import torch
-from firp.prefill import prefill
+from firp.engine.prefill import prefill
 from models import random_tree, tiny_model, tiny_predictor
 
 

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import firp
 import pytest
 import torch
-from firp.choice import Greedy, Vectorised
-from firp.graphs import GraphRunner
-from firp.loop import run
-from firp.output import Output
-from firp.records import PendingRecord
+from firp.engine.chooser import Greedy
+from firp.engine.graphs import GraphRunner
+from firp.generation.loop import run
+from firp.generation.output import Output
+from firp.generation.records import PendingRecord
+from firp.sampling.choosers import Vectorised
 from models import tiny_model, tiny_predictor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import logits_process as hf

@@ -5,10 +5,11 @@ import random
 import firp
 import pytest
 import torch
-from firp.buffers import Buffers, allocated_slots
-from firp.choice import Greedy, Vectorised
-from firp.loop import run
-from firp.output import Output
+from firp.engine.buffers import Buffers, allocated_slots
+from firp.engine.chooser import Greedy
+from firp.generation.loop import run
+from firp.generation.output import Output
+from firp.sampling.choosers import Vectorised
 from models import EOS, hf_alone, ragged_batch, tiny_model, tiny_predictor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import logits_process as hf

@@ -37,7 +37,7 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     engine = firp.Engine(model, tiny_predictor(model, 1))
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
     monkeypatch.setattr(engine, "run_step", None)
-    monkeypatch.setattr("firp.engine.prefill", None)
+    monkeypatch.setattr("firp.engine.engine.prefill", None)
     with pytest.raises(ValueError, match=r"max_new_tokens: 2 sequences of 256 cache slots need 0\.00 GiB \(cache 0\.00 GiB, .* are free on cpu"):
         firp.generate(model, torch.tensor([[4, 5], [5, 6]]), engine=engine, max_new_tokens=8, do_sample=False)
 
@@ -45,7 +45,7 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
 def test_over_long_requests_are_refused_before_any_work(monkeypatch):
     model = tiny_model(1)
     engine = firp.Engine(model)
-    monkeypatch.setattr("firp.engine.prefill", None)
+    monkeypatch.setattr("firp.engine.engine.prefill", None)
     with pytest.raises(ValueError, match="prompt of 3 tokens plus 254 new ones exceed the model's context of 256"):
         firp.generate(model, torch.tensor([[4, 5, 6]]), engine=engine, max_new_tokens=254, do_sample=False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import firp
 import pytest
 import torch
-from firp.layer_view import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
+from firp.decoder.view import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
 from models import EOS, FAMILIES, PAD, hf_alone, new_tokens, ragged_batch, random_tree, tiny_model, tiny_predictor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 

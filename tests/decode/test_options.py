@@ -3,8 +3,8 @@
 import firp
 import pytest
 import torch
-from firp.options import REFUSED, WITHOUT_EFFECT
-from firp.options import SERVED as SERVED_NAMES
+from firp.generation.options import REFUSED, WITHOUT_EFFECT
+from firp.generation.options import SERVED as SERVED_NAMES
 from models import tiny_model, tiny_predictor
 from option_cases import DOCS, HARMLESS, SERVED, UNSERVED, Case, fields, markdown, prompt_of
 from tokenizers import Tokenizer, decoders, pre_tokenizers

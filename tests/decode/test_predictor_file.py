@@ -8,7 +8,7 @@ import shutil
 import firp
 import pytest
 import torch
-from firp.predictor import SHIPPED, FirpPredictor
+from firp.drafting.predictor import SHIPPED, FirpPredictor
 from models import tiny_model, tiny_predictor
 from predictor_file_cases import ABSENT, CONFIG, REFUSED, WEIGHTS, filled, load_file, recast, tensors
 

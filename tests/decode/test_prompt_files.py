@@ -1,7 +1,7 @@
 """Prompt files work as they are written, or are refused by one error with file and line."""
 
 import pytest
-from firp.prompts import Prompt, encode, load_prompts
+from firp.tools.prompt_files import Prompt, encode, load_prompts
 
 FIRST = b'{"prompt": "one"}\n'
 

@@ -5,7 +5,7 @@ import importlib.util
 import firp
 import pytest
 import torch
-from firp.prompts import encode
+from firp.tools.prompt_files import encode
 from models import hf_alone
 
 PROMPTS = (
@@ -51,7 +51,7 @@ def test_a_batch_of_eight_equals_eight_single_runs(smollm2, batch, expected, kin
         with torch.no_grad():
             predictor.weight.fill_(float("nan"))
     out = firp.generate(
-        smollm2[0], **batch, predictor=predictor, tree=firp.TreeConfig.of(predictor), max_new_tokens=NEW_TOKENS,
+        smollm2[0], **batch, predictor=predictor, tree=predictor.tree, max_new_tokens=NEW_TOKENS,
         do_sample=False, return_dict_in_generate=True,
     )  # fmt: skip
     stops = smollm2[0].generation_config.eos_token_id

@@ -3,7 +3,7 @@
 import firp
 import pytest
 import torch
-from firp.choice import uniforms
+from firp.sampling.choosers import uniforms
 from models import PREDICTORS, tiny_model, tiny_predictor
 from scipy.stats import kstest
 from test_distribution import CHAINS, SHAPES

@@ -10,7 +10,7 @@ import firp
 import numpy as np
 import pytest
 import torch
-from firp.files import locked
+from firp.tools.files import locked
 from firp.train import distill as module
 from firp.train import run_files
 from firp.train.distill import DistillConfig, distill

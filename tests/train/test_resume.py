@@ -4,7 +4,7 @@ import firp
 import numpy as np
 import pytest
 import torch
-from firp.files import write_atomically
+from firp.tools.files import write_atomically
 from firp.train.trainer import CHECKPOINT, TrainConfig, Trainer
 from models import tiny_model
 

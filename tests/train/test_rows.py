@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from firp.layer_view import DecoderView
+from firp.decoder.passes import real_rows
+from firp.decoder.view import DecoderView
 from firp.train.data import TextDataset, make_batch
-from firp.train.rows import RowStore, real_rows
+from firp.train.rows import RowStore
 from models import tiny_model
 
 LENGTHS = [5, 17, 9, 30, 12]

@@ -2,14 +2,14 @@
 
 import numpy as np
 import torch
-from firp.layer_view import DecoderView
+from firp.decoder.view import DecoderView
+from firp.drafting.transition import UnitEmbeddings, token_tables
 from firp.train.objective import Objective
-from firp.transition import UnitEmbeddings, token_tables
 from models import tiny_model, tiny_predictor
 
 
 def test_tables_are_linear_in_embeddings_of_unit_mean_square(monkeypatch):
-    monkeypatch.setattr("firp.transition.TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr("firp.drafting.transition.TOKENS_AT_ONCE", 4)
     for family in ("llama", "granite"):
         model = tiny_model(2, family, vocab=11)
         view, predictor = DecoderView(model), tiny_predictor(model, 0)

@@ -5,8 +5,8 @@ import random
 import firp
 import pytest
 import torch
-from firp.layer_view import DecoderView
-from firp.transition import token_tables
+from firp.decoder.view import DecoderView
+from firp.drafting.transition import token_tables
 from firp.tune.acceptance import greedy_answers, record, replay
 from models import random_tree, tiny_model, tiny_predictor
 

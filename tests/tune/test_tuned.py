@@ -4,10 +4,10 @@ import json
 import os
 
 import firp
-import firp.files
+import firp.tools.files
 import pytest
 import torch
-from firp.tuned import FILE_NAME, load_tuned, machine, own_tree, save_tuned
+from firp.drafting.tuned import FILE_NAME, load_tuned, machine, own_tree, save_tuned
 from models import tiny_model
 
 NAME = machine("cpu", torch.float32)
@@ -68,7 +68,7 @@ def test_an_interrupted_write_leaves_the_old_file(predictor, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(firp.files.os, "replace", stop)
+    monkeypatch.setattr(firp.tools.files.os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         save_tuned(predictor.folder, NAME, entry({1: (8, 1, "dynamic")}))
     monkeypatch.undo()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from firp.bench.runner import Results
+from firp.bench.methods import Results
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from firp.bench.compiled import CompiledGenerate
-from firp.engine import Engine
-from firp.generate import generate
-from firp.hardware import synchronize
-from firp.predictor import FirpPredictor
-from firp.state import DecodeStats
-from firp.trees import TreeConfig
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.trees import TreeConfig
+from firp.engine.engine import Engine
+from firp.engine.state import DecodeStats
+from firp.generation.generate import generate
+from firp.tools.hardware import synchronize
+from firp.tools.prompt_files import Prompt
 
 PROMPT_LOOKUP_TOKENS = 10
 
@@ -144,3 +145,12 @@ def make_methods(
         else:
             made[name] = hugging_face_method(model, prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)
     return made
+
+
+@dataclass
+class Results:
+    """runs[method][repeat][i] holds the runs of prompt i, one per turn; inputs[i] its token ids per turn."""
+
+    prompts: list[Prompt]
+    runs: dict[str, list[list[list[Run]]]] = field(default_factory=dict)
+    inputs: list[list[Tensor]] = field(default_factory=list)

@@ -6,8 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from firp.hardware import available_memory
-from firp.predictor import FirpPredictor
+from firp.drafting.predictor import FirpPredictor
+from firp.tools.hardware import available_memory
 
 # Positions beyond the original limit, so that steps at a context of 4096 fit; they cost nothing.
 MAX_POSITIONS = 8192

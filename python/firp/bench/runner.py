@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
-from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-import transformers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firp.bench.equality import Difference, compare
-from firp.bench.methods import Method, Run
-from firp.hardware import device_name
-from firp.prompts import Prompt, encode
-from firp.state import DecodeStats
-from firp_kernels import __version__, registry
+from firp.bench.methods import Method, Results, Run
+from firp.engine.state import DecodeStats
+from firp.tools.environment import environment
+from firp.tools.prompt_files import Prompt, encode
 
 TAU_FORMULA = "tokens delivered by decode steps / decode steps (prefill excluded, misses and bonus token included)"
-
-
-@dataclass
-class Results:
-    """runs[method][repeat][i] holds the runs of prompt i, one per turn; inputs[i] its token ids per turn."""
-
-    prompts: list[Prompt]
-    runs: dict[str, list[list[list[Run]]]] = field(default_factory=dict)
-    inputs: list[list[Tensor]] = field(default_factory=list)
 
 
 def _converse(
@@ -145,19 +131,3 @@ def report(results: Results, model: PreTrainedModel, settings: dict) -> dict:
         chosen = [i for i in everything if results.prompts[i].category == category]
         document["categories"][category] = {"methods": _summary(results, chosen, differences)}
     return document
-
-
-def environment(model: PreTrainedModel) -> dict:
-    """What the figures were measured on."""
-    extension, _ = registry.load_extension()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": device_name(model.device),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "firp_kernels": __version__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "extension": None if extension is None else extension.build_info(),
-    }

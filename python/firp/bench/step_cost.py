@@ -10,12 +10,12 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from firp.bench.random_weights import build, cache_bytes
-from firp.bench.runner import environment
-from firp.engine import Engine
-from firp.hardware import copy_bandwidth
-from firp.models import parse_dtype
-from firp.predictor import FirpPredictor
-from firp.trees import TreeConfig
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.trees import TreeConfig
+from firp.engine.engine import Engine
+from firp.tools.environment import environment
+from firp.tools.hardware import copy_bandwidth
+from firp.tools.models import parse_dtype
 from firp.tune.choose import Candidate, plain
 from firp.tune.cost import StepTime, measure_steps, num_steps
 

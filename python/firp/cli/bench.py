@@ -15,10 +15,10 @@ from firp.bench.report import print_table
 from firp.bench.runner import report, run_methods
 from firp.bench.step_cost import SIZES, measure_step_cost, print_step_cost
 from firp.cli import options
-from firp.files import check_writable, write_atomically
-from firp.models import load_model
-from firp.prompts import load_prompts
-from firp.tuned import own_tree
+from firp.drafting.tuned import own_tree
+from firp.tools.files import check_writable, write_atomically
+from firp.tools.models import load_model
+from firp.tools.prompt_files import load_prompts
 
 OWN_PROMPTS = Path(__file__).resolve().parents[3] / "benchmarks/prompts.jsonl"
 

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from firp.cli import options
 from firp.cli.streaming import MarkingStreamer
-from firp.engine import Engine
-from firp.generate import generate
-from firp.metrics import StepEvent
-from firp.models import load_model
-from firp.prompts import encode
-from firp.rotary import context_limit
+from firp.decoder.rotary import context_limit
+from firp.engine.engine import Engine
+from firp.generation.generate import generate
+from firp.generation.metrics import StepEvent
+from firp.tools.models import load_model
+from firp.tools.prompt_files import encode
 
 HELP = (
     "/reset forgets the conversation, /exit ends it; Ctrl-C ends an answer, at the prompt the conversation; "

@@ -14,12 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from firp.cli import options
-from firp.converted import WHEEL_MODELS, is_kept
-from firp.hardware import available_memory, usable_cores
-from firp.memory import gib, plan_memory, slots_for, weight_bytes
-from firp.models import load_config, parse_dtype
-from firp.predictor import SHIPPED
-from firp.trees import TreeConfig
+from firp.drafting.predictor import SHIPPED
+from firp.engine.memory import gib, plan_memory, slots_for, weight_bytes
+from firp.tools.converted import WHEEL_MODELS, is_kept
+from firp.tools.hardware import available_memory, usable_cores
+from firp.tools.models import load_config, parse_dtype
 from firp_kernels import ops, registry
 
 REBUILD = "pip install --no-build-isolation -e . (FIRP_BUILD=cpu makes a compiler error visible)"
@@ -95,7 +94,7 @@ def _memory(
     drafts = {}
     if predictor is not None or any(folder.name == model for folder in SHIPPED.iterdir()):
         drafter = options.find_predictor(model, predictor)
-        tree = options.make_tree(drafter, nodes, lookahead, None) or TreeConfig.of(drafter)
+        tree = options.make_tree(drafter, nodes, lookahead, None) or drafter.tree
         drafts = {"num_nodes": tree.num_nodes, "num_lookahead": tree.num_lookahead, "num_offsets": drafter.num_offsets}
         drafts["transition_rank"] = drafter.transition_rank
     elif nodes is not None or lookahead is not None:

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from firp.cli import options
 from firp.cli.streaming import MarkingStreamer
-from firp.engine import Engine
-from firp.generate import generate as firp_generate
-from firp.models import load_model
-from firp.prompts import encode
+from firp.engine.engine import Engine
+from firp.generation.generate import generate as firp_generate
+from firp.tools.models import load_model
+from firp.tools.prompt_files import encode
 
 DEFAULT_PROMPT = "Nora buys 4 notebooks at 3 dollars each and 2 pens at 1.50 dollars each. She pays with a 20 dollar bill. How much change does she get?"
 

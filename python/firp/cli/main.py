@@ -14,7 +14,7 @@ from firp.cli.doctor import doctor
 from firp.cli.generate import generate
 from firp.cli.train import distill, train
 from firp.cli.tune import tune
-from firp.hardware import is_out_of_memory
+from firp.tools.hardware import is_out_of_memory
 
 INTERRUPTED = 130
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import torch
 import typer
 
-from firp.predictor import SHIPPED, FirpPredictor, default_predictor, load_predictor
-from firp.trees import TreeConfig
+from firp.drafting.predictor import SHIPPED, FirpPredictor, default_predictor, load_predictor
+from firp.drafting.trees import TreeConfig
 
 Model = Annotated[str, typer.Option(help="Base model: a folder, a hub id, or smollm2-135m.")]
 Predictor = Annotated[str | None, typer.Option(help="Folder or hub id; default: the one shipped for the model.")]

@@ -8,7 +8,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from firp.metrics import StepEvent
+from firp.generation.metrics import StepEvent
 
 
 class MarkingStreamer(BaseStreamer):

@@ -9,15 +9,15 @@ from typing import Annotated
 import torch
 import typer
 
-from firp.bench.runner import environment
 from firp.cli import options
 from firp.cli.bench import OWN_PROMPTS
-from firp.files import check_writable, write_atomically
-from firp.models import load_model
-from firp.prompts import encode, load_prompts
+from firp.drafting.tuned import FILE_NAME, machine, save_tuned
+from firp.tools.environment import environment
+from firp.tools.files import check_writable, write_atomically
+from firp.tools.models import load_model
+from firp.tools.prompt_files import encode, load_prompts
 from firp.tune import report
 from firp.tune.tuner import TuneConfig, Tuner
-from firp.tuned import FILE_NAME, machine, save_tuned
 
 DEFAULTS = TuneConfig()
 

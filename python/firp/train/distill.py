@@ -11,11 +11,11 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from firp.batch import answer, cut_after_stop
-from firp.engine import Engine
-from firp.files import check_writable, explained, locked, read_object, staging, write_atomically
-from firp.models import load_model
-from firp.prompts import Prompt, encode, load_prompts
+from firp.engine.engine import Engine
+from firp.generation.batch import answer, cut_after_stop
+from firp.tools.files import check_writable, explained, locked, read_object, staging, write_atomically
+from firp.tools.models import load_model
+from firp.tools.prompt_files import Prompt, encode, load_prompts
 from firp.train.data import TextDataset
 
 
@@ -25,7 +25,7 @@ class DistillConfig:
 
     Attributes:
         model: base model, as `load_model` takes it.
-        prompts: JSONL file (`firp.prompts`), first turns.
+        prompts: JSONL file (`firp.tools.prompt_files`), first turns.
         limit: prompts taken, None for all.
         max_new_tokens: tokens of an answer at most.
         batch_size: prompts answered at once.

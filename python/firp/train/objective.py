@@ -8,53 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from firp.layer_view import DecoderView
-from firp.predictor import FirpPredictor
+from firp.decoder.passes import RealRows, pseudo_rows
+from firp.decoder.view import DecoderView
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.transition import UnitEmbeddings
+from firp.drafting.trees import MAX_RANKS
 from firp.train.data import Batch
-from firp.train.rows import RealRows, expand_groups
-from firp.transition import UnitEmbeddings
-from firp.trees import MAX_RANKS
-
-
-@dataclass
-class PseudoAttention:
-    """Pseudo rows of anchors over recorded real rows: positions up to the anchor, and their own chain.
-
-    Attributes:
-        recorded: keys and values [B, Hkv, T, D] of the real rows, per layer.
-        anchors: [B, A] positions.
-        num_offsets: k; rows are ordered anchor by anchor, offset by offset.
-    """
-
-    recorded: dict[int, tuple[Tensor, Tensor]]
-    anchors: Tensor
-    num_offsets: int
-
-    def attend(self, module, query, key, value, scale, sliding_window):
-        query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
-        batch, heads, _, width = query.shape
-        anchors, k = self.anchors.shape[1], self.num_offsets
-        real_key, real_value = (expand_groups(rows, heads) for rows in self.recorded[module.layer_idx])
-        chains = [rows.reshape(batch, heads, anchors, k, width) for rows in (query, expand_groups(key, heads), expand_groups(value, heads))]
-        query_chain, key_chain, value_chain = chains
-
-        real = torch.matmul(query, real_key.transpose(2, 3)) * scale
-        real_positions = torch.arange(real_key.shape[2], device=query.device)
-        hidden = real_positions > self.anchors.repeat_interleave(k, dim=1)[..., None]
-        if sliding_window is not None:
-            offsets = torch.arange(1, k + 1, device=query.device)
-            positions = (self.anchors[..., None] + offsets).flatten(1)
-            hidden |= real_positions <= positions[..., None] - sliding_window
-        real = real.masked_fill(hidden[:, None], float("-inf"))
-
-        chain = torch.matmul(query_chain, key_chain.transpose(3, 4)) * scale
-        future = torch.ones(k, k, dtype=torch.bool, device=query.device).triu(1)
-        chain = chain.masked_fill(future, float("-inf")).reshape(batch, heads, anchors * k, k)
-
-        weights = torch.softmax(torch.cat([real, chain], dim=-1), dim=-1, dtype=torch.float32).to(query.dtype)
-        own = weights[..., -k:].reshape(batch, heads, anchors, k, k)
-        out = torch.matmul(weights[..., :-k], real_value) + torch.matmul(own, value_chain).reshape(query.shape)
-        return out.transpose(1, 2)
 
 
 def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -73,18 +32,6 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     top = priority.topk(min(anchors, length), dim=1)
     valid = top.values >= 0
     return top.indices.masked_fill(~valid, 0), valid
-
-
-def pseudo_rows(view: DecoderView, weight: Tensor, real: RealRows, anchors: Tensor, insertion_layer: int) -> Tensor:
-    """Predict at the anchors [B, A] and pass the pseudo rows through the layers above: [B, A, k, d]."""
-    _batch, count = anchors.shape
-    k = weight.shape[0]
-    at_anchor = real.inserted.gather(1, anchors[..., None].expand(-1, -1, real.inserted.shape[-1]))
-    rows = torch.einsum("kod,bad->bako", weight.to(at_anchor.dtype), at_anchor).flatten(1, 2)
-    position_ids = (anchors[..., None] + torch.arange(1, k + 1, device=anchors.device)).flatten(1)
-    step = PseudoAttention(real.recorded, anchors, k)
-    rows = view.run_layers(rows, view.rotary(rows, position_ids), step, insertion_layer, view.num_layers)
-    return rows.unflatten(1, (count, k))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from firp.layer_view import DecoderView
+from firp.decoder.passes import RecordingAttention
+from firp.decoder.view import DecoderView
 from firp.train.data import Batch
-from firp.train.rows import RecordingAttention
 
 SINK_POSITIONS = 4
 

@@ -1,4 +1,4 @@
-"""What training needs of the base model's own rows: computed for a batch, or once for a whole dataset and kept on disk."""
+"""The base model's own rows of a whole dataset, computed once and kept on disk for training."""
 
 from __future__ import annotations
 
@@ -8,77 +8,16 @@ import os
 import shutil
 import time
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
-from firp.files import explained, read_object, write_atomically
-from firp.layer_view import DecoderView
+from firp.decoder.passes import RealRows, real_rows
+from firp.decoder.view import DecoderView
+from firp.tools.files import explained, read_object, write_atomically
 from firp.train.data import TextDataset, make_batch
-
-
-@dataclass(frozen=True)
-class RealRows:
-    """Rows of whole sequences in the base model.
-
-    Attributes:
-        inserted: [B, T, d] hidden states after the insertion layer.
-        final: [B, T, d] hidden states after the last layer.
-        recorded: keys and values [B, Hkv, T, D], key after rotary, of every layer above the insertion layer.
-    """
-
-    inserted: Tensor
-    final: Tensor
-    recorded: dict[int, tuple[Tensor, Tensor]]
-
-
-def expand_groups(rows: Tensor, num_heads: int) -> Tensor:
-    """[B, Hkv, R, D] to [B, H, R, D]."""
-    return rows.repeat_interleave(num_heads // rows.shape[1], dim=1)
-
-
-@dataclass
-class RecordingAttention:
-    """Causal attention over whole sequences that keeps keys and values from layer `record_from` on."""
-
-    record_from: int
-    recorded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def attend(self, module, query, key, value, scale, sliding_window):
-        query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
-        if module.layer_idx >= self.record_from:
-            self.recorded[module.layer_idx] = (key, value)
-        length, heads = query.shape[2], query.shape[1]
-        mask = None
-        if sliding_window is not None and sliding_window < length:
-            distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-            mask = ((distance >= 0) & (distance < sliding_window)).to(query.device)
-        out = functional.scaled_dot_product_attention(
-            query,
-            expand_groups(key, heads),
-            expand_groups(value, heads),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-        )
-        return out.transpose(1, 2)
-
-
-@torch.no_grad()
-def real_rows(view: DecoderView, tokens: Tensor, insertion_layer: int) -> RealRows:
-    """Run whole sequences, tokens [B, T], once without gradient."""
-    step = RecordingAttention(record_from=insertion_layer)
-    position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    embedded = view.embed(tokens)
-    position_embeddings = view.rotary(embedded, position_ids)
-    inserted = view.run_layers(embedded, position_embeddings, step, 0, insertion_layer)
-    final = view.run_layers(inserted, position_embeddings, step, insertion_layer, view.num_layers)
-    return RealRows(inserted, final, step.recorded)
 
 
 class RowStore:

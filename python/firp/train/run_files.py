@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from firp.files import explained, staging, write_atomically
-from firp.predictor import FirpPredictor
+from firp.drafting.predictor import FirpPredictor
+from firp.tools.files import explained, staging, write_atomically
 
 FIELDS = {"config": dict, "step": int, "seconds": float, "predictor": dict, "optimizer": dict}
 

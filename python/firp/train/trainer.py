@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from firp.files import check_writable, locked
-from firp.layer_view import DecoderView
-from firp.models import load_model
-from firp.predictor import FirpPredictor, load_predictor
+from firp.decoder.passes import RealRows, real_rows
+from firp.decoder.view import DecoderView
+from firp.drafting.predictor import FirpPredictor, load_predictor
+from firp.drafting.transition import UnitEmbeddings
+from firp.tools.files import check_writable, locked
+from firp.tools.models import load_model
 from firp.train import run_files
 from firp.train.data import TextDataset, batch_for_step, epoch_batches, load_dataset, make_batch, split_held_out
 from firp.train.objective import Objective, OffsetScores, sample_anchors
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
-from firp.train.rows import RealRows, RowStore, real_rows
-from firp.transition import UnitEmbeddings
+from firp.train.rows import RowStore
 
 CHECKPOINT = "checkpoint.pt"
 ROWS = "rows.bin"

@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 import firp_kernels
-from firp.batch import answer
-from firp.engine import Engine
-from firp.layer_view import DecoderView
-from firp.predictor import FirpPredictor
-from firp.state import DecodeStats
-from firp.train.objective import pseudo_rows
-from firp.train.rows import real_rows
-from firp.trees import Drafter, TreeConfig, root_only
+from firp.decoder.passes import pseudo_rows, real_rows
+from firp.decoder.view import DecoderView
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.trees import Drafter, TreeConfig, root_only
+from firp.engine.engine import Engine
+from firp.engine.state import DecodeStats
+from firp.generation.batch import answer
 from firp_kernels import top_marginals
 
 ANCHORS_AT_ONCE = 64

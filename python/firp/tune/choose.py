@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firp.trees import TreeConfig
+from firp.drafting.trees import TreeConfig
 
 # Speeds closer than this are a tie, which goes to the tree with fewer rows.
 TIE = 0.01

@@ -11,9 +11,9 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from firp.engine import Engine
-from firp.hardware import synchronize
-from firp.state import DecodeState
+from firp.engine.engine import Engine
+from firp.engine.state import DecodeState
+from firp.tools.hardware import synchronize
 
 WARMUP_STEPS = 3
 

@@ -10,11 +10,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 import firp_kernels
-from firp.engine import HEADS, Engine
-from firp.layer_view import DecoderView
-from firp.predictor import FirpPredictor
-from firp.transition import token_tables
-from firp.trees import Drafter, TreeConfig
+from firp.decoder.view import DecoderView
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.transition import token_tables
+from firp.drafting.trees import Drafter
+from firp.drafting.tuned import HEADS
+from firp.engine.engine import Engine
 from firp.tune.acceptance import Recording, greedy_answers, record, replay
 from firp.tune.choose import (
     Candidate,
@@ -137,7 +138,7 @@ class Tuner:
         self.batches: dict[int, Batch] = {}
 
     def _own(self, batch_size: int) -> Candidate:
-        tree = TreeConfig.of(self.predictor).for_batch(batch_size)
+        tree = self.predictor.tree.for_batch(batch_size)
         own = Candidate(tree.num_nodes, tree.num_lookahead, self.predictor.num_offsets, tree.kind)
         return plain(self.most_offsets) if own.num_nodes == 1 else own
 

@@ -1,0 +1,119 @@
+"""On a CPU, let layer views and the head use the package's ops for few rows: a weight is streamed once for all of them.
+
+Modules are replaced by exact type and only where nothing is attached to them (hooks, adapters, quantised weights), so
+that what stands in for them computes the same. The model's own modules stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+from firp.decoder.few_row_modules import FewRowAttention, FewRowLayer, FewRowLinear, FewRowMLP, FewRowNorm
+from firp.decoder.view import replace_submodule
+from firp_kernels import registry
+
+FEW_ROW_DTYPES = (torch.bfloat16, torch.float32)
+NORMS = (llama.LlamaRMSNorm, mistral.MistralRMSNorm, qwen2.Qwen2RMSNorm, qwen3.Qwen3RMSNorm)
+GATED_MLPS = (llama.LlamaMLP, mistral.MistralMLP, qwen2.Qwen2MLP, qwen3.Qwen3MLP)
+ATTENTIONS = (llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention)
+LAYERS = (llama.LlamaDecoderLayer, mistral.MistralDecoderLayer, qwen2.Qwen2DecoderLayer)
+
+
+def _plain(module: nn.Module) -> bool:
+    """Nothing is attached to the module."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def _served(weight: Tensor) -> bool:
+    return (
+        type(weight) is nn.Parameter
+        and weight.device.type == "cpu"
+        and weight.dtype in FEW_ROW_DTYPES
+        and registry.owner("linear", "cpu") == "extension"
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and _plain(module) and _served(module.weight)
+
+
+def _is_norm(module: nn.Module, dtype: torch.dtype) -> bool:
+    return type(module) in NORMS and _plain(module) and _served(module.weight) and module.weight.dtype == dtype
+
+
+def _is_gated_mlp(module: nn.Module) -> bool:
+    return (
+        type(module) in GATED_MLPS
+        and _plain(module)
+        and type(module.act_fn) in (nn.SiLU, SiLUActivation)
+        and all(_is_linear(child) and child.bias is None for child in (module.gate_proj, module.up_proj, module.down_proj))
+    )
+
+
+def _is_attention(module: nn.Module) -> bool:
+    if type(module) not in ATTENTIONS or not _plain(module):
+        return False
+    joined = [module.q_proj, module.k_proj, module.v_proj]
+    biases = sum(getattr(projection, "bias", None) is not None for projection in joined)
+    return all(_is_linear(projection) for projection in [*joined, module.o_proj]) and biases in (0, len(joined))
+
+
+def _is_layer(module: nn.Module, dtype: torch.dtype) -> bool:
+    return (
+        type(module) in LAYERS
+        and _plain(module)
+        and _is_attention(module.self_attn)
+        and _is_gated_mlp(module.mlp)
+        and all(_is_norm(norm, dtype) for norm in (module.input_layernorm, module.post_attention_layernorm))
+    )
+
+
+def _adapt_block(block: nn.Module, dtype: torch.dtype, ops: SimpleNamespace) -> nn.Module:
+    if _is_norm(block, dtype):
+        return FewRowNorm(block, ops)
+    if _is_gated_mlp(block):
+        return FewRowMLP(block, ops)
+    if _is_attention(block):
+        return FewRowAttention(block, ops)
+    linears = {name: child for name, child in block.named_children() if _is_linear(child)}
+    if not linears:
+        return block
+    view = copy.copy(block)
+    for name, child in linears.items():
+        replace_submodule(view, name, FewRowLinear(child, ops))
+    return view
+
+
+def adapt_layer(view: nn.Module, ops: SimpleNamespace) -> nn.Module:
+    """Replace a layer view, or what few-row ops can stand for in it; the model's own modules stay as they are."""
+    dtype = next(view.parameters()).dtype
+    if _is_layer(view, dtype):
+        return FewRowLayer(view, ops)
+    for name, block in list(view.named_children()):
+        adapted = _adapt_block(block, dtype, ops)
+        if adapted is not block:
+            replace_submodule(view, name, adapted)
+    return view
+
+
+def adapt_norm(model: PreTrainedModel, ops: SimpleNamespace) -> Callable[[Tensor], Tensor]:
+    """The model's final norm, or the package's over the same weight."""
+    norm = model.model.norm
+    return FewRowNorm(norm, ops) if _is_norm(norm, model.get_output_embeddings().weight.dtype) else norm
+
+
+def adapt_head(model: PreTrainedModel, ops: SimpleNamespace) -> Callable[[Tensor], Tensor]:
+    """The model's head, or the package's linear over the same weight."""
+    head = model.get_output_embeddings()
+    return FewRowLinear(head, ops) if _is_linear(head) else head

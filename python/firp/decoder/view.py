@@ -1,0 +1,194 @@
+"""Drive a Hugging Face decoder layer by layer, without changing it.
+
+A *layer view* is a shallow copy of the user's decoder layer whose attention module points at an
+attention function of ours. Parameters and submodules are shared with the model; the model
+itself is never written to, so an ordinary `model.generate` may run beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from firp.decoder.attention import ATTENTION_NAME, AttentionStep
+from firp.decoder.independence import check_rows
+from firp.decoder.model_check import check_model
+from firp.decoder.model_rules import running_layers, windows
+from firp.decoder.rotary import FIXED_ROPE_TYPES, LENGTH_ROPE_TYPES, LengthRotary, rope_type_of
+from firp.decoder.seen import Seen
+
+# Decoders that run embedding, layers, norm and head as Llama does; each is proven by a test.
+SUPPORTED_MODEL_TYPES = (
+    "apertus", "arcee", "cohere", "cohere2", "cwm", "ernie4_5", "exaone4", "gemma", "glm", "glm4", "granite", "helium",
+    "hunyuan_v1_dense", "llama", "ministral", "mistral", "mixtral", "olmo", "olmo2", "olmoe", "phi3", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+)  # fmt: skip
+SUPPORTED_ROPE_TYPES = FIXED_ROPE_TYPES + LENGTH_ROPE_TYPES
+
+
+def replace_submodule(view: nn.Module, name: str, submodule: nn.Module) -> None:
+    """Put `submodule` into the shallow copy `view` without touching the module it was copied from."""
+    view._modules = {**view._modules, name: submodule}
+
+
+def make_layer_view(layer: nn.Module, place: int, window: int | None) -> nn.Module:
+    """Return a view of one decoder layer whose attention calls the `AttentionStep` passed as `firp_step`.
+
+    Args:
+        place: 0-based, among the layers that run; keys and values are found by it.
+        window: sliding window of the layer, as the model's masks have it.
+    """
+    config = copy.copy(layer.self_attn.config)
+    config._attn_implementation_internal = ATTENTION_NAME
+    attention = copy.copy(layer.self_attn)
+    attention.config = config
+    attention.layer_idx, attention.firp_window = place, window
+    view = copy.copy(layer)
+    replace_submodule(view, "self_attn", attention)
+    return view
+
+
+def check_supported(model: PreTrainedModel) -> Seen:
+    """What `model` holds, if it is a decoder that layer views can drive.
+
+    Raises:
+        ValueError: it is not; names what is wrong.
+    """
+    if hasattr(model, "get_base_model"):
+        raise ValueError(
+            f"model: got {type(model).__name__}, expected the decoder inside it: pass model.get_base_model(), whose "
+            "layers hold the adapters"
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"model: got {type(model).__name__} of torch.compile, expected the model inside it: pass model._orig_mod; "
+            "Engine(compile=True) compiles its layers"
+        )
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"model: got {type(model).__name__} with model_type {model_type!r}, "
+            f"expected a causal decoder of type {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
+    if not hasattr(getattr(model, "model", None), "layers") or model.get_output_embeddings() is None:
+        raise ValueError(f"model: got {type(model).__name__}, expected a causal language model with a head")
+    rope_type = rope_type_of(model.config)
+    if rope_type not in SUPPORTED_ROPE_TYPES:
+        raise ValueError(f"model: got rope_type {rope_type!r}, expected one of {', '.join(SUPPORTED_ROPE_TYPES)}")
+    quantisation = getattr(model.config, "quantization_config", None)
+    if getattr(quantisation, "load_in_8bit", False) and quantisation.llm_int8_threshold > 0:
+        raise ValueError(
+            f"model: got llm_int8_threshold {quantisation.llm_int8_threshold}, expected 0.0: its 8-bit linears look for "
+            "outliers over all rows of a forward, so that drafts would change the output; load with "
+            "BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)"
+        )
+    return check_model(model)
+
+
+class DecoderView:
+    """The parts of a causal decoder that a FIRP step needs, each callable on its own.
+
+    Args:
+        model: a Hugging Face causal language model of a supported type.
+        adapt_layer: optional function applied to each layer view, returning the view to use.
+        adapt_norm, adapt_head: optional functions that return replacements of the model's final norm and head.
+
+    Raises:
+        ValueError: `model` is not a decoder of a supported kind.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adapt_layer: Callable[[nn.Module], nn.Module] | None = None,
+        adapt_norm: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] | None = None,
+        adapt_head: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
+        self._seen = check_supported(model)
+        self.config = model.config
+        self.decoder = model.model
+        layers = zip(running_layers(model), windows(model), strict=True)
+        views = [make_layer_view(layer, place, window) for place, (layer, window) in enumerate(layers)]
+        self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
+        self.norm = adapt_norm(model) if adapt_norm else self.decoder.norm
+        self.head = adapt_head(model) if adapt_head else model.get_output_embeddings()
+        # Granite and Cohere scale embeddings and scores outside their layers.
+        self.embedding_factor = getattr(self.decoder, "embedding_multiplier", 1)
+        self.score_factor = getattr(model, "logit_scale", 1)
+        self.score_divisor = getattr(self.config, "logits_scaling", 1)
+        self.windows = windows(model)
+        by_length = rope_type_of(self.config) in LENGTH_ROPE_TYPES
+        self._rotary = LengthRotary(self.decoder.rotary_emb, self.config) if by_length else None
+        self.model = model
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        if self._seen.unknown and not self._seen.proven:
+            check_rows(self, self._seen.unknown)
+            self._seen.proven = True
+
+    def check_unchanged(self) -> None:
+        """Check the model as it is now.
+
+        Raises:
+            ValueError: it is no longer supported, or holds other values than those the views were made of.
+        """
+        found = check_supported(self.model)
+        if found is not self._seen:
+            changed = self._seen.difference(found)
+            if changed is not None:
+                raise ValueError(f"engine: the model changed after the engine was made ({changed}), expected a new Engine")
+            self._seen = found
+            self._check_rows()
+        if self._rotary is not None:
+            self._rotary.check()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embed_tokens.weight.dtype
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids [B, R] to hidden rows [B, R, d]."""
+        hidden = self.decoder.embed_tokens(tokens)
+        return hidden if self.embedding_factor == 1 else hidden * self.embedding_factor
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, R, D] of the position ids [B, R]; `length`: of the prompt that the rows belong to."""
+        if self._rotary is not None:
+            return self._rotary(hidden, position_ids, length)
+        return self.decoder.rotary_emb(hidden, position_ids)
+
+    def run_layers(
+        self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], step: AttentionStep, start: int, stop: int
+    ) -> Tensor:
+        """Pass hidden rows [B, R, d] through layers start..stop-1 (0-based).
+
+        `position_embeddings` are those of the rows, from `rotary`.
+        """
+        for layer in self.layers[start:stop]:
+            hidden = layer(
+                hidden,
+                attention_mask=None,
+                position_embeddings=position_embeddings,
+                firp_step=step,
+            )
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden rows [..., d] after the last layer to scores [..., V], by the model's own norm and head."""
+        scores = self.head(self.norm(hidden))
+        if self.score_factor == self.score_divisor == 1:
+            return scores
+        return scores * self.score_factor / self.score_divisor

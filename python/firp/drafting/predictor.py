@@ -1,0 +1,232 @@
+"""The FIRP predictor: one linear map per future offset, applied at the insertion layer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from firp.drafting.predictor_file import find_files, read_fields, read_tensors
+from firp.drafting.trees import MAX_NODES, TreeConfig
+
+MAX_WIDTH = 1 << 20
+MAX_VOCABULARY = (1 << 31) - 1
+SHIPPED = Path(__file__).parents[1] / "predictors"
+
+
+class PredictorMismatch(ValueError):
+    """The predictor was trained for another base model."""
+
+
+class FirpPredictor(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="firp",
+    tags=["speculative-decoding", "firp"],
+    repo_url="https://arxiv.org/abs/2410.20488",
+):
+    """Predicts the hidden states of the next k positions at the insertion layer: pseudo[i, j] = weight[j] @ h[i].
+
+    Source: FIRP, arXiv 2410.20488, section 3. The token transition (`firp.drafting.transition`) is this project's own.
+
+    Args:
+        num_offsets: k, how many future positions are predicted; a tree of 256 nodes is at most 255 deep.
+        hidden_size: d, the width of the base model.
+        insertion_layer: t, the number of decoder layers below the prediction; 1 <= t <= num_layers - 1.
+        num_layers: L of the base model.
+        vocab_size: V of the base model.
+        architecture: class name of the base model, such as "LlamaForCausalLM".
+        base_model: its name, for people; not compared.
+        num_nodes: N, draft tree nodes, root included, that pay on the reference machine.
+        num_lookahead: P, nodes that get pseudo rows.
+        tree_kind: "dynamic" or "static".
+        transition_rank: r of the token transition; 0 has none.
+
+    Attributes:
+        weight: [k, d, d].
+        transition: [2, d, r] maps from embeddings to the factors of a token as the one before and as the one that
+            follows; zeros change nothing. None without a transition.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        num_offsets: int,
+        hidden_size: int,
+        insertion_layer: int,
+        num_layers: int,
+        vocab_size: int,
+        architecture: str = "LlamaForCausalLM",
+        base_model: str = "",
+        num_nodes: int = 8,
+        num_lookahead: int = 2,
+        tree_kind: str = "dynamic",
+        transition_rank: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = (
+            ("num_offsets", num_offsets, 1, MAX_NODES - 1), ("hidden_size", hidden_size, 1, MAX_WIDTH),
+            ("num_layers", num_layers, 2, MAX_WIDTH), ("vocab_size", vocab_size, 1, MAX_VOCABULARY),
+        )  # fmt: skip
+        for name, size, least, most in sizes:
+            if not least <= size <= most:
+                raise ValueError(f"{name}: got {size}, expected {least}..{most}")
+        if not 1 <= insertion_layer <= num_layers - 1:
+            raise ValueError(f"insertion_layer: got {insertion_layer}, expected 1..{num_layers - 1} ({num_layers} layers)")
+        if not 0 <= transition_rank <= hidden_size:
+            raise ValueError(f"transition_rank: got {transition_rank}, expected 0..{hidden_size} (hidden_size)")
+        TreeConfig(num_nodes, num_lookahead, tree_kind)
+        self.num_offsets = num_offsets
+        self.hidden_size = hidden_size
+        self.insertion_layer = insertion_layer
+        self.num_layers = num_layers
+        self.vocab_size = vocab_size
+        self.architecture = architecture
+        self.base_model = base_model
+        self.num_nodes = num_nodes
+        self.num_lookahead = num_lookahead
+        self.tree_kind = tree_kind
+        self.transition_rank = transition_rank
+        self.folder: Path | None = None  # where it was loaded from, if a folder
+        self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
+        self.transition = nn.Parameter(torch.zeros(2, hidden_size, transition_rank)) if transition_rank else None
+
+    @property
+    def tree(self) -> TreeConfig:
+        """Size and kind of the draft tree stored with the predictor."""
+        return TreeConfig(self.num_nodes, self.num_lookahead, self.tree_kind)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> FirpPredictor:
+        """The predictor that `save_pretrained` wrote, in float32 whichever dtype the file has, in evaluation mode.
+
+        Both files are read strictly (`firp.drafting.predictor_file`): a lossless decoder would hide a predictor that was loaded in
+        part. Weights are safetensors alone, never a pickle.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a hub id; the other arguments are those of `hf_hub_download`.
+
+        Raises:
+            FileNotFoundError: a folder that is not there, or without one of the files.
+            ValueError: files that do not hold exactly one predictor; file, field or tensor, what was found and what is
+                expected are named.
+        """
+        config, weights = find_files(
+            pretrained_model_name_or_path, force_download=force_download, token=token, cache_dir=cache_dir,
+            local_files_only=local_files_only, revision=revision,
+        )  # fmt: skip
+        fields = read_fields(config, cls)
+        try:
+            with torch.device("meta"):
+                predictor = cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"predictor: {config}: {error}") from error
+        shapes = {name: parameter.shape for name, parameter in predictor.named_parameters()}
+        predictor.load_state_dict(read_tensors(weights, shapes), assign=True)
+        return predictor.eval()
+
+    @classmethod
+    def for_model(cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **others) -> FirpPredictor:
+        """An untrained (identity) predictor for `model`; `others` are a tree and a transition's rank."""
+        config = model.config
+        name = config._name_or_path
+        return cls(
+            num_offsets=num_offsets,
+            hidden_size=config.hidden_size,
+            insertion_layer=insertion_layer,
+            num_layers=config.num_hidden_layers,
+            vocab_size=config.vocab_size,
+            architecture=type(model).__name__,
+            base_model=Path(name).name if Path(name).is_dir() else name,
+            **others,
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., d] at the insertion layer to pseudo rows [..., k, d]."""
+        return torch.einsum("kod,...d->...ko", self.weight, hidden)
+
+    def first_offsets(self, num_offsets: int) -> FirpPredictor:
+        """This predictor with its first k offsets alone, over the same weights.
+
+        Raises:
+            ValueError: more offsets than there are.
+        """
+        if not 1 <= num_offsets <= self.num_offsets:
+            raise ValueError(f"num_offsets: got {num_offsets}, expected 1..{self.num_offsets} (the predictor's)")
+        if num_offsets == self.num_offsets:
+            return self
+        with torch.device("meta"):
+            other = FirpPredictor(
+                num_offsets, self.hidden_size, self.insertion_layer, self.num_layers, self.vocab_size,
+                self.architecture, self.base_model, self.num_nodes, self.num_lookahead, self.tree_kind,
+                self.transition_rank,
+            )  # fmt: skip
+        other.weight = nn.Parameter(self.weight[:num_offsets].detach(), self.weight.requires_grad)
+        other.transition = self.transition
+        return other.train(self.training)
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise PredictorMismatch, naming the field that differs, unless trained for a model like `model`."""
+        config = model.config
+        found = {
+            "architecture": type(model).__name__,
+            "hidden_size": config.hidden_size,
+            "num_layers": config.num_hidden_layers,
+            "vocab_size": config.vocab_size,
+        }
+        for field, value in found.items():
+            expected = getattr(self, field)
+            if value != expected:
+                raise PredictorMismatch(
+                    f"predictor: {field} differs: the predictor was trained for {expected!r}"
+                    f" ({self.base_model or 'unnamed base model'}), the model has {value!r}"
+                )
+
+
+def check_drafting(predictor: object, tree: object) -> None:
+    """Raise ValueError unless these are a predictor and a tree that it can draft, or nothing."""
+    if predictor is not None and not isinstance(predictor, FirpPredictor):
+        raise ValueError(f"predictor: got {type(predictor).__name__}, expected a FirpPredictor (firp.load_predictor reads one)")
+    if tree is not None and not isinstance(tree, TreeConfig):
+        raise ValueError(f"tree: got {tree!r}, expected a firp.TreeConfig")
+    if tree is not None and predictor is None:
+        raise ValueError("tree: given without a predictor, expected None: there is nothing to draft with")
+
+
+def load_predictor(source: str | os.PathLike) -> FirpPredictor:
+    """Load a predictor from a folder or a hub id; one from a folder also knows the `tuned.json` beside it.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `FirpPredictor.from_pretrained`.
+    """
+    predictor = FirpPredictor.from_pretrained(source)
+    folder = Path(source).expanduser()
+    predictor.folder = folder if folder.is_dir() else None
+    return predictor
+
+
+def default_predictor(name: str) -> FirpPredictor:
+    """The predictor that ships in the package for the base model `name`, such as "smollm2-135m".
+
+    Raises:
+        ValueError: none ships for that model.
+    """
+    shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())
+    if name not in shipped:
+        raise ValueError(f"predictor: none ships for model {name!r}, expected one of {', '.join(shipped)}; train one with `firp train`")
+    return load_predictor(SHIPPED / name)

@@ -1,0 +1,122 @@
+"""How an engine runs its steps: as they come, or on a GPU replayed from CUDA graphs captured once per shape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from firp.drafting.trees import DraftTree
+from firp.engine.chooser import Chooser
+from firp.engine.state import DecodeState, StepRecord
+from firp_kernels import registry
+
+if TYPE_CHECKING:
+    from firp.engine.engine import Engine
+
+# Every op of a step; the reference of some reads values back, which no capture allows.
+STEP_OPS = ("write_cache", "tree_attention", "predictor_projection", "verify_tree", "commit_cache", "draft_tree")
+WARM_UP_STEPS = 2
+
+
+class StepRunner(Protocol):
+    """Runs one step of a run. It is handed the engine at each step: an engine that held itself would outlive its last user.
+
+    Attributes:
+        captures: whether steps are captured, so that every new shape costs a capture.
+    """
+
+    captures: bool
+
+    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord: ...
+
+
+class EagerRunner:
+    """Runs every step as it comes."""
+
+    captures = False
+
+    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
+        return engine.run_step(state, choose)
+
+
+class GraphRunner:
+    """Replays steps. A graph belongs to the buffers it was captured over and serves every run that borrows them.
+
+    The key: batch size, N, P, the chooser's key, whether the run drafts, the cache bucket, and the width of the stop
+    tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs the host run eagerly.
+    """
+
+    captures = True
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
+        if not choose.on_device:
+            return engine.run_step(state, choose)
+        state.tree = self._static_tree(engine, state)
+        key = (*state.tree.tokens.shape, state.tree.size[1], choose.key, state.plain, state.cache.shape[3], len(state.stop_tokens))
+        graphs = state.buffers.graphs
+        if key not in graphs:
+            graphs[key] = self._capture(engine, state, choose)
+        graph, record = graphs[key]
+        graph.replay()
+        return record
+
+    def _static_tree(self, engine: Engine, state: DecodeState) -> DraftTree:
+        """The state's tree in the buffers' own tensors, padded to the size that this batch drafts."""
+        drafter = None if state.plain else engine.drafter(state.batch_size)
+        size = (1, 0) if drafter is None else (drafter.config.num_nodes, drafter.config.num_lookahead)
+        trees, key = state.buffers.trees, (state.batch_size, *size)
+        if key in trees and trees[key] is state.tree:
+            return state.tree
+        tree = state.tree.padded(*size)
+        if key not in trees:
+            trees[key] = DraftTree(*(tensor.clone() for tensor in vars(tree).values()))
+        trees[key].copy_(tree)
+        return trees[key]
+
+    def _capture(self, engine: Engine, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
+        """Warm up on a side stream, then capture. With every sequence frozen the warm-up changes nothing that is kept."""
+        tree, finished = state.tree, state.finished.clone()
+        state.finished.fill_(True)
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_STEPS):
+                engine.run_step(state, choose)
+                state.tree = tree
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            record = engine.run_step(state, choose)
+            tree.copy_(state.tree)
+        state.tree = tree
+        state.finished.copy_(finished)
+        return graph, record
+
+
+def make_runner(device: torch.device, graphs: bool | None, impl: str | None) -> StepRunner:
+    """The runner for an engine on `device`: graphs where they were asked for, or where nothing speaks against them.
+
+    Raises:
+        ValueError: graphs were asked for where they cannot be captured; says why.
+    """
+    obstacle = _obstacle(device, impl)
+    if graphs and obstacle:
+        raise ValueError(f"graphs: got True, but {obstacle}")
+    use = obstacle is None if graphs is None else graphs
+    return GraphRunner() if use else EagerRunner()
+
+
+def _obstacle(device: torch.device, impl: str | None) -> str | None:
+    """Why steps cannot be captured here, or None."""
+    if device.type != "cuda":
+        return f"the model is on {device}, expected a CUDA device"
+    if impl is not None:
+        return f"the ops are those of {impl!r}, expected the owners on the device (impl None)"
+    waiting = [name for name in STEP_OPS if registry.owner(name, "cuda") == "reference"]
+    if waiting:
+        return f"the reference serves {', '.join(waiting)}, which waits for the device; see `firp doctor`"
+    return None

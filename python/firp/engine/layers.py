@@ -1,0 +1,93 @@
+"""One decoder layer of a decode step: eager, or compiled once for all layers."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from firp.drafting.trees import DraftTree
+
+LayerFunction = Callable[..., Tensor]
+
+@dataclass
+class TreeAttention:
+    """Attention of one layer's rows: write them behind the context, then attend to context and tree."""
+
+    attention: Callable[..., Tensor]
+    layer_cache: Tensor
+    context_lens: Tensor
+    depths: Tensor
+    ancestors: Tensor
+    lookahead: Tensor
+    num_offsets: int
+
+    def attend(self, module, query, key, value, scale, sliding_window):
+        return self.attention(
+            query, key, value, self.layer_cache, self.context_lens, self.depths, self.ancestors, self.lookahead,
+            self.num_offsets, scale, sliding_window,
+        )  # fmt: skip
+
+
+def _layer(
+    layer: nn.Module,
+    hidden: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    attention: Callable[..., Tensor],
+    layer_cache: Tensor,
+    context_lens: Tensor,
+    depths: Tensor,
+    ancestors: Tensor,
+    lookahead: Tensor,
+    num_offsets: int,
+) -> Tensor:
+    """Rows [B, R, d] through one layer view. Cache and tree come as arguments, so that all layers share one graph."""
+    step = TreeAttention(attention, layer_cache, context_lens, depths, ancestors, lookahead, num_offsets)
+    return layer(hidden, attention_mask=None, position_embeddings=(cos, sin), firp_step=step)
+
+
+def compiles(asked: bool | None, device: torch.device, impl: str | None) -> bool:
+    """Whether layers are compiled: where it was asked for, else on a GPU.
+
+    Raises:
+        ValueError: asked for over a named implementation, which a compiler cannot look into.
+    """
+    if asked and impl is not None:
+        raise ValueError(f"compile: got True with impl {impl!r}, expected impl None: only torch's own dispatch is traced")
+    return device.type == "cuda" and impl is None if asked is None else asked
+
+
+def layer_function(compiled: bool, ops: SimpleNamespace) -> LayerFunction:
+    """The function that takes rows through one layer; compiled, it has code and caches of its own.
+
+    Dynamo keeps its caches at the code object, so engines that shared one would use up each other's recompile limit.
+    """
+    if not compiled:
+        return lambda layer, hidden, cos, sin, *others: _layer(layer, hidden, cos, sin, ops.write_and_attend, *others)
+    own = types.FunctionType(_layer.__code__.replace(), _layer.__globals__, "firp_layer")
+    function = torch.compile(own, fullgraph=True, dynamic=True)
+    return lambda layer, hidden, cos, sin, *others: function(layer, hidden, cos, sin, ops.write_and_attend, *others)
+
+
+def run_layers(
+    function: LayerFunction,
+    layers: list[nn.Module],
+    hidden: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    cache: Tensor,
+    context_lens: Tensor,
+    tree: DraftTree,
+    num_offsets: int,
+) -> Tensor:
+    """Rows [B, R, d] through `layers`, whose keys and values are those of `cache` [len(layers), 2, B, S, Hkv, D]."""
+    cos, sin = position_embeddings
+    for layer, layer_cache in zip(layers, cache.unbind(0), strict=True):
+        hidden = function(
+            layer, hidden, cos, sin, layer_cache, context_lens, tree.depths, tree.ancestors, tree.lookahead, num_offsets
+        )
+    return hidden

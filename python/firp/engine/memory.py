@@ -1,0 +1,122 @@
+"""What decoding needs in memory, planned from shapes before any of it is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from firp.engine.buffers import SMALLEST_BUCKET, allocated_slots
+from firp.engine.prefill import CHUNK_TOKENS
+from firp.tools.hardware import available_memory
+
+if TYPE_CHECKING:
+    from firp.engine.engine import Engine
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes, part by part.
+
+    Attributes:
+        weights: the model's parameters.
+        predictor: one d x d map per offset, and two tables [V, r] of a token transition.
+        cache: keys and values of every layer, for every slot allocated.
+        scores: the head's scores of one step, and what sampling and drafting make of them.
+        scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
+        graphs: scores that captured steps keep apart; 0 where steps are not captured.
+    """
+
+    weights: int
+    predictor: int
+    cache: int
+    scores: int
+    scratch: int
+    graphs: int
+
+    @property
+    def run(self) -> int:
+        """What a run needs beyond model and predictor."""
+        return self.cache + self.scores + self.scratch + self.graphs
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.predictor + self.run
+
+
+def weight_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Bytes of the parameters of the model that `config` describes; tied ones count once."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def plan_memory(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    slots: int,
+    batch_size: int = 1,
+    num_nodes: int = 1,
+    num_lookahead: int = 0,
+    num_offsets: int = 0,
+    weights: int = 0,
+    captures: bool = False,
+    transition_rank: int = 0,
+) -> MemoryPlan:
+    """Plan a run of B sequences over a cache of `slots` slots each.
+
+    Args:
+        config, dtype: of the model.
+        num_nodes, num_lookahead, num_offsets: N, P, k; 1, 0, 0 is plain decoding.
+        weights: bytes of the model's parameters.
+        captures: whether steps are captured as graphs, one per cache bucket.
+        transition_rank: r of the predictor's token transition.
+    """
+    size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_width = getattr(config, "head_dim", None) or width // heads
+    rows = num_nodes + num_lookahead * num_offsets
+    logits = batch_size * rows * vocab * size
+    # Sampling holds processed scores, sorted ones and probabilities in float32, drafting the scores of k rows.
+    wide = batch_size * (3 * num_nodes + 2 * num_offsets) * vocab * 4
+    per_row = (4 * width + 3 * config.intermediate_size + 2 * (heads + 2 * kv_heads) * head_width) * size
+    chunk = min(CHUNK_TOKENS, slots)
+    prefill = chunk * per_row + 2 * heads * head_width * slots * size + chunk * slots
+    buckets = max(1, (slots - 1) // SMALLEST_BUCKET).bit_length()
+    return MemoryPlan(
+        weights=weights,
+        predictor=(num_offsets * width * width + 2 * vocab * transition_rank) * size,
+        cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
+        scores=logits + wide,
+        scratch=max(prefill, batch_size * rows * per_row),
+        graphs=buckets * (logits + batch_size * num_nodes * vocab * 4) if captures else 0,
+    )
+
+
+def slots_for(max_len: int, rows: int) -> int:
+    """Cache slots allocated for sequences of up to `max_len` tokens and steps of `rows` rows."""
+    return allocated_slots(max_len + rows)
+
+
+def gib(number: int) -> str:
+    return f"{number / GIB:.2f} GiB"
+
+
+def check_memory(engine: Engine, batch_size: int, slots: int) -> None:
+    """Raise ValueError, with the numbers, if a run of B sequences of `slots` slots will not fit the engine's device."""
+    view = engine.view
+    tree = {}
+    if engine.tree is not None:
+        tree = {"num_nodes": engine.tree.num_nodes, "num_lookahead": engine.tree.num_lookahead, "num_offsets": engine.num_offsets}
+    plan = plan_memory(view.config, view.dtype, slots, batch_size, captures=engine.captures, **tree)
+    available = available_memory(view.device)
+    if plan.run > available:
+        parts = ", ".join(f"{name} {gib(getattr(plan, name))}" for name in ("cache", "scores", "scratch", "graphs"))
+        raise ValueError(
+            f"max_new_tokens: {batch_size} sequences of {slots} cache slots need {gib(plan.run)} ({parts}), but "
+            f"{gib(available)} of memory are free on {view.device}; ask for fewer tokens or a smaller batch"
+        )

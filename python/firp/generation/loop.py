@@ -1,0 +1,129 @@
+"""The host's side of decoding: launch steps, read their records, hand over tokens, let finished sequences leave.
+
+Where nothing needs the host between two steps, step n + 1 is launched before the record of step n is read, so that a
+GPU never waits. A sequence ends on the device; the one step more that it sees there changes nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+
+import torch
+
+from firp.engine.chooser import Chooser
+from firp.engine.engine import Engine
+from firp.engine.state import DecodeState, DecodeStats, StepRecord
+from firp.generation.output import Output
+from firp.generation.records import HostRecord, PendingRecord
+from firp.sampling.choosers import Sequential
+
+
+def run(engine: Engine, state: DecodeState, choose: Chooser, out: Output, late: bool | None = None) -> DecodeStats:
+    """Decode `state` to its end; every token goes to `out`, and what the run used goes back to the engine.
+
+    Args:
+        late: read each record one step late; None does so on a GPU. A run that needs the host at every step reads at
+            once, and warns.
+
+    Raises:
+        FloatingPointError: the model's own scores are NaN.
+    """
+    reason = waits_for_host(choose, out)
+    late = engine.view.device.type == "cuda" if late is None else late
+    if late and reason:
+        warnings.warn(f"firp waits for the host at every step of this run: {reason}", stacklevel=2)
+    if choose.seed is not None:
+        state.seed.fill_(choose.seed)
+    try:
+        return _Loop(engine, state, choose, out, late and not reason).decode()
+    finally:
+        engine.release(state)
+
+
+def waits_for_host(choose: Chooser, out: Output) -> str | None:
+    """What a run needs the host for before its next step, or None."""
+    if not choose.on_device:
+        return "its logits processors look at the tokens so far"
+    if out.criteria:
+        return "its stopping criteria look at every token"
+    if out.scores is not None or out.logits is not None:
+        return "the scores of its tokens are kept"
+    return None
+
+
+class _Loop:
+    def __init__(self, engine: Engine, state: DecodeState, choose: Chooser, out: Output, late: bool) -> None:
+        self.engine, self.state, self.choose, self.out = engine, state, choose, out
+        self.delay = int(late)
+        self.stats = DecodeStats()
+        self.order = list(range(state.batch_size))
+        self.ended: set[int] = set()
+        self.unread: deque[tuple[list[int], StepRecord, PendingRecord]] = deque()
+
+    @torch.no_grad()
+    def decode(self) -> DecodeStats:
+        while len(self.ended) < len(self.out.emitted):
+            self._make_room()
+            with self.out.time.measure("steps"):
+                record = self.engine.step(self.state, self.choose)
+                self.unread.append((self.order, record, PendingRecord(record)))
+            if len(self.unread) > self.delay:
+                self._hand_over()
+                self._compact()
+        return self.stats
+
+    def _make_room(self) -> None:
+        """Let the step see a bucket with room for its rows, whatever the steps that were not read yet accepted."""
+        committed = max(self.state.lengths[i] + len(self.out.emitted[i]) for i in self.order)
+        unread = len(self.unread) * (self.engine.num_offsets + 1)
+        self.state.use_slots(committed + unread + self.engine.max_rows)
+
+    def _hand_over(self) -> None:
+        """Read the oldest record and deliver its tokens."""
+        order, record, pending = self.unread.popleft()
+        with self.out.time.measure("steps"):
+            host = pending.read()
+        if any(host.status):
+            broken = order[host.status.index(1)]
+            raise FloatingPointError(
+                f"model: its scores after {len(self.out.history(broken))} tokens of sequence {broken} are NaN, "
+                "or the processors leave no token"
+            )
+        with self.out.time.measure("host"):
+            if isinstance(self.choose, Sequential):
+                self.ended |= {i for i, finished in zip(order, host.finished, strict=True) if finished}
+            else:
+                self._deliver(order, record, host)
+            for sequence in self.out.end_together():
+                self.ended.add(sequence)
+                if sequence in self.order:
+                    self.state.finished[self.order.index(sequence)] = True
+            self.stats.add(self.out.end_step())
+
+    def _deliver(self, order: list[int], record: StepRecord, host: HostRecord) -> None:
+        keeps = self.out.scores is not None or self.out.logits is not None
+        path = record.path.tolist() if keeps else None
+        for slot, sequence in enumerate(order):
+            ended = False
+            for i in range(host.counts[slot]):
+                rows = (record.scores[slot, path[slot][i]], record.logits[slot, path[slot][i]]) if keeps else (None, None)
+                ended = self.out.deliver(sequence, host.tokens[slot][i], *rows)
+                if ended:
+                    break
+            if ended and not host.finished[slot]:
+                self.state.finished[slot] = True
+            if host.finished[slot] and not ended and sequence not in self.ended:
+                raise RuntimeError(f"engine: the cache of {self.state.buffers.capacity} slots is full before sequence {sequence} ended")
+            if ended:
+                self.ended.add(sequence)
+
+    def _compact(self) -> None:
+        """Let ended sequences leave. Processors of any kind see the whole batch at every token: there they stay."""
+        going = [slot for slot, sequence in enumerate(self.order) if sequence not in self.ended]
+        size = self.engine.compacted_size(len(going))
+        if not going or size >= len(self.order) or isinstance(self.choose, Sequential):
+            return
+        gone = [slot for slot, sequence in enumerate(self.order) if sequence in self.ended]
+        places = self.engine.compact(self.state, sorted(going + gone[: size - len(going)]))
+        self.order = [self.order[slot] for slot in places]

