@@ -3,7 +3,7 @@
 import firp
 import pytest
 import torch
-from firp import memory
+from firp.engine import memory
 from models import FAMILIES, tiny_model, tiny_predictor
 
 

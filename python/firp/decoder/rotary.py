@@ -101,9 +101,9 @@ class LengthRotary:
                 )
 
     @torch.no_grad()
-    def __call__(self, hidden: Tensor, position_ids: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, R, D] of position ids [B, R], for rows met at `length`, or one by one."""
-        lengths = position_ids + 1 if length is None else torch.full_like(position_ids, length)
+    def __call__(self, hidden: Tensor, position_ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, R, D] of position ids [B, R], for rows met at the lengths [B], or one by one."""
+        lengths = position_ids + 1 if lengths is None else lengths[:, None].expand_as(position_ids)
         angles = position_ids[..., None].float() * self.frequencies(lengths)
         angles = torch.cat([angles, angles], -1)
         scaling = self.module.attention_scaling
