@@ -1,7 +1,8 @@
 """Builds `firp_kernels._C` where a compiler is at hand; without one the package installs as pure Python.
 
 FIRP_BUILD=cpu|cuda|none overrides what is built. By default the CPU part is always tried, the CUDA part where nvcc and
-a CUDA build of torch are present; whether a GPU is visible does not matter.
+a CUDA build of torch are present; whether a GPU is visible does not matter. FIRP_CUDA_ARCHITECTURES, such as 90 or
+80,90, replaces the architectures that CUDA code is built for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 CHOICES = ("cpu", "cuda", "none")
-CUDA_ARCHITECTURES = (80, 90, 100)
+CUDA_ARCHITECTURES = "80,90,100"
 
 
 def notice(text: str) -> None:
@@ -42,13 +43,21 @@ def wanted() -> str:
         import torch
     except ImportError:
         if choice in ("cpu", "cuda"):
-            raise SystemExit(f"FIRP_BUILD={choice} needs torch at build time: pip install --no-build-isolation") from None
+            raise SystemExit(
+                f"FIRP_BUILD={choice} needs torch at build time: pip install --no-build-isolation"
+            ) from None
         if choice is None:
-            notice("torch is not importable while building, so no extension is built (pip install --no-build-isolation)")
+            notice(
+                "torch is not importable while building, so no extension is built (pip install --no-build-isolation)"
+            )
         return "none"
     can_cuda = bool(torch.version.cuda) and nvcc().is_file()
     if choice == "cuda" and not can_cuda:
-        missing = f"nvcc, not found at {nvcc()} (set CUDA_HOME)" if torch.version.cuda else f"a CUDA build of torch, found {torch.__version__}"
+        missing = (
+            f"nvcc, not found at {nvcc()} (set CUDA_HOME)"
+            if torch.version.cuda
+            else f"a CUDA build of torch, found {torch.__version__}"
+        )
         raise SystemExit(f"FIRP_BUILD=cuda needs {missing}")
     if choice is not None:
         return choice
@@ -65,9 +74,18 @@ def nvcc() -> Path:
 
 
 def architecture_flags() -> list[str]:
-    """Machine code for those of CUDA_ARCHITECTURES that nvcc knows, and PTX of the last for later ones."""
+    """Machine code for the architectures, and PTX of the last for later ones.
+
+    Of the default ones those that nvcc does not know are left out; one that was asked for and is unknown is an error.
+    """
+    asked = os.environ.get("FIRP_CUDA_ARCHITECTURES")
     listed = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    known = [number for number in CUDA_ARCHITECTURES if f"sm_{number}" in listed]
+    numbers = [number.strip() for number in (asked or CUDA_ARCHITECTURES).split(",")]
+    unknown = [number for number in numbers if f"sm_{number}" not in listed]
+    if asked and unknown:
+        known = ", ".join(sorted(name.removeprefix("sm_") for name in listed))
+        raise SystemExit(f"FIRP_CUDA_ARCHITECTURES: got {unknown[0]!r}, expected some of {known}")
+    known = [number for number in numbers if number not in unknown]
     flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in known]
     return [*flags, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
 
@@ -102,7 +120,15 @@ def extensions(choice: str) -> dict:
         "FIRP_TORCH_VERSION": f'"{torch.__version__}"',
         "FIRP_CUDA_VERSION": f'"{cuda_version}"',
     }
-    flags = {"cxx": ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", *(f"-D{name}={value}" for name, value in macros.items())]}
+    flags = {
+        "cxx": [
+            "-O3",
+            "-std=c++20",
+            "-fopenmp",
+            "-ffp-contract=off",
+            *(f"-D{name}={value}" for name, value in macros.items()),
+        ]
+    }
     make = cpp_extension.CppExtension
     if choice == "cuda":
         make = cpp_extension.CUDAExtension

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from firp_kernels.ops import draft_tree
 Call = Callable[[], object]
 # Largest error of a computed float, in parts of the largest exact value: two roundings in 16 bits, sums in float32.
 BOUNDS = {torch.float32: 2.0**-17, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
+
+# Different drafts of a tree and a vocabulary: making 64 of them for every op would take longer than the measurement.
+DRAFTS = 4
 
 
 def results(args: tuple, returned) -> tuple[Tensor, ...]:
@@ -81,20 +85,29 @@ def normal(device: str, dtype: torch.dtype, seed: int) -> Callable[..., Tensor]:
 
 def drafted(tree: Tree, vocabulary: int, device: str, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A tree as the engine drafts it, one sequence: tokens, parents, depths, ancestors, lookahead."""
-    made = draft_tree.reference(*draft_inputs(tree, vocabulary, "cpu", seed))
-    *nodes, lookahead = (part.to(device) for part in made)
+    made = _drafted_on_cpu(tree, vocabulary, seed % DRAFTS)
+    *nodes, lookahead = (part.to(device, copy=True) for part in made)
     return *nodes, lookahead[:, : tree.num_lookahead]
 
 
 def draft_inputs(tree: Tree, vocabulary: int, device: str, seed: int) -> tuple:
     """Arguments of `draft_tree`: as many ranked marginals as the tree has nodes, so that no node is padding."""
+    made = _draft_inputs_on_cpu(tree, vocabulary, seed % DRAFTS)
+    return *(part.to(device, copy=True) for part in made), tree.num_nodes, max(tree.num_lookahead, 1)
+
+
+@functools.cache
+def _drafted_on_cpu(tree: Tree, vocabulary: int, seed: int) -> tuple[Tensor, ...]:
+    return draft_tree.reference(*draft_inputs(tree, vocabulary, "cpu", seed))
+
+
+@functools.cache
+def _draft_inputs_on_cpu(tree: Tree, vocabulary: int, seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1, tree.num_offsets, vocabulary, generator=generator) * 3
     top = logits.softmax(-1).topk(min(max(tree.num_nodes, 4), vocabulary), -1)
     root = torch.randint(vocabulary, (1,), generator=generator)
-    offsets = torch.full((1,), tree.num_offsets, dtype=torch.int32)
-    tensors = (part.to(device) for part in (top.values, top.indices, root, offsets))
-    return *tensors, tree.num_nodes, max(tree.num_lookahead, 1)
+    return top.values, top.indices, root, torch.full((1,), tree.num_offsets, dtype=torch.int32)
 
 
 def tensors_of(args: tuple) -> list[Tensor]:

@@ -44,7 +44,7 @@ def _cpu_name() -> str:
 
 
 def write_json(document: dict, path: Path) -> None:
-    """Write the whole document or nothing; called after every op, so that an interrupted run keeps what it has."""
+    """Write the whole document or nothing; called after every case."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{os.getpid()}.{path.name}")
     staging.write_text(json.dumps(document, indent=1) + "\n")

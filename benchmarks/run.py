@@ -63,21 +63,21 @@ def benchmark(
         grid_list = [grid for shape in shapes for grid in grids(SHAPES[shape], device)]
         # An op whose inputs have one dtype makes the same cases for every dtype of the grid.
         cases = {case.label: case for grid in grid_list for case in OPS[name].cases(grid)}.values()
-        entries = []
+        before, entries = document["entries"], []
         for case in track(cases, name, console=Console(stderr=True), transient=True):
             entries += run_case(case, impls, device, repeats, rates)
+            if broken(entries) and not check_only:
+                withhold(entries)
+            # After every case, so that a run that is stopped keeps what it has.
+            document |= {"entries": before + entries, "rates": {} if rates is None else rates.document()}
+            if json_path is not None:
+                write_json(document, json_path)
         if broken(entries):
             failed.append(name)
-            if not check_only:
-                withhold(entries)
         if entries:
             print_table(entries, console)
         else:
             console.print(f"{name}: served by the reference alone")
-        document["entries"] += entries
-        document["rates"] = {} if rates is None else rates.document()
-        if json_path is not None:
-            write_json(document, json_path)
     return document, failed
 
 

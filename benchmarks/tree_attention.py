@@ -49,7 +49,7 @@ def _case(grid: Grid, tree: Tree, context: int) -> Case:
         num_bytes=num_bytes(sample[0], *sample[:7]),
         operations=4 * visible * shape.heads * shape.head_dim,
         bound=BOUNDS[grid.dtype],
-        alternatives=_alternatives(grid),
+        alternatives=_alternatives(grid, tree, context),
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def dense_mask(
     return mask.masked_fill_(hidden, float("-inf"))
 
 
-def _alternatives(grid: Grid) -> dict[str, Alternative]:
+def _alternatives(grid: Grid, tree: Tree, context: int) -> dict[str, Alternative]:
     made = {
         f"SDPA {backend.name.removesuffix('_ATTENTION').lower()}": Alternative(
             _sdpa, _rows_first, scope=functools.partial(sdpa_kernel, backend)
@@ -82,7 +82,9 @@ def _alternatives(grid: Grid) -> dict[str, Alternative]:
         made["SDPA grouped"] = Alternative(functools.partial(_sdpa, expand=False), _rows_first)
     if grid.device == "cuda":
         missing = None if importlib.util.find_spec("flashinfer") else "flashinfer is not installed"
-        made["FlexAttention"] = Alternative(_flex, _rows_first)
+        # Every shape of it is compiled for ten seconds: at the longest context, and where there is a tree to mask.
+        if context == grid.contexts[-1] and tree.num_nodes > 1:
+            made["FlexAttention"] = Alternative(_flex, _rows_first)
         made["FlashInfer"] = Alternative(_flashinfer, lambda _, out: (out[None],), unavailable=missing)
     return made
 

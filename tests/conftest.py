@@ -19,5 +19,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
 
 
+@pytest.fixture(autouse=True)
+def memory_for_other_workers():
+    """Tests run side by side on one GPU: what torch keeps of a large one would be missing to the others."""
+    yield
+    if HAS_GPU and torch.cuda.memory_reserved() > 1 << 30:
+        torch.cuda.empty_cache()
+
+
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="200,000 draws a case, 1,000 random configurations")
