@@ -60,12 +60,13 @@ docs: $(VENV)/documented
 bench: $(VENV)/installed
 	$(BIN)/firp bench --json benchmarks/results/bench.json
 
-# On a machine with a GPU, in the current Python. STAGE: build, tests, sanitizer, micro, e2e.
+# On a machine with a GPU, in the current Python. STAGE: build, smoke, gpu-tests, kernel-tests, step-cost, micro, e2e,
+# sanitizer, or some of them, comma-separated. SECONDS: for all together.
 STAGE ?= all
 OUT ?= benchmarks/results/gpu
 MODEL ?= smollm2-135m
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py --stage $(STAGE) --out $(OUT) --model $(MODEL) $(if $(PREDICTOR),--predictor $(PREDICTOR))
+	$(PYTHON) benchmarks/gpu_check.py --stage $(STAGE) --out $(OUT) --model $(MODEL) $(if $(PREDICTOR),--predictor $(PREDICTOR)) $(if $(SECONDS),--seconds $(SECONDS))
 
 clean:
 	rm -rf build dist *.egg-info firp_kernels/*.so

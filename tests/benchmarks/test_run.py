@@ -119,6 +119,17 @@ def test_a_wrong_implementation_gets_no_figures(monkeypatch, tmp_path, function,
         assert entry["implementation"] != "extension" or reason in entry["reason"]
 
 
+def test_a_wrong_alternative_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(run.OPS["tree_attention"], "scaled_dot_product_attention", lambda query, *_, **__: query)
+    path = tmp_path / "run.json"
+    result = invoke(*TINY, "--op", "tree_attention", "--json", path)
+    assert result.exit_code == 0, result.output
+    for entry in json.loads(path.read_text())["entries"]:
+        ours = entry["kind"] == "implementation"
+        assert entry["status"] == ("ok" if ours else "wrong") and ours == ("microseconds" in entry)
+        assert not ours or entry["speedup"].keys() <= {"reference"}
+
+
 def test_wrong_integers_are_wrong(monkeypatch):
     def other_order(*args):
         tokens, *rest = registry.bound("draft_tree", "reference")(*args)
