@@ -181,7 +181,9 @@ class FakeCuda:
         self.current_device, self.streams[stream.index] = device, before
 
     @contextlib.contextmanager
-    def capture(self, graph: Graph, pool: int | None = None, stream: Stream | None = None, capture_error_mode: str = "global"):
+    def capture(
+        self, graph: Graph, pool: int | None = None, stream: Stream | None = None, capture_error_mode: str = "global"
+    ):
         if stream is None:
             self._default_capture_stream = stream = self._default_capture_stream or self._stream()
         self.empty_cache()
