@@ -26,7 +26,7 @@ from firp.engine.emission import emit, pack
 from firp.engine.graphs import StepRunner, make_runner
 from firp.engine.layers import compiles, layer_function, run_layers
 from firp.engine.memory import check_memory
-from firp.engine.prefill import CHUNK_TOKENS, prefill
+from firp.engine.prefill import prefill
 from firp.engine.rows import few_rows, pseudo_scores, row_positions
 from firp.engine.state import DecodeState, StepRecord
 from firp_kernels import Verified
@@ -152,7 +152,7 @@ class Engine:
             max_new_tokens: tokens after which a sequence ends.
             stop_tokens: ids that end a sequence.
             plain: decode this run without drafting.
-            chunk_tokens: prompt tokens that pass the model at once; None takes the engine's default.
+            chunk_tokens: prompt tokens, of one prompt or of several, that pass the model at once; None takes the engine's default.
             checked: the engine was made just now, so that the model need not be checked again.
 
         Raises:
@@ -166,8 +166,7 @@ class Engine:
         size, device = len(prompts), self.view.device
         buffers = self._buffers(size, max(lengths) + max_new_tokens + self.max_rows)
         cache = buffers.cache[:, :, :size]
-        for b, prompt in enumerate(prompts):
-            prefill(self.view, prompt[:-1].to(device), cache[:, :, b], chunk_tokens or CHUNK_TOKENS, self._prefill_attention)
+        prefill(self.view, [prompt[:-1] for prompt in prompts], cache, chunk_tokens, self._prefill_attention)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
         drafts = not plain and self.drafter(size) is not None
         committed = [length - 1 for length in lengths]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from firp.engine.buffers import allocated_slots
-from firp.engine.prefill import CHUNK_TOKENS
+from firp.engine.prefill import CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def plan_memory(
     weights: int = 0,
     captures: bool = False,
     transition_rank: int = 0,
+    prefill_rows: int = CHUNK_TOKENS,
 ) -> MemoryPlan:
     """Plan a run of B sequences over a cache of `slots` slots each.
 
@@ -75,6 +76,7 @@ def plan_memory(
         weights: bytes of the model's parameters.
         captures: whether steps are captured as graphs.
         transition_rank: r of the predictor's token transition.
+        prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
     """
     size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -84,8 +86,10 @@ def plan_memory(
     # Sampling holds processed scores, sorted ones and probabilities in float32, drafting the scores of k rows.
     wide = batch_size * (3 * num_nodes + 2 * num_offsets) * vocab * 4
     per_row = (4 * width + 3 * config.intermediate_size + 2 * (heads + 2 * kv_heads) * head_width) * size
-    chunk = min(CHUNK_TOKENS, slots)
-    prefill = chunk * per_row + 2 * heads * head_width * slots * size + chunk * slots
+    rows_together = min(prefill_rows, slots * batch_size)
+    # Keys and values spread over their groups, and a mask of one prompt's chunk.
+    attended = 2 * heads * head_width * max(slots, rows_together) * size + min(rows_together, slots) * slots
+    prefill = rows_together * per_row + attended
     return MemoryPlan(
         weights=weights,
         predictor=(num_offsets * width * width + 2 * vocab * transition_rank) * size,
@@ -111,7 +115,10 @@ def check_memory(engine: Engine, batch_size: int, slots: int) -> None:
     tree = {}
     if engine.tree is not None:
         tree = {"num_nodes": engine.tree.num_nodes, "num_lookahead": engine.tree.num_lookahead, "num_offsets": engine.num_offsets}
-    plan = plan_memory(view.config, view.dtype, slots, batch_size, captures=engine.captures, **tree)
+    plan = plan_memory(
+        view.config, view.dtype, slots, batch_size, captures=engine.captures,
+        prefill_rows=most_rows(view.device, slots, batch_size), **tree,
+    )  # fmt: skip
     available = available_memory(view.device)
     if plan.run > available:
         parts = ", ".join(f"{name} {gib(getattr(plan, name))}" for name in ("cache", "scores", "scratch", "graphs"))
