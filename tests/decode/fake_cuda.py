@@ -16,7 +16,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "firp.linear")
 UNWRITTEN = -77
@@ -98,6 +98,8 @@ class Graph:
                 if key not in self.own and key not in self.before:
                     whole = value.new_empty(0).set_(value.untyped_storage())
                     self.before[key] = whole, whole.clone()
+        # By address: a tensor may get other storage later.
+        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
         out = func(*args, **kwargs)
         self.ops.append((func, args, kwargs, out))
         known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}

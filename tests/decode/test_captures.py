@@ -16,7 +16,7 @@ from transformers import StoppingCriteriaList
 
 from firp_kernels import registry
 
-SHORT, LONG = [torch.tensor([4, 5, 6])], [torch.tensor([5, 4] * 60), torch.tensor([6, 4, 5])]
+SHORT, LONG = [torch.tensor([4, 5, 6])], [torch.tensor([5, 4] * 20), torch.tensor([6, 4, 5])]
 
 
 def decoded(engine, prompts, new_tokens, late, keep_logits=False):
@@ -28,7 +28,7 @@ def decoded(engine, prompts, new_tokens, late, keep_logits=False):
     return out
 
 
-def emitted(engine, prompts, new_tokens=20, late=True):
+def emitted(engine, prompts, new_tokens=10, late=True):
     return decoded(engine, prompts, new_tokens, late).emitted
 
 
@@ -52,7 +52,7 @@ def captured(*arguments):
 @pytest.mark.parametrize("plain", [False, True], ids=["firp", "plain"])
 @pytest.mark.parametrize("device", [0, 1], ids=["current device", "another device"])
 def test_replayed_steps_read_late_equal_eager_ones(monkeypatch, device, plain):
-    runs = [(SHORT, 30), (LONG, 20), (SHORT, 30)]
+    runs = [(SHORT, 15), (LONG, 15), (SHORT, 15)]
     wanted = expected(*runs, plain=plain)
     cuda = FakeCuda(monkeypatch, device)
     with cuda.tensors():
@@ -93,9 +93,9 @@ def test_an_engine_grows_while_another_replays(cuda):
 def test_two_runs_of_one_engine_share_nothing(cuda):
     engine = captured(*parts())
     alone = [emitted(engine, prompts) for prompts in (SHORT, LONG)]
-    states = [engine.start(prompts, 20, [3]) for prompts in (SHORT, LONG)]
+    states = [engine.start(prompts, 10, [3]) for prompts in (SHORT, LONG)]
     tokens = [[[] for _ in prompts] for prompts in (SHORT, LONG)]
-    for _ in range(20):
+    for _ in range(10):
         for state, rows in zip(states, tokens, strict=True):
             record = engine.step(state)
             for row, new, count in zip(rows, record.tokens.tolist(), record.counts.tolist(), strict=True):
@@ -106,7 +106,7 @@ def test_two_runs_of_one_engine_share_nothing(cuda):
 
 def test_one_stream_serves_all_captures_and_pools_end_with_their_graphs(cuda):
     engine = captured(*parts())
-    emitted(engine, SHORT, 240)
+    emitted(engine, [torch.tensor([5, 4] * 110)], 30)
     assert len(engine._spare[0].graphs) > 1 and cuda.made == 1 and len(cuda.pools) == 1
     emitted(engine, LONG)
     cuda.empty_cache()
@@ -144,7 +144,7 @@ def test_storage_that_moved_under_a_run_is_noticed_by_the_next(cuda):
     model, *others = parts()
     engine = captured(model, *others)
     wanted = emitted(engine, SHORT)
-    state = engine.start(SHORT, 20, [3])
+    state = engine.start(SHORT, 10, [3])
     engine.step(state)
     weight = model.lm_head.weight
     before = weight.data
