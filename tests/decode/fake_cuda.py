@@ -28,7 +28,7 @@ class Stream:
         self.queue: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def wait_stream(self, other: Stream) -> None:
-        self.cuda.waits.append((self, other))
+        """Nothing to do: ops are done in the order of their launch."""
 
 
 class Event:
@@ -140,7 +140,6 @@ class FakeCuda:
         self.current_device = 0
         self.streams = {index: Stream(self, index) for index in (0, 1)}
         self.made = 0
-        self.waits: list[tuple[Stream, Stream]] = []
         self.pools: dict[int, Pool] = {}
         self.workspaces: set[Stream] = set()
         self.capturing: dict[Stream, Graph] = {}
