@@ -1,0 +1,206 @@
+"""Captures, replays and late reads on a GPU made of CPU tensors: the same code that a GPU runs."""
+
+import gc
+from types import SimpleNamespace
+
+import firp
+import pytest
+import torch
+from fake_cuda import FakeCuda
+from firp.engine.chooser import Greedy
+from firp.engine.graphs import STEP_OPS, GraphRunner, make_runner
+from firp.generation.loop import run
+from firp.generation.output import Output
+from models import tiny_model, tiny_predictor
+from transformers import StoppingCriteriaList
+
+from firp_kernels import registry
+
+SHORT, LONG = [torch.tensor([4, 5, 6])], [torch.tensor([5, 4] * 20), torch.tensor([6, 4, 5])]
+
+
+def decoded(engine, prompts, new_tokens, late, keep_logits=False):
+    out = Output(
+        torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True), prompts, new_tokens, [3], StoppingCriteriaList(),
+        keep_logits=keep_logits,
+    )  # fmt: skip
+    run(engine, engine.start(prompts, new_tokens, [3]), Greedy(engine.ops), out, late)
+    return out
+
+
+def emitted(engine, prompts, new_tokens=10, late=True):
+    return decoded(engine, prompts, new_tokens, late).emitted
+
+
+def parts(plain=False):
+    model = tiny_model(7, vocab=12, dtype=torch.float32)
+    return (model,) if plain else (model, tiny_predictor(model, 7), firp.TreeConfig(8, 3))
+
+
+def expected(*runs, plain=False):
+    """What eager steps on a CPU emit."""
+    engine = firp.Engine(*parts(plain))
+    return [emitted(engine, *arguments, late=False) for arguments in runs]
+
+
+def captured(*arguments):
+    engine = firp.Engine(*arguments, compile=False)
+    assert isinstance(engine._runner, GraphRunner)
+    return engine
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["firp", "plain"])
+@pytest.mark.parametrize("device", [0, 1], ids=["current device", "another device"])
+def test_replayed_steps_read_late_equal_eager_ones(monkeypatch, device, plain):
+    runs = [(SHORT, 15), (LONG, 15), (SHORT, 15)]
+    wanted = expected(*runs, plain=plain)
+    cuda = FakeCuda(monkeypatch, device)
+    with cuda.tensors():
+        engine = captured(*parts(plain))
+        assert [emitted(engine, *arguments) for arguments in runs] == wanted
+    assert cuda.current_device == 0
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    with fake.tensors():
+        yield fake
+
+
+def test_larger_buffers_capture_into_a_pool_of_their_own(cuda):
+    """While a record of the smaller ones is still held, and a library holds what it made on their stream."""
+    engine = captured(*parts())
+    state = engine.start(SHORT, 20, [])
+    record = [engine.step(state) for _ in range(2)][-1]
+    tokens = record.tokens.clone()
+    engine.release(state)
+    del state
+    assert emitted(engine, LONG) == emitted(firp.Engine(*parts(), graphs=False, compile=False), LONG)
+    assert torch.equal(record.tokens, tokens)
+
+
+def test_an_engine_grows_while_another_replays(cuda):
+    engines = [captured(*parts()), captured(*parts(plain=True))]
+    wanted = [emitted(engine, SHORT) for engine in engines]
+    emitted(engines[0], LONG)
+    del engines[0]._spare[:]
+    gc.collect()
+    assert emitted(engines[1], SHORT) == wanted[1]
+    assert emitted(engines[0], SHORT) == wanted[0]
+
+
+def test_two_runs_of_one_engine_share_nothing(cuda):
+    engine = captured(*parts())
+    alone = [emitted(engine, prompts) for prompts in (SHORT, LONG)]
+    states = [engine.start(prompts, 10, [3]) for prompts in (SHORT, LONG)]
+    tokens = [[[] for _ in prompts] for prompts in (SHORT, LONG)]
+    for _ in range(10):
+        for state, rows in zip(states, tokens, strict=True):
+            record = engine.step(state)
+            for row, new, count in zip(rows, record.tokens.tolist(), record.counts.tolist(), strict=True):
+                row += new[:count]
+    assert tokens == alone
+    assert states[0].buffers.pool != states[1].buffers.pool and states[0].buffers.stream is not states[1].buffers.stream
+
+
+def test_one_stream_serves_all_captures_and_pools_end_with_their_graphs(cuda):
+    engine = captured(*parts())
+    emitted(engine, [torch.tensor([5, 4] * 110)], 30)
+    assert len(engine._spare[0].graphs) > 1 and cuda.made == 1 and len(cuda.pools) == 1
+    emitted(engine, LONG)
+    cuda.empty_cache()
+    assert cuda.made == 2 and len(cuda.pools) == 1
+    del engine
+    gc.collect()
+    cuda.empty_cache()
+    assert not cuda.pools
+
+
+def tensors_of(model):
+    return {
+        "a weight": model.model.layers[1].mlp.up_proj.weight,
+        "the head": model.lm_head.weight,
+        "rotary frequencies": model.model.rotary_emb.inv_freq,
+    }
+
+
+@pytest.mark.parametrize("name", ["a weight", "the head", "rotary frequencies"])
+def test_storage_that_moved_is_noticed(cuda, name):
+    """Tensors that keep their identity over other storage, as `model.cpu()` and back leave them."""
+    model, *others = parts()
+    engine = captured(model, *others)
+    wanted = emitted(engine, SHORT)
+    graphs = engine._spare[0].graphs
+    assert emitted(engine, SHORT) == wanted and engine._spare[0].graphs is graphs
+    tensor = tensors_of(model)[name]
+    before = tensor.data
+    tensor.data = before.clone()
+    before.fill_(float("nan"))
+    assert emitted(engine, SHORT) == wanted and engine._spare[0].graphs is not graphs
+
+
+def test_storage_that_moved_under_a_run_is_noticed_by_the_next(cuda):
+    model, *others = parts()
+    engine = captured(model, *others)
+    wanted = emitted(engine, SHORT)
+    state = engine.start(SHORT, 10, [3])
+    engine.step(state)
+    weight = model.lm_head.weight
+    before = weight.data
+    weight.data = before.clone()
+    engine.release(state)
+    before.fill_(float("nan"))
+    assert emitted(engine, SHORT) == wanted
+
+
+def test_records_hold_scores_only_where_they_are_kept(cuda):
+    engine = captured(*parts())
+    wanted = decoded(firp.Engine(*parts(), graphs=False, compile=False), SHORT, 20, False, keep_logits=True)
+    emitted(engine, SHORT)
+    for _, record in engine._spare[0].graphs.values():
+        assert record.logits is record.scores is None
+    kept = decoded(engine, SHORT, 20, False, keep_logits=True)
+    assert kept.emitted == wanted.emitted
+    torch.testing.assert_close(kept.logits, wanted.logits)
+
+
+def view_of(device="cuda:1", dtype=torch.bfloat16, **config):
+    return SimpleNamespace(device=torch.device(device), dtype=dtype, config=SimpleNamespace(**config))
+
+
+@pytest.mark.parametrize(
+    ("experts", "dtype", "capability", "captures"),
+    [
+        (None, torch.bfloat16, (9, 0), False),
+        ("eager", torch.bfloat16, (9, 0), False),
+        ("sonicmoe", torch.bfloat16, (9, 0), False),
+        ("batched_mm", torch.float32, (8, 0), True),
+        ("grouped_mm", torch.bfloat16, (9, 0), True),
+        ("grouped_mm", torch.bfloat16, (10, 0), True),
+        ("grouped_mm", torch.bfloat16, (8, 0), False),
+        ("grouped_mm", torch.float16, (9, 0), False),
+    ],
+)
+def test_experts_that_wait_for_the_host_are_named_before_a_capture(monkeypatch, experts, dtype, capability, captures):
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for count in ("num_experts", "num_local_experts"):
+        view = view_of(dtype=dtype, _experts_implementation=experts, **{count: 4})
+        assert make_runner(view, None, None).captures == captures
+        if not captures:
+            with pytest.raises(
+                ValueError, match=f"graphs: got True, but experts_implementation {experts!r} in {dtype}"
+            ):
+                make_runner(view, True, None)
+    assert make_runner(view_of(dtype=dtype, _experts_implementation=experts), True, None).captures
+
+
+@pytest.mark.parametrize("op", sorted(STEP_OPS))
+def test_only_a_reference_that_waits_prevents_captures(monkeypatch, op):
+    FakeCuda(monkeypatch)
+    registry._owners[op, "cuda"] = "reference"
+    assert make_runner(view_of(), None, None).captures != STEP_OPS[op]
+    if STEP_OPS[op]:
+        with pytest.raises(ValueError, match=f"graphs: got True, but the reference serves {op}, which waits"):
+            make_runner(view_of(), True, None)
