@@ -30,9 +30,9 @@ def test_cache_after_every_step_equals_a_fresh_prefill(seed):
                 continue
             committed = int(state.context_lens[b])
             assert tokens[b][:-1] == tokens[b][:committed] and len(tokens[b]) == committed + 1
-            fresh = torch.full_like(state.cache[:, :, b], float("nan"))
-            prefill(engine.view, torch.tensor(tokens[b][:committed]), fresh)
-            torch.testing.assert_close(state.cache[:, :, b, :committed], fresh[:, :, :committed], rtol=1e-10, atol=1e-12)
+            fresh = torch.full_like(state.cache[:, :, b : b + 1], float("nan"))
+            prefill(engine.view, [torch.tensor(tokens[b][:committed])], fresh)
+            torch.testing.assert_close(state.cache[:, :, b, :committed], fresh[:, :, 0, :committed], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("attention", ["torch", "tree_attention"])
@@ -45,10 +45,10 @@ def test_prefill_in_chunks_fills_the_same_cache(family, attention):
     op = engine.ops.tree_attention if attention == "tree_attention" else None
 
     def filled(chunk):
-        cache = torch.full_like(engine.start([prompt], 5, []).cache[:, :, 0], float("nan"))
-        prefill(engine.view, prompt, cache, chunk, op)
-        assert cache[:, :, len(prompt) :].isnan().all()
-        return cache[:, :, : len(prompt)]
+        cache = torch.full_like(engine.start([prompt], 5, []).cache, float("nan"))
+        prefill(engine.view, [prompt], cache, chunk, op)
+        assert cache[:, :, 0, len(prompt) :].isnan().all()
+        return cache[:, :, 0, : len(prompt)]
 
     expected = filled(len(prompt))
     for chunk in (1, 7, 64, 100):

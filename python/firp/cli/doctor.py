@@ -16,6 +16,7 @@ from rich.table import Table
 from firp.cli import options
 from firp.drafting.predictor import SHIPPED
 from firp.engine.memory import gib, plan_memory, slots_for, weight_bytes
+from firp.engine.prefill import most_rows
 from firp.tools.converted import WHEEL_MODELS, is_kept
 from firp.tools.hardware import available_memory, usable_cores
 from firp.tools.models import load_config, parse_dtype
@@ -102,7 +103,10 @@ def _memory(
     rows = drafts["num_nodes"] + drafts["num_lookahead"] * drafts["num_offsets"] if drafts else 1
     slots = slots_for(max_len, rows)
     weights = weight_bytes(config, precision)
-    plan = plan_memory(config, precision, slots, batch_size, **drafts, weights=weights, captures=device.type == "cuda")
+    plan = plan_memory(
+        config, precision, slots, batch_size, **drafts, weights=weights, captures=device.type == "cuda",
+        prefill_rows=most_rows(device, slots, batch_size),
+    )  # fmt: skip
     method = "FIRP, N = {num_nodes}, P = {num_lookahead}, k = {num_offsets}".format(**drafts) if drafts else "plain decoding"
     table = Table("part", "size", title=f"memory: {model}, {dtype}, {batch_size} x {max_len} tokens in {slots} slots each, {method}")
     for name, number in vars(plan).items():

@@ -48,34 +48,36 @@ def check_lengths(config: PreTrainedConfig, prompt_length: int, max_new_tokens: 
             )
 
 
-def _dynamic_frequencies(config: PreTrainedConfig) -> Frequencies:
-    """Lengths [...] to inverse frequencies [..., dim / 2], NTK-scaled past the trained context."""
+def _dynamic_frequencies(config: PreTrainedConfig, device: torch.device) -> Frequencies:
+    """Lengths [...] on `device` to inverse frequencies [..., dim / 2], NTK-scaled past the trained context."""
     parameters, trained = config.rope_parameters, config.max_position_embeddings
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dim, factor = int(width * parameters.get("partial_rotary_factor", 1.0)), parameters["factor"]
+    exponents = torch.arange(0, dim, 2, device=device).float() / dim
 
     def frequencies(lengths: Tensor) -> Tensor:
         stretch = factor * lengths.clamp(min=trained) / trained - (factor - 1)
         base = parameters["rope_theta"] * stretch ** (dim / (dim - 2))
-        exponents = torch.arange(0, dim, 2, device=lengths.device).float() / dim
         return 1.0 / base[..., None] ** exponents
 
     return frequencies
 
 
-def _longrope_frequencies(config: PreTrainedConfig) -> Frequencies:
-    """Lengths [...] to inverse frequencies [..., dim / 2]: one set within the trained context, another past it."""
+def _longrope_frequencies(config: PreTrainedConfig, device: torch.device) -> Frequencies:
+    """Lengths [...] on `device` to inverse frequencies [..., dim / 2]: one set within the trained context, another past it."""
     trained = config.rope_parameters["original_max_position_embeddings"]
-    short, long = (ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=trained + past)[0] for past in (0, 1))
+    sets = (ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=trained + past)[0] for past in (0, 1))
+    # Moved once: a copy from the host in a step would make it wait, and no capture allows one.
+    short, long = (frequencies.to(device) for frequencies in sets)
 
     def frequencies(lengths: Tensor) -> Tensor:
-        return torch.where((lengths > trained)[..., None], long.to(lengths.device), short.to(lengths.device))
+        return torch.where((lengths > trained)[..., None], long, short)
 
     return frequencies
 
 
 class LengthRotary:
-    """Cosines and sines of "dynamic" and "longrope" embeddings.
+    """Cosines and sines of "dynamic" and "longrope" embeddings, on the device that the module is on.
 
     Args:
         module: the decoder's own rotary embedding; only read.
@@ -84,26 +86,28 @@ class LengthRotary:
 
     def __init__(self, module: nn.Module, config: PreTrainedConfig) -> None:
         makers = {"dynamic": _dynamic_frequencies, "longrope": _longrope_frequencies}
-        self.frequencies = makers[rope_type_of(config)](config)
+        self.device = module.inv_freq.device
+        self.frequencies = makers[rope_type_of(config)](config, self.device)
         self.module = module
         self.check()
 
     def check(self) -> None:
         """Raise ValueError unless the frequencies in the model's own module are those of its configuration."""
         module, longest = self.module, self.module.config.max_position_embeddings
-        known = [self.frequencies(torch.tensor(length)) for length in (1, longest + 1, int(module.max_seq_len_cached))]
+        lengths = torch.tensor([1, longest + 1, int(module.max_seq_len_cached)], device=self.device)
+        known = self.frequencies(lengths).float().cpu()
         for name in ("original_inv_freq", "inv_freq"):
             found = getattr(module, name).float().cpu()
-            if not any(found.shape == own.shape and torch.allclose(found, own.float(), rtol=1e-2) for own in known):
+            if not any(found.shape == own.shape and torch.allclose(found, own, rtol=1e-2) for own in known):
                 raise ValueError(
                     f"model: model.rotary_emb.{name} holds other frequencies than config.rope_parameters give, expected those of "
                     f"rope_type {rope_type_of(module.config)!r}"
                 )
 
     @torch.no_grad()
-    def __call__(self, hidden: Tensor, position_ids: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, R, D] of position ids [B, R], for rows met at `length`, or one by one."""
-        lengths = position_ids + 1 if length is None else torch.full_like(position_ids, length)
+    def __call__(self, hidden: Tensor, position_ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, R, D] of position ids [B, R], for rows met at the lengths [B], or one by one."""
+        lengths = position_ids + 1 if lengths is None else lengths[:, None].expand_as(position_ids)
         angles = position_ids[..., None].float() * self.frequencies(lengths)
         angles = torch.cat([angles, angles], -1)
         scaling = self.module.attention_scaling

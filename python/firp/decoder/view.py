@@ -159,15 +159,20 @@ class DecoderView:
     def dtype(self) -> torch.dtype:
         return self.decoder.embed_tokens.weight.dtype
 
+    def addresses(self) -> tuple[int, ...]:
+        """Where the model's weights and buffers lie: a captured step reads them there."""
+        held = (*self.model.parameters(), *self.model.buffers())
+        return tuple(tensor.data_ptr() for tensor in held)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [B, R] to hidden rows [B, R, d]."""
         hidden = self.decoder.embed_tokens(tokens)
         return hidden if self.embedding_factor == 1 else hidden * self.embedding_factor
 
-    def rotary(self, hidden: Tensor, position_ids: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, R, D] of the position ids [B, R]; `length`: of the prompt that the rows belong to."""
+    def rotary(self, hidden: Tensor, position_ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, R, D] of the position ids [B, R]; `lengths` [B]: of the prompts that rows belong to."""
         if self._rotary is not None:
-            return self._rotary(hidden, position_ids, length)
+            return self._rotary(hidden, position_ids, lengths)
         return self.decoder.rotary_emb(hidden, position_ids)
 
     def run_layers(

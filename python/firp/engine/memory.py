@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from firp.engine.buffers import SMALLEST_BUCKET, allocated_slots
-from firp.engine.prefill import CHUNK_TOKENS
+from firp.engine.buffers import allocated_slots
+from firp.engine.prefill import CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class MemoryPlan:
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
-        graphs: scores that captured steps keep apart; 0 where steps are not captured.
+        graphs: scores and scratch in the pool that captured steps share; 0 where steps are not captured.
     """
 
     weights: int
@@ -66,6 +66,7 @@ def plan_memory(
     weights: int = 0,
     captures: bool = False,
     transition_rank: int = 0,
+    prefill_rows: int = CHUNK_TOKENS,
 ) -> MemoryPlan:
     """Plan a run of B sequences over a cache of `slots` slots each.
 
@@ -73,8 +74,9 @@ def plan_memory(
         config, dtype: of the model.
         num_nodes, num_lookahead, num_offsets: N, P, k; 1, 0, 0 is plain decoding.
         weights: bytes of the model's parameters.
-        captures: whether steps are captured as graphs, one per cache bucket.
+        captures: whether steps are captured as graphs.
         transition_rank: r of the predictor's token transition.
+        prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
     """
     size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -84,16 +86,17 @@ def plan_memory(
     # Sampling holds processed scores, sorted ones and probabilities in float32, drafting the scores of k rows.
     wide = batch_size * (3 * num_nodes + 2 * num_offsets) * vocab * 4
     per_row = (4 * width + 3 * config.intermediate_size + 2 * (heads + 2 * kv_heads) * head_width) * size
-    chunk = min(CHUNK_TOKENS, slots)
-    prefill = chunk * per_row + 2 * heads * head_width * slots * size + chunk * slots
-    buckets = max(1, (slots - 1) // SMALLEST_BUCKET).bit_length()
+    rows_together = min(prefill_rows, slots * batch_size)
+    # Keys and values spread over their groups, and a mask of one prompt's chunk.
+    attended = 2 * heads * head_width * max(slots, rows_together) * size + min(rows_together, slots) * slots
+    prefill = rows_together * per_row + attended
     return MemoryPlan(
         weights=weights,
         predictor=(num_offsets * width * width + 2 * vocab * transition_rank) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
         scratch=max(prefill, batch_size * rows * per_row),
-        graphs=buckets * (logits + batch_size * num_nodes * vocab * 4) if captures else 0,
+        graphs=logits + wide + batch_size * rows * per_row if captures else 0,
     )
 
 
@@ -112,7 +115,10 @@ def check_memory(engine: Engine, batch_size: int, slots: int) -> None:
     tree = {}
     if engine.tree is not None:
         tree = {"num_nodes": engine.tree.num_nodes, "num_lookahead": engine.tree.num_lookahead, "num_offsets": engine.num_offsets}
-    plan = plan_memory(view.config, view.dtype, slots, batch_size, captures=engine.captures, **tree)
+    plan = plan_memory(
+        view.config, view.dtype, slots, batch_size, captures=engine.captures,
+        prefill_rows=most_rows(view.device, slots, batch_size), **tree,
+    )  # fmt: skip
     available = available_memory(view.device)
     if plan.run > available:
         parts = ", ".join(f"{name} {gib(getattr(plan, name))}" for name in ("cache", "scores", "scratch", "graphs"))

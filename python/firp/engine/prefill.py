@@ -1,4 +1,4 @@
-"""Prefill: pass the prompt through the model and fill the cache."""
+"""Prefill: pass prompts through the model and fill the cache, one by one or as right-padded batches."""
 
 from __future__ import annotations
 
@@ -10,40 +10,83 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.utils.rnn import pad_sequence
 
 from firp.decoder.view import DecoderView
 from firp_kernels.bitmask import pack_ancestors
 
+# Rows that pass the model at once. A CPU gains nothing from more; on a GPU layers of small models are bound by launches.
 CHUNK_TOKENS = 1024
+GPU_CHUNK_TOKENS = 4096
 # Rows of a chunk that `tree_attention` takes at a time; measured on a CPU, where 16, 32 and 128 are no faster.
 CHAIN_ROWS = 64
 
 
+def default_chunk(device: torch.device) -> int:
+    """Rows that pass the model at once on `device`."""
+    return GPU_CHUNK_TOKENS if device.type == "cuda" else CHUNK_TOKENS
+
+
+def most_rows(device: torch.device, slots: int, batch_size: int) -> int:
+    """Rows that pass the model at once at most, for prompts of up to `slots` tokens in the batches of `prefill`."""
+    prompts_together = batch_size if device.type == "cuda" else 1
+    return min(default_chunk(device), slots * prompts_together)
+
+
+def prompt_batches(lengths: list[int], rows: int) -> list[list[int]]:
+    """Group prompts into right-padded batches of at most `rows` rows, padding included, the longest prompts first.
+
+    Only prompts of similar length share a batch, so padding is bounded: the longest prompts that no batch has taken
+    decide how many join. A prompt of more than `rows` tokens is alone; an empty one is left out.
+
+    Args:
+        lengths: tokens of each prompt.
+
+    Returns:
+        The places of each batch's prompts in `lengths`.
+    """
+    order = sorted((place for place, length in enumerate(lengths) if length), key=lambda place: -lengths[place])
+    batches = []
+    while order:
+        count = max(1, rows // lengths[order[0]])
+        batches.append(order[:count])
+        order = order[count:]
+    return batches
+
+
 @dataclass
 class PrefillAttention:
-    """Causal attention of a chunk of one prompt over the chunk and what lies before it in the cache.
+    """Causal attention of a chunk of prompts over the chunk and what lies before it in the cache.
+
+    Prompts are padded on the right: no row of a prompt sees its padding, which comes after it. The padding's keys and
+    values go to slots past the prompt, which may hold anything.
 
     Attributes:
-        cache: [L, 2, S, Hkv, D] of one sequence.
-        start: tokens already in the cache.
-        tree_attention: the op that decoding uses; a block of rows is a tree of one branch to it, and what lies before
-            the block is context. None takes torch's own attention.
+        cache: [L, 2, B, S, Hkv, D].
+        places: which sequences of the cache the prompts fill: a slice of one, or a tensor [n] int64 of several, whose
+            chunk begins at 0.
+        start: tokens of each prompt already in the cache.
+        tree_attention: the op that decoding uses, for one prompt; a block of rows is a tree of one branch to it, and
+            what lies before the block is context. None takes torch's own attention.
     """
 
     cache: Tensor
+    places: slice | Tensor
     start: int
     tree_attention: Callable[..., Tensor] | None
 
     def attend(self, module, query, key, value, scale, sliding_window):
         stop = self.start + query.shape[1]
         key_cache, value_cache = self.cache[module.layer_idx]
-        key_cache[self.start : stop] = key[0]
-        value_cache[self.start : stop] = value[0]
+        key_cache[self.places, self.start : stop] = key
+        value_cache[self.places, self.start : stop] = value
         if self.tree_attention is not None:
-            return self._by_chains(query, key_cache[None], value_cache[None], scale, sliding_window)
-        keys, values = (rows[:stop].transpose(0, 1)[None] for rows in (key_cache, value_cache))
+            return self._by_chains(query, key_cache[self.places], value_cache[self.places], scale, sliding_window)
+        if self.start:
+            key, value = (rows[self.places, :stop] for rows in (key_cache, value_cache))
         window = None if sliding_window is None or sliding_window >= stop else sliding_window
-        return causal_attention(query.transpose(1, 2), keys, values, scale, window).transpose(1, 2)
+        query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
+        return causal_attention(query, key, value, scale, window).transpose(1, 2)
 
     def _by_chains(self, query, key_cache, value_cache, scale, sliding_window):
         none = torch.empty(1, 0, dtype=torch.int32)
@@ -67,7 +110,7 @@ def chain(num_nodes: int) -> tuple[Tensor, Tensor]:
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-    """Attention of the last R of S positions over all positions up to each: [1, H, R, D] over [1, Hkv, S, D].
+    """Attention of the last R of S positions over all positions up to each: [B, H, R, D] over [B, Hkv, S, D].
 
     On a GPU the lower right causal mask needs no tensor, and the flash kernel, for 16-bit numbers, takes the heads'
     groups as they are. Elsewhere keys and values are expanded over their group; on a CPU, and in a window, all but
@@ -96,18 +139,52 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, 
 @torch.no_grad()
 def prefill(
     view: DecoderView,
-    tokens: Tensor,
+    prompts: list[Tensor],
     cache: Tensor,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
     tree_attention: Callable[..., Tensor] | None = None,
 ) -> None:
-    """Write keys and values of `tokens` [T], a prompt without its last token, into `cache` [L, 2, S, Hkv, D], in chunks.
+    """Write keys and values of prompts into a cache, in chunks.
 
-    `tree_attention`: see `PrefillAttention`.
+    On a GPU ragged prompts pass together. On a CPU they pass one by one: there the last bits of a row may depend on how
+    many rows a linear layer holds.
+
+    Args:
+        prompts: B prompts [T] int64 without their last token.
+        cache: [L, 2, B, S, Hkv, D].
+        chunk_tokens: rows that pass the model at once, padding included; None takes the device's default.
+        tree_attention: see `PrefillAttention`; on a CPU.
     """
-    for start in range(0, len(tokens), chunk_tokens):
-        chunk = tokens[start : start + chunk_tokens][None]
-        position_ids = torch.arange(start, start + chunk.shape[1], device=tokens.device)[None]
+    chunk_tokens = chunk_tokens or default_chunk(view.device)
+    together = chunk_tokens if view.device.type == "cuda" else 1
+    for places in prompt_batches([len(prompt) for prompt in prompts], together):
+        prefill_batch(view, [prompts[place] for place in places], cache, places, chunk_tokens, tree_attention)
+
+
+@torch.no_grad()
+def prefill_batch(
+    view: DecoderView,
+    prompts: list[Tensor],
+    cache: Tensor,
+    places: list[int],
+    chunk_tokens: int,
+    tree_attention: Callable[..., Tensor] | None = None,
+) -> None:
+    """Pass prompts through the model together, padded on the right; one prompt alone in chunks of `chunk_tokens`.
+
+    Args:
+        prompts: n prompts [T] int64 without their last token, none of them empty.
+        cache: [L, 2, B, S, Hkv, D]; the places are written as far as the longest prompt reaches.
+        places: which sequence of the cache each prompt fills.
+    """
+    device, together = view.device, len(prompts) > 1
+    tokens = pad_sequence(prompts, batch_first=True).to(device)
+    lengths = torch.tensor([len(prompt) + 1 for prompt in prompts], device=device)
+    rows = torch.tensor(places, device=device) if together else slice(places[0], places[0] + 1)
+    chunk_tokens = tokens.shape[1] if together else chunk_tokens
+    for start in range(0, tokens.shape[1], chunk_tokens):
+        chunk = tokens[:, start : start + chunk_tokens]
+        position_ids = torch.arange(start, start + chunk.shape[1], device=device).expand(chunk.shape)
         hidden = view.embed(chunk)
-        step = PrefillAttention(cache, start, tree_attention)
-        view.run_layers(hidden, view.rotary(hidden, position_ids, len(tokens) + 1), step, 0, view.num_layers)
+        step = PrefillAttention(cache, rows, start, tree_attention)
+        view.run_layers(hidden, view.rotary(hidden, position_ids, lengths), step, 0, view.num_layers)

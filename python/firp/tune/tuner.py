@@ -146,6 +146,8 @@ class Tuner:
         """Fill `taus`, `batches`, `num_offsets` and `head`."""
         transition = token_tables(DecoderView(self.model), self.predictor.transition)
         recordings = self._record(transition)
+        if transition is not None:  # Recordings are on the host, whatever the model's device.
+            transition = transition[0].cpu(), transition[1].cpu()
         for candidate in tqdm([*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=None if self.progress else True):
             self.taus[candidate] = replay(recordings, candidate.tree, candidate.num_offsets, transition).tau
         for batch_size, own in self.own.items():
