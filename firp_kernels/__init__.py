@@ -3,6 +3,7 @@
 from firp_kernels.ops.commit_cache import commit_cache
 from firp_kernels.ops.condition_marginals import condition_marginals
 from firp_kernels.ops.draft_tree import draft_tree
+from firp_kernels.ops.emit_tokens import Emitted, emit_tokens
 from firp_kernels.ops.gated_linear import gated_linear
 from firp_kernels.ops.joint_linear import joint_linear
 from firp_kernels.ops.linear import linear
@@ -18,12 +19,14 @@ from firp_kernels.registry import bind
 from firp_kernels.version import __version__
 
 __all__ = [
+    "Emitted",
     "Verified",
     "__version__",
     "bind",
     "commit_cache",
     "condition_marginals",
     "draft_tree",
+    "emit_tokens",
     "gated_linear",
     "joint_linear",
     "linear",

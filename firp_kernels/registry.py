@@ -21,7 +21,8 @@ import torch
 NAMESPACE = "firp"
 IMPLEMENTATIONS = ("reference", "triton", "extension")
 TRITON_OPS = (
-    "write_cache", "tree_attention", "write_and_attend", "predictor_projection", "verify_tree", "condition_marginals",
+    "write_cache", "tree_attention", "write_and_attend", "predictor_projection", "verify_tree", "emit_tokens",
+    "top_marginals", "condition_marginals",
 )  # fmt: skip
 
 _library = torch.library.Library(NAMESPACE, "DEF")

@@ -49,7 +49,7 @@ inline DraftCase draft_case(uint64_t seed) {
   Random random(seed);
   DraftCase made{};
   made.k = random.between(1, 6);
-  made.width = random.between(1, 12);
+  made.width = random.chance(0.1) ? random.between(20, 40) : random.between(1, 12);
   const bool ordered = random.chance(0.5);
   made.ranks = ordered ? random.between(1, made.width) : made.width;
   made.num_nodes = random.choice({1, 2, 5, 9, 31, 32, 33, 64, 70, 256});

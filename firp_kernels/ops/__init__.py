@@ -18,6 +18,7 @@ from firp_kernels.ops import (
     commit_cache,
     condition_marginals,
     draft_tree,
+    emit_tokens,
     gated_linear,
     joint_linear,
     linear,
@@ -32,8 +33,8 @@ from firp_kernels.ops import (
 )
 
 _MODULES = (
-    write_cache, tree_attention, write_and_attend, predictor_projection, verify_tree, commit_cache, draft_tree,
-    top_marginals, condition_marginals, linear, joint_linear, gated_linear, rms_norm, rotary,
+    write_cache, tree_attention, write_and_attend, predictor_projection, verify_tree, emit_tokens, commit_cache,
+    draft_tree, top_marginals, condition_marginals, linear, joint_linear, gated_linear, rms_norm, rotary,
 )  # fmt: skip
 SCHEMAS = {module.__name__.rpartition(".")[2]: module.SCHEMA for module in _MODULES}
 

@@ -20,8 +20,10 @@ def top_marginals(logits: Tensor, rows: Tensor, num_ranks: int, impl: str | None
 
     Returns:
         probabilities: [B, k, K] float32 softmax of the row, descending; 0 in a row with NaN or without a finite peak.
-        candidates: [B, k, K] int64 their tokens. Among equals the extension puts the lower token first, torch any. In a
-            row of probability 0 these are any tokens.
+        candidates: [B, k, K] int64 their tokens. Among equals the extension and the Triton kernel put the lower token
+            first, torch any. In a row of probability 0 these are any tokens.
+
+    The Triton kernel finds up to 64 ranks of scores of at most 32 bits; more ranks and float64 are left to torch.
 
     Raises:
         ValueError, TypeError: a shape, dtype or device that disagrees; on a CPU also a row out of range.

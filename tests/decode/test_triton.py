@@ -12,7 +12,10 @@ from triton.runtime.jit import KernelInterface
 from firp_kernels import registry
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MOST_LAUNCHES = {"write_cache": 1, "tree_attention": 2, "predictor_projection": 1, "verify_tree": 2, "condition_marginals": 1}
+MOST_LAUNCHES = {
+    "write_cache": 1, "tree_attention": 2, "predictor_projection": 1, "verify_tree": 2, "emit_tokens": 1,
+    "top_marginals": 2, "condition_marginals": 1,
+}  # fmt: skip
 NEW_TOKENS = 10
 
 

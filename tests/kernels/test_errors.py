@@ -128,6 +128,22 @@ def bad_commit():
     yield "finished", replaced(good, _4=ints(0))
 
 
+def bad_emit():
+    good = [ints(0)[None], ints(0), torch.tensor([4]), ints(-1), ints(0), ints(0), torch.tensor([[1, 2]])]
+    good += [torch.tensor([-1]), ints(3), torch.tensor([False]), torch.tensor([5]), 2, 10, 20]
+    names = ("path", "num_accepted", "bonus", "last_slot", "levels_up", "status", "tokens", "stop_tokens")
+    for index, name in enumerate((*names, "context_lens", "finished", "remaining")):
+        yield name, replaced(good, **{f"_{index}": good[index][None]})
+        yield name, replaced(good, **{f"_{index}": good[index].float()})
+    yield "path", replaced(good, _0=ints(0)[None, :0])
+    yield "path", replaced(good, _0=ints(2)[None])
+    yield "path", replaced(good, _0=ints(-2)[None])
+    yield "num_accepted", replaced(good, _1=ints(1))
+    yield "num_accepted", replaced(good, _1=ints(-1))
+    yield "num_offsets", replaced(good, _11=-1)
+    yield "num_embeddings", replaced(good, _12=0)
+
+
 def bad_linear():
     yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), None]
     yield "weight", [torch.zeros(2, 5), torch.zeros(4, 5).double(), None]
@@ -202,6 +218,7 @@ CASES = {
     "verify_tree": bad_verify,
     "draft_tree": bad_draft,
     "commit_cache": bad_commit,
+    "emit_tokens": bad_emit,
     "linear": bad_linear,
     "joint_linear": bad_joint_linear,
     "gated_linear": bad_gated_linear,

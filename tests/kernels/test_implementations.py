@@ -13,7 +13,8 @@ def test_opcheck(seed):
     attention, draft = attention_case(seed, torch.float32, None), draft_case(seed)
     verify = verify_case(seed, torch.float32, seed % 2 == 1)
     query, key = attention[0], attention[1].nan_to_num()
-    path, accepted = verify_tree.reference(*verify)[:2]
+    verified = verify_tree.reference(*verify)
+    path, accepted = verified[:2]
     batch, rows = verify[2].shape
     hidden, which = torch.randn(2, 5, 8), torch.tensor([[0, 4], [2, 2]])
     marginals = top_marginals.reference(hidden, which, 3)
@@ -25,6 +26,7 @@ def test_opcheck(seed):
         "write_and_attend": (query, step, step.clone(), torch.stack([key, key]), *attention[3:]),
         "draft_tree": draft,
         "verify_tree": verify,
+        "emit_tokens": (*verified, verify[2], path[0].long(), lens, done, lens.long(), 3, 40, 50),
         "write_cache": (*written, torch.zeros(query.shape[0], dtype=torch.int32)),
         "commit_cache": (torch.randn(2, 2, batch, rows + 4, 1, 4), lens, path, accepted, done),
         "predictor_projection": (hidden, torch.randn(3, 8, 8), torch.tensor([[0, 4], [2, -1]], dtype=torch.int32)),

@@ -22,14 +22,13 @@ from firp.drafting.trees import Drafter, DraftTree, TreeConfig, root_only
 from firp.drafting.tuned import HEADS, own_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.engine.chooser import Chooser, Greedy
-from firp.engine.emission import emit, pack
 from firp.engine.graphs import StepRunner, make_runner
 from firp.engine.layers import compiles, layer_function, run_layers
 from firp.engine.memory import check_memory
 from firp.engine.prefill import prefill
 from firp.engine.rows import few_rows, pseudo_scores, row_positions
 from firp.engine.state import DecodeState, StepRecord
-from firp_kernels import Verified
+from firp_kernels import Emitted
 from firp_kernels.registry import owner
 
 
@@ -251,13 +250,15 @@ class Engine:
         logits = logits[:, :num_nodes]
         max_depth = self.num_offsets if num_nodes > 1 else 0
         chosen, scores = choose(logits, state, max_depth)
-        tokens, counts, ended = emit(state, chosen)
-        kept = (counts - 1).clamp(min=0).to(torch.int32)
-        self.ops.commit_cache(state.cache, state.context_lens, chosen.path, kept, state.finished)
-        finished = state.finished | ended | (state.context_lens > state.buffers.capacity - self.max_rows)
-        state.finished.copy_(finished)
-        state.tree = self.draft(state, pseudo, shares_head, chosen)
-        packed = None if finished.device.type == "cpu" else pack(tokens, counts, finished, chosen.status)
+        emitted = self.ops.emit_tokens(
+            *chosen, state.tree.tokens, state.stop_tokens, state.context_lens, state.finished, state.remaining,
+            self.num_offsets, self.num_embeddings, state.buffers.capacity - self.max_rows,
+        )  # fmt: skip
+        self.ops.commit_cache(state.cache, state.context_lens, chosen.path, emitted.kept, state.finished)
+        state.finished.copy_(emitted.finished)
+        state.tree = self.draft(state, pseudo, shares_head, emitted)
+        tokens, counts, finished = emitted.tokens, emitted.counts, emitted.finished
+        packed = None if tokens.device.type == "cpu" else emitted.packed
         held = (logits, scores) if state.keeps_scores else (None, None)
         return StepRecord(tokens, counts, finished, chosen.status, chosen.path, *held, packed)
 
@@ -301,18 +302,16 @@ class Engine:
         hidden = self.ops.predictor_projection(hidden, self.weight, tree.lookahead)
         return layers(hidden, (cos, sin), below, view.num_layers)
 
-    def draft(self, state: DecodeState, pseudo: Tensor, are_logits: bool, chosen: Verified) -> DraftTree:
+    def draft(self, state: DecodeState, pseudo: Tensor, are_logits: bool, emitted: Emitted) -> DraftTree:
         """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one.
 
         `pseudo` holds the rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
         """
         drafter = None if state.plain else self.drafter(state.batch_size)
-        root = chosen.bonus.clamp(min=0, max=self.num_embeddings - 1)
         if pseudo.shape[1] == 0 or drafter is None:
-            return root_only(root, num_lookahead=int(drafter is not None))
-        scores, rows = pseudo_scores(self.view, pseudo, are_logits, chosen, self.num_offsets)
+            return root_only(emitted.root, num_lookahead=int(drafter is not None))
+        scores, rows = pseudo_scores(self.view, pseudo, are_logits, emitted.rows)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
         probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
-        usable = (self.num_offsets - chosen.levels_up).clamp(min=0).to(torch.int32)
-        return drafter.draft(probabilities, candidates, root, usable)
+        return drafter.draft(probabilities, candidates, emitted.root, emitted.usable)

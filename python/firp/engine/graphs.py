@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # Every op of a step, and whether its reference reads values back on a GPU, which no capture allows.
 STEP_OPS = {
     "write_cache": False, "tree_attention": True, "write_and_attend": False, "predictor_projection": False,
-    "verify_tree": False, "commit_cache": True, "top_marginals": False, "condition_marginals": False,
-    "draft_tree": False,
+    "verify_tree": False, "emit_tokens": False, "commit_cache": True, "top_marginals": False,
+    "condition_marginals": False, "draft_tree": False,
 }  # fmt: skip
 # Architectures whose grouped matrix product, in bfloat16, takes the groups' sizes from the device.
 GROUPED_MM = (9, 10)

@@ -8,7 +8,6 @@ from torch import Tensor
 from firp.decoder.view import DecoderView
 from firp.drafting.trees import DraftTree
 from firp.engine.state import gather_rows
-from firp_kernels import Verified
 
 # Pseudo rows of a sequence that share the head's pass with the node rows: reading the head twice costs more. On a GPU all
 # rows of a step count, up to where their products take longer than reading the head.
@@ -33,22 +32,16 @@ def few_rows(rows: Tensor, num_nodes: int) -> bool:
     return rows.shape[:2].numel() <= SHARED_ROWS
 
 
-def pseudo_scores(
-    view: DecoderView, pseudo: Tensor, are_logits: bool, chosen: Verified, num_offsets: int
-) -> tuple[Tensor, Tensor]:
+def pseudo_scores(view: DecoderView, pseudo: Tensor, are_logits: bool, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Scores that hold the pseudo rows of each sequence's lookahead slot, and which rows of them these are.
-
-    Where the slot is m levels up, its offsets m + 1 .. k are for depths 1 .. k - m.
 
     Args:
         pseudo: [B, P*k, V] scores where `are_logits`, else [B, P*k, d] hidden states, of which only k rows are scored.
-        chosen: of this step, with the slot and its levels.
+        rows: [B, k] int64 of `emit_tokens`.
 
     Returns:
         scores [B, *, V]; rows [B, k] int64.
     """
-    offset = (torch.arange(num_offsets, device=pseudo.device) + chosen.levels_up[:, None]).clamp(max=num_offsets - 1)
-    rows = chosen.last_slot.long().clamp(min=0)[:, None] * num_offsets + offset
     if are_logits:
         return pseudo, rows
-    return view.logits(gather_rows(pseudo, rows)), torch.arange(num_offsets, device=rows.device).expand_as(rows)
+    return view.logits(gather_rows(pseudo, rows)), torch.arange(rows.shape[1], device=rows.device).expand_as(rows)

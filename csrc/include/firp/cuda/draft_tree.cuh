@@ -6,6 +6,8 @@
 namespace firp::cuda {
 
 constexpr int32_t kMaxNodes = 256;
+// Marginals of one sequence that are kept in shared memory; more of them are read where they are.
+constexpr int32_t kSharedMarginals = 2048;
 
 // Dense arrays. candidates [B, k, width]; probabilities [B, k, ranks = width], or with `order` both [B, k, width, ranks];
 // root_token, num_offsets [B]; tokens, parents, depths [B, N]; ancestors [B, N, ceil(N / 32)]; lookahead [B, P].
@@ -22,9 +24,10 @@ struct DraftTree {
   int32_t* lookahead;
   int32_t k, width, ranks, num_nodes, num_lookahead;
 
-  FIRP_DEVICE int64_t place(int64_t sequence, int32_t level, int32_t row, int32_t rank) const {
-    const int64_t depth = sequence * k + level;
-    return (order ? depth * width + row : depth) * ranks + rank;
+  // Of one sequence, in `probabilities` and `order`.
+  FIRP_DEVICE int64_t num_marginals() const { return static_cast<int64_t>(k) * (order ? width : 1) * ranks; }
+  FIRP_DEVICE int64_t place(int32_t level, int32_t row, int32_t rank) const {
+    return (order ? static_cast<int64_t>(level) * width + row : level) * ranks + rank;
   }
 };
 
@@ -33,15 +36,46 @@ struct DraftTree {
 struct Growth {
   float reach[kMaxNodes], mass[kMaxNodes], next_reach[kMaxNodes];
   int32_t parent[kMaxNodes], depth[kMaxNodes], candidate[kMaxNodes], next_rank[kMaxNodes];
+  float probabilities[kSharedMarginals];
+  int32_t order[kSharedMarginals];
 };
+
+// One sequence's marginals: growing a node waits for one of them, which shared memory gives sooner.
+struct Marginals {
+  const float* probabilities;
+  const int32_t* order;
+};
+
+// One lane's share. Several loads are under way at a time.
+template <typename T>
+FIRP_DEVICE void copy(const T* __restrict__ from, T* __restrict__ to, int32_t count, int32_t lane) {
+#if defined(__CUDACC__)
+#pragma unroll 8
+#endif
+  for (int32_t i = lane; i < count; i += kLanes) to[i] = from[i];
+}
+
+template <typename Warp>
+FIRP_DEVICE Marginals stage(const DraftTree& args, int64_t sequence, Growth& tree, const Warp& warp) {
+  const int64_t count = args.num_marginals();
+  const float* probabilities = args.probabilities + sequence * count;
+  const int32_t* order = args.order ? args.order + sequence * count : nullptr;
+  if (count > kSharedMarginals) return {probabilities, order};
+  warp.each([&](int32_t lane) {
+    copy(probabilities, tree.probabilities, static_cast<int32_t>(count), lane);
+    if (order) copy(order, tree.order, static_cast<int32_t>(count), lane);
+  });
+  return {tree.probabilities, order ? tree.order : nullptr};
+}
 
 // Number of nodes drafted, the root included.
 template <typename Warp>
 FIRP_DEVICE int32_t grow(const DraftTree& args, int64_t sequence, Growth& tree, const Warp& warp) {
   const int32_t usable = args.num_offsets[sequence];
+  const Marginals marginals = stage(args, sequence, tree, warp);
   const auto marginal = [&](int32_t level, int32_t row, int32_t rank) {
     const bool there = level < usable && rank < args.ranks;
-    const float p = there ? args.probabilities[args.place(sequence, level, row, rank)] : 0.0f;
+    const float p = there ? marginals.probabilities[args.place(level, row, rank)] : 0.0f;
     return p > 0.0f ? p : 0.0f;
   };
   const auto add = [&](int32_t node, int32_t parent, int32_t depth, int32_t candidate, float reach) {
@@ -76,7 +110,8 @@ FIRP_DEVICE int32_t grow(const DraftTree& args, int64_t sequence, Growth& tree, 
         tree.next_rank[parent] = rank + 1;
         tree.next_reach[parent] = multiply(tree.reach[parent], marginal(level, row, rank + 1));
       } else if (lane == 1) {
-        add(count, parent, level + 1, args.order ? args.order[args.place(sequence, level, row, rank)] : rank, reach);
+        const int32_t next = marginals.order ? marginals.order[args.place(level, row, rank)] : rank;
+        add(count, parent, level + 1, next, reach);
       }
     });
   }
