@@ -176,7 +176,7 @@ class Engine:
             buffers=buffers,
             cache=cache,
             context_lens=buffers.context_lens[:size].copy_(torch.tensor(committed)),
-            tree=root_only(roots, num_lookahead=int(drafts)),
+            tree=self._root_tree(roots, self.drafter(size) if drafts else None),
             sequence=buffers.sequence[:size].copy_(torch.arange(size)),
             finished=buffers.finished[:size].fill_(False),
             remaining=buffers.remaining[:size].fill_(max_new_tokens),
@@ -268,8 +268,15 @@ class Engine:
         """
         places = state.keep(slots)
         if state.tree.size[1] == 0 and not state.plain and self.drafter(state.batch_size) is not None:
-            state.tree = root_only(state.tree.tokens[:, 0], num_lookahead=1)
+            state.tree = self._root_tree(state.tree.tokens[:, 0], self.drafter(state.batch_size))
         return places
+
+    def _root_tree(self, roots: Tensor, drafter: Drafter | None) -> DraftTree:
+        """The tree of the roots [B] alone; padded to the drafter's size where layers are compiled, for fewer graphs."""
+        tree = root_only(roots, num_lookahead=int(drafter is not None))
+        if drafter is None or not self._layer.compiled:
+            return tree
+        return tree.padded(drafter.config.num_nodes, drafter.config.num_lookahead)
 
     def compacted_size(self, batch_size: int) -> int:
         """Sequences a batch is cut to when `batch_size` go on: the next power of two where every size is captured."""
@@ -305,7 +312,7 @@ class Engine:
         drafter = None if state.plain else self.drafter(state.batch_size)
         root = chosen.bonus.clamp(min=0, max=self.num_embeddings - 1)
         if pseudo.shape[1] == 0 or drafter is None:
-            return root_only(root, num_lookahead=int(drafter is not None))
+            return self._root_tree(root, drafter)
         scores, rows = pseudo_scores(self.view, pseudo, are_logits, chosen, self.num_offsets)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
