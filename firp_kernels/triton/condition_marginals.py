@@ -50,7 +50,9 @@ def condition_marginals_kernel(
     total = tl.sum(b_weight, 0)
     # False for a NaN too.
     usable = (total > 0.0) & (total < float("inf"))
-    b_after = tl.where(usable, b_weight / tl.where(usable, total, 1.0) * tl.sum(b_before, 0), 0.0)
+    # `/` would be an approximate division on a GPU: a candidate that takes everything keeps exactly the sum of p.
+    b_share = tl.div_rn(b_weight, tl.where(usable, total, 1.0))  # [BLOCK_K]
+    b_after = tl.where(usable, b_share * tl.sum(b_before, 0), 0.0)
     b_after = tl.where(m_k, b_after, -1.0)
     m_tie = (b_after[None, :] == b_after[:, None]) & (o_k[None, :] < o_k[:, None])
     m_ahead = (b_after[None, :] > b_after[:, None]) | m_tie

@@ -3,7 +3,7 @@
 import firp
 import pytest
 import torch
-from firp import cpu_layers
+from firp.decoder import cpu_layers
 from firp.decoder.few_row_modules import FewRowAttention, FewRowLayer
 from models import tiny_model, tiny_predictor
 
@@ -16,6 +16,7 @@ PROMPTS = [torch.tensor([4, 5, 6, 4, 4, 5, 6, 5, 4]), torch.tensor([6, 5])]
 def decoded(engine):
     """Cache after prefill, and of every step the model's scores, with the tree they belong to."""
     state = engine.start(PROMPTS, 12, [])
+    state.keeps_scores = True
     yield state.cache[..., :1, :, :].clone()
     while not bool(state.finished.all()):
         yield state.tree.tokens

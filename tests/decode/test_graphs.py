@@ -140,7 +140,7 @@ class Recorded(GraphRunner):
             held.tree = tree
             new = engine.run_step(held, choose)
             tree.copy_(held.tree)
-            for name in ("tokens", "counts", "finished", "status", "path", "logits", "scores"):
+            for name in ("tokens", "counts", "finished", "status", "path"):
                 getattr(record, name).copy_(getattr(new, name))
 
         return SimpleNamespace(replay=replay), record

@@ -15,6 +15,12 @@ SOURCES = (Path(__file__).parents[2] / "csrc/sources.txt").read_text().splitline
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch sees")
 # Triton kernels run on a GPU where there is one, else in Triton's interpreter.
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Largest error of an attention output. A GPU's exp2 adds 2^-22 of each weight, in numerator and denominator, to values
+# that reach 4.5 here.
+EXP2_ERROR = 2 * 2**-22 * 4.5 if TRITON_DEVICE == "cuda" else 0.0
+ATTENTION_TOLERANCE = {
+    torch.float32: 3e-6 + EXP2_ERROR, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1.6e-2,
+}  # fmt: skip
 
 
 def available(name: str) -> list[tuple[str, str]]:

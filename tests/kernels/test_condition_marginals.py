@@ -34,7 +34,7 @@ def exact(probabilities, candidates, root_token, source, target):
     return out
 
 
-def check(returned, expected, ranks, rtol=2e-6):
+def check(returned, expected, ranks, rtol):
     probabilities, order = returned
     assert probabilities.dtype == torch.float32 and order.dtype == torch.int32
     wanted = torch.tensor(
@@ -97,7 +97,9 @@ def small_cases(draw):
 @given(small_cases())
 def test_ties_zeros_and_chains(args):
     for impl, device in AVAILABLE:
-        check(run(*args, impl=impl, device=device), exact(*args[:-1]), args[-1])
+        # A GPU's exp rounds x * log2(e) to float32: with factors up to 54 that is 6e-6 of the result.
+        rtol = 1e-5 if device == "cuda" else 2e-6
+        check(run(*args, impl=impl, device=device), exact(*args[:-1]), args[-1], rtol)
 
 
 @ALL

@@ -1,7 +1,8 @@
-"""The grad mode that decoding runs in, whatever the caller's."""
+"""The grad mode and the current device that decoding runs in, whatever the caller's."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -23,5 +24,21 @@ def plain_tensors(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.inference_mode(False), torch.no_grad():
             return function(*args, **kwargs)
+
+    return wrapper
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Make a GPU the current one: streams, events and captures are made on the current device. Elsewhere nothing."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def on_own_device(method: Callable[P, R]) -> Callable[P, R]:
+    """Run a method of an object that has a `view` with the view's device current."""
+
+    @functools.wraps(method)
+    def wrapper(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        with current(self.view.device):
+            return method(self, *args, **kwargs)
 
     return wrapper

@@ -159,6 +159,11 @@ class DecoderView:
     def dtype(self) -> torch.dtype:
         return self.decoder.embed_tokens.weight.dtype
 
+    def addresses(self) -> tuple[int, ...]:
+        """Where the model's weights and buffers lie: a captured step reads them there."""
+        held = (*self.model.parameters(), *self.model.buffers())
+        return tuple(tensor.data_ptr() for tensor in held)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [B, R] to hidden rows [B, R, d]."""
         hidden = self.decoder.embed_tokens(tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -34,6 +35,7 @@ class Buffers:
         stop_tokens: by width, the ids that end a sequence.
         trees: (B, N, P) of the run -> its draft tree, where steps are captured.
         graphs: captured steps over these tensors, by `firp.engine.graphs`.
+        addresses: of the weights that the graphs read; empty where steps are not captured.
     """
 
     cache: Tensor
@@ -45,6 +47,7 @@ class Buffers:
     stop_tokens: dict[int, Tensor] = field(default_factory=dict)
     trees: dict[tuple[int, int, int], DraftTree] = field(default_factory=dict)
     graphs: dict = field(default_factory=dict)
+    addresses: tuple[int, ...] = ()
 
     @classmethod
     def allocate(
@@ -61,6 +64,17 @@ class Buffers:
             remaining=per_sequence(torch.int64),
             seed=per_sequence(torch.int64),
         )
+
+    # A pool ends with the last graph in it, and cuBLAS keeps a workspace per stream: both live and die with the graphs.
+    @functools.cached_property
+    def pool(self) -> tuple[int, int]:
+        """Handle of the memory that the graphs share."""
+        return torch.cuda.graph_pool_handle()
+
+    @functools.cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """The stream that every step is warmed up and captured on."""
+        return torch.cuda.Stream(self.cache.device)
 
     @property
     def batch_size(self) -> int:

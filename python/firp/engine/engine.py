@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import firp_kernels
 from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.decoder.model_rules import head_counts
-from firp.decoder.modes import plain_tensors
+from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.rotary import check_lengths as check_positions
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, check_drafting
@@ -27,13 +27,10 @@ from firp.engine.graphs import StepRunner, make_runner
 from firp.engine.layers import compiles, layer_function, run_layers
 from firp.engine.memory import check_memory
 from firp.engine.prefill import prefill
-from firp.engine.rows import pseudo_scores, row_positions
+from firp.engine.rows import few_rows, pseudo_scores, row_positions
 from firp.engine.state import DecodeState, StepRecord
 from firp_kernels import Verified
 from firp_kernels.registry import owner
-
-# Up to this many pseudo rows share the head's pass with the node rows: reading the head twice costs more.
-SHARED_HEAD_ROWS = 16
 
 
 class Engine:
@@ -48,7 +45,7 @@ class Engine:
         impl: implementation of every op, or of each op named in a mapping; None, and an op that is not named, takes the
             owner on the device (see `firp_kernels.bind`).
         head: "one-pass" scores node and pseudo rows together, "two-pass" the nodes first and then the accepted node's
-            pseudo rows alone; None takes one pass for up to `SHARED_HEAD_ROWS` pseudo rows.
+            pseudo rows alone; None takes one pass for few rows (`firp.engine.rows.few_rows`).
         graphs: replay steps as CUDA graphs; None does so wherever a GPU and kernels for it serve the model.
         compile: compile the model's layers; the first step of each shape then takes seconds. None does so on a GPU.
 
@@ -86,7 +83,7 @@ class Engine:
         self.num_offsets = 0
         self._drafters: dict[int, Drafter | None] = {}
         self._spare: list[Buffers] = []
-        self._runner: StepRunner = make_runner(self.view.device, graphs, impl)
+        self._runner: StepRunner = make_runner(self.view, graphs, impl)
         own_attention = impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
         self._prefill_attention = self.ops.tree_attention if own_attention else None
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
@@ -138,6 +135,7 @@ class Engine:
             check_positions(self.view.config, length, max_new_tokens)
 
     @plain_tensors
+    @on_own_device
     def start(
         self,
         prompts: list[Tensor],
@@ -187,19 +185,24 @@ class Engine:
         )
 
     def _buffers(self, batch_size: int, slots: int) -> Buffers:
-        """Spare buffers that are large enough, or new ones."""
+        """Spare buffers that are large enough, their graphs over the weights where these lie now; or new ones."""
         spare = self._spare.pop() if self._spare else None
-        if spare is not None and spare.batch_size >= batch_size and spare.capacity >= slots:
+        addresses = self.view.addresses() if self.captures else ()
+        fits = spare is not None and spare.batch_size >= batch_size and spare.capacity >= slots
+        if fits and spare.addresses == addresses:
             return spare
         del spare
         capacity = allocated_slots(slots)
         check_memory(self, batch_size, capacity)
         _, kv_heads, width = head_counts(self.view.config)
-        return Buffers.allocate(
+        buffers = Buffers.allocate(
             self.view.num_layers, batch_size, capacity, kv_heads, width, self.view.dtype, self.view.device
         )
+        buffers.addresses = addresses
+        return buffers
 
     @plain_tensors
+    @on_own_device
     def warm_up(self, batch_sizes: tuple[int, ...] = (1,), max_len: int = SMALLEST_BUCKET, progress: bool = True) -> None:
         """Compile layers and capture greedy steps ahead of the first request.
 
@@ -221,11 +224,13 @@ class Engine:
                     self.step(state)
             self.release(state)
 
+    @on_own_device
     def release(self, state: DecodeState) -> None:
         """Take back what a run used, for the next one; the state must not be stepped any more."""
         self._spare = [state.buffers]
 
     @plain_tensors
+    @on_own_device
     def step(self, state: DecodeState, choose: Chooser | None = None) -> StepRecord:
         """One forward: verify the tree, commit what was accepted, emit it, draft the next tree.
 
@@ -236,10 +241,11 @@ class Engine:
         return self._runner.step(self, state, choose or Greedy(self.ops))
 
     @plain_tensors
+    @on_own_device
     def run_step(self, state: DecodeState, choose: Chooser) -> StepRecord:
         """The step itself: device work in static shapes, which a graph may capture where the chooser is `on_device`."""
         rows, num_nodes = self.forward(state), state.tree.tokens.shape[1]
-        shares_head = self._shares_head(rows.shape[1] - num_nodes)
+        shares_head = few_rows(rows, num_nodes) if self.head is None else self.head == "one-pass"
         logits = self.view.logits(rows if shares_head else rows[:, :num_nodes])
         pseudo = (logits if shares_head else rows)[:, num_nodes:]
         logits = logits[:, :num_nodes]
@@ -252,14 +258,11 @@ class Engine:
         state.finished.copy_(finished)
         state.tree = self.draft(state, pseudo, shares_head, chosen)
         packed = None if finished.device.type == "cpu" else pack(tokens, counts, finished, chosen.status)
-        return StepRecord(tokens, counts, finished, chosen.status, chosen.path, logits, scores, packed)
-
-    def _shares_head(self, num_pseudo_rows: int) -> bool:
-        if self.head is None:
-            return num_pseudo_rows <= SHARED_HEAD_ROWS
-        return self.head == "one-pass"
+        held = (logits, scores) if state.keeps_scores else (None, None)
+        return StepRecord(tokens, counts, finished, chosen.status, chosen.path, *held, packed)
 
     @plain_tensors
+    @on_own_device
     def compact(self, state: DecodeState, slots: list[int]) -> list[int]:
         """Go on with the sequences at `slots` alone; the tree grows with the room the others leave.
 
@@ -283,6 +286,7 @@ class Engine:
         return next_power_of_two(batch_size) if self.captures else batch_size
 
     @plain_tensors
+    @on_own_device
     def forward(self, state: DecodeState) -> Tensor:
         """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
         tree, view, k = state.tree, self.view, self.num_offsets

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from firp.decoder.view import DecoderView
 from firp.drafting.trees import DraftTree
 from firp.engine.chooser import Chooser
 from firp.engine.state import DecodeState, StepRecord
@@ -14,8 +16,14 @@ from firp_kernels import registry
 if TYPE_CHECKING:
     from firp.engine.engine import Engine
 
-# Every op of a step; the reference of some reads values back, which no capture allows.
-STEP_OPS = ("write_cache", "tree_attention", "predictor_projection", "verify_tree", "commit_cache", "draft_tree")
+# Every op of a step, and whether its reference reads values back on a GPU, which no capture allows.
+STEP_OPS = {
+    "write_cache": False, "tree_attention": True, "write_and_attend": False, "predictor_projection": False,
+    "verify_tree": False, "commit_cache": True, "top_marginals": False, "condition_marginals": False,
+    "draft_tree": False,
+}  # fmt: skip
+# Architectures whose grouped matrix product, in bfloat16, takes the groups' sizes from the device.
+GROUPED_MM = (9, 10)
 WARM_UP_STEPS = 2
 
 
@@ -43,20 +51,20 @@ class EagerRunner:
 class GraphRunner:
     """Replays steps. A graph belongs to the buffers it was captured over and serves every run that borrows them.
 
-    The key: batch size, N, P, the chooser's key, whether the run drafts, the cache bucket, and the width of the stop
-    tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs the host run eagerly.
+    The key: batch size, N, P, the chooser's key, whether the run drafts, whether it keeps scores, the cache bucket, and
+    the width of the stop tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs the host run eagerly.
     """
 
     captures = True
-
-    def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
 
     def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
         if not choose.on_device:
             return engine.run_step(state, choose)
         state.tree = self._static_tree(engine, state)
-        key = (*state.tree.tokens.shape, state.tree.size[1], choose.key, state.plain, state.cache.shape[3], len(state.stop_tokens))
+        key = (
+            *state.tree.tokens.shape, state.tree.size[1], choose.key, state.plain, state.keeps_scores,
+            state.cache.shape[3], len(state.stop_tokens),
+        )  # fmt: skip
         graphs = state.buffers.graphs
         if key not in graphs:
             graphs[key] = self._capture(engine, state, choose)
@@ -78,45 +86,61 @@ class GraphRunner:
         return trees[key]
 
     def _capture(self, engine: Engine, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
-        """Warm up on a side stream, then capture. With every sequence frozen the warm-up changes nothing that is kept."""
-        tree, finished = state.tree, state.finished.clone()
+        """Warm up, then capture, both on the stream of the buffers: what a library keeps per stream is made before the
+        capture. With every sequence frozen the warm-up changes nothing that is kept."""
+        tree, finished, buffers = state.tree, state.finished.clone(), state.buffers
         state.finished.fill_(True)
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream()
+        buffers.stream.wait_stream(current)
+        with torch.cuda.stream(buffers.stream):
             for _ in range(WARM_UP_STEPS):
                 engine.run_step(state, choose)
                 state.tree = tree
-        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=buffers.pool, stream=buffers.stream, capture_error_mode="thread_local"):
             record = engine.run_step(state, choose)
             tree.copy_(state.tree)
+        current.wait_stream(buffers.stream)
         state.tree = tree
         state.finished.copy_(finished)
         return graph, record
 
 
-def make_runner(device: torch.device, graphs: bool | None, impl: str | None) -> StepRunner:
-    """The runner for an engine on `device`: graphs where they were asked for, or where nothing speaks against them.
+def make_runner(view: DecoderView, graphs: bool | None, impl: str | Mapping[str, str] | None) -> StepRunner:
+    """The runner for an engine over `view`: graphs where they were asked for, or where nothing speaks against them.
 
     Raises:
         ValueError: graphs were asked for where they cannot be captured; says why.
     """
-    obstacle = _obstacle(device, impl)
+    obstacle = _obstacle(view, impl)
     if graphs and obstacle:
         raise ValueError(f"graphs: got True, but {obstacle}")
     use = obstacle is None if graphs is None else graphs
     return GraphRunner() if use else EagerRunner()
 
 
-def _obstacle(device: torch.device, impl: str | None) -> str | None:
+def _obstacle(view: DecoderView, impl: str | Mapping[str, str] | None) -> str | None:
     """Why steps cannot be captured here, or None."""
-    if device.type != "cuda":
-        return f"the model is on {device}, expected a CUDA device"
+    if view.device.type != "cuda":
+        return f"the model is on {view.device}, expected a CUDA device"
     if impl is not None:
         return f"the ops are those of {impl!r}, expected the owners on the device (impl None)"
-    waiting = [name for name in STEP_OPS if registry.owner(name, "cuda") == "reference"]
+    waiting = [name for name, waits in STEP_OPS.items() if waits and registry.owner(name, "cuda") == "reference"]
     if waiting:
         return f"the reference serves {', '.join(waiting)}, which waits for the device; see `firp doctor`"
+    if _experts_wait(view):
+        return (
+            f"experts_implementation {view.config._experts_implementation!r} in {view.dtype} waits for the device here, expected "
+            "'batched_mm', or 'grouped_mm' in bfloat16 on a GPU of capability 9 or 10"
+        )
     return None
+
+
+def _experts_wait(view: DecoderView) -> bool:
+    """Whether the host must know which experts a layer's rows take."""
+    config = view.config
+    if not (getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)):
+        return False
+    if config._experts_implementation != "grouped_mm":
+        return config._experts_implementation != "batched_mm"
+    return view.dtype != torch.bfloat16 or torch.cuda.get_device_capability(view.device)[0] not in GROUPED_MM

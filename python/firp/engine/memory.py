@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from firp.engine.buffers import SMALLEST_BUCKET, allocated_slots
+from firp.engine.buffers import allocated_slots
 from firp.engine.prefill import CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
 
@@ -28,7 +28,7 @@ class MemoryPlan:
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
-        graphs: scores that captured steps keep apart; 0 where steps are not captured.
+        graphs: scores and scratch in the pool that captured steps share; 0 where steps are not captured.
     """
 
     weights: int
@@ -74,7 +74,7 @@ def plan_memory(
         config, dtype: of the model.
         num_nodes, num_lookahead, num_offsets: N, P, k; 1, 0, 0 is plain decoding.
         weights: bytes of the model's parameters.
-        captures: whether steps are captured as graphs, one per cache bucket.
+        captures: whether steps are captured as graphs.
         transition_rank: r of the predictor's token transition.
         prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
     """
@@ -90,14 +90,13 @@ def plan_memory(
     # Keys and values spread over their groups, and a mask of one prompt's chunk.
     attended = 2 * heads * head_width * max(slots, rows_together) * size + min(rows_together, slots) * slots
     prefill = rows_together * per_row + attended
-    buckets = max(1, (slots - 1) // SMALLEST_BUCKET).bit_length()
     return MemoryPlan(
         weights=weights,
         predictor=(num_offsets * width * width + 2 * vocab * transition_rank) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
         scratch=max(prefill, batch_size * rows * per_row),
-        graphs=buckets * (logits + batch_size * num_nodes * vocab * 4) if captures else 0,
+        graphs=logits + wide + batch_size * rows * per_row if captures else 0,
     )
 
 

@@ -28,6 +28,7 @@ class DecodeState:
         stop_tokens: [n] int64 ids that end a sequence, emitted themselves; -1 is none.
         lengths: tokens committed by prefill, per sequence of the caller's batch, known to the host.
         plain: this run drafts nothing.
+        keeps_scores: records hold the scores, which nothing else needs after a step.
     """
 
     buffers: Buffers
@@ -41,6 +42,7 @@ class DecodeState:
     stop_tokens: Tensor
     lengths: list[int]
     plain: bool = False
+    keeps_scores: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -86,8 +88,8 @@ class StepRecord:
         finished: [B] bool after the step.
         status: [B] int32, 1 where the model's own scores were NaN.
         path: [B, max_depth + 1] int32 accepted nodes, root first; token i was chosen at node path[i].
-        logits: [B, N, V] the model's scores of every node.
-        scores: [B, N, V] what tokens were chosen from, the logits themselves for greedy decoding.
+        logits: [B, N, V] the model's scores of every node, where the state keeps them.
+        scores: [B, N, V] what tokens were chosen from, the logits themselves for greedy decoding; likewise.
         packed: [B, max_depth + 4] int64 tokens, counts, finished, status in one tensor, for the way to the host; None
             on a CPU.
     """
@@ -97,7 +99,7 @@ class StepRecord:
     finished: Tensor
     status: Tensor
     path: Tensor
-    logits: Tensor
+    logits: Tensor | None
     scores: Tensor | None
     packed: Tensor | None = None
 

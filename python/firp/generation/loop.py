@@ -33,6 +33,7 @@ def run(engine: Engine, state: DecodeState, choose: Chooser, out: Output, late: 
     late = engine.view.device.type == "cuda" if late is None else late
     if late and reason:
         warnings.warn(f"firp waits for the host at every step of this run: {reason}", stacklevel=2)
+    state.keeps_scores = _keeps_scores(out)
     if choose.seed is not None:
         state.seed.fill_(choose.seed)
     try:
@@ -47,9 +48,13 @@ def waits_for_host(choose: Chooser, out: Output) -> str | None:
         return "its logits processors look at the tokens so far"
     if out.criteria:
         return "its stopping criteria look at every token"
-    if out.scores is not None or out.logits is not None:
+    if _keeps_scores(out):
         return "the scores of its tokens are kept"
     return None
+
+
+def _keeps_scores(out: Output) -> bool:
+    return out.scores is not None or out.logits is not None
 
 
 class _Loop:
@@ -102,7 +107,7 @@ class _Loop:
             self.stats.add(self.out.end_step())
 
     def _deliver(self, order: list[int], record: StepRecord, host: HostRecord) -> None:
-        keeps = self.out.scores is not None or self.out.logits is not None
+        keeps = _keeps_scores(self.out)
         path = record.path.tolist() if keeps else None
         for slot, sequence in enumerate(order):
             ended = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from firp.decoder.modes import current
 from firp.engine.state import StepRecord
 
 
@@ -29,10 +30,11 @@ class PendingRecord:
     def __init__(self, record: StepRecord) -> None:
         self._record = record
         if record.packed is not None:
-            self._pinned = torch.empty(record.packed.shape, dtype=torch.int64, pin_memory=True)
-            self._pinned.copy_(record.packed, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            with current(record.packed.device):
+                self._pinned = torch.empty(record.packed.shape, dtype=torch.int64, pin_memory=True)
+                self._pinned.copy_(record.packed, non_blocking=True)
+                self._copied = torch.cuda.Event()
+                self._copied.record()
 
     def read(self) -> HostRecord:
         if self._record.packed is None:
