@@ -18,7 +18,7 @@ from firp.decoder.rotary import check_lengths as check_positions
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, check_drafting
 from firp.drafting.transition import token_tables
-from firp.drafting.trees import Drafter, DraftTree, TreeConfig, root_only
+from firp.drafting.trees import Drafter, DraftTree, TreeConfig, first_tree
 from firp.drafting.tuned import HEADS, own_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.engine.chooser import Chooser, Greedy
@@ -168,13 +168,13 @@ class Engine:
         cache = buffers.cache[:, :, :size]
         prefill(self.view, [prompt[:-1] for prompt in prompts], cache, chunk_tokens, self._prefill_attention)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
-        drafts = not plain and self.drafter(size) is not None
+        drafter = None if plain else self.drafter(size)
         committed = [length - 1 for length in lengths]
         return DecodeState(
             buffers=buffers,
             cache=cache,
             context_lens=buffers.context_lens[:size].copy_(torch.tensor(committed)),
-            tree=self._root_tree(roots, self.drafter(size) if drafts else None),
+            tree=first_tree(roots, drafter, self._layer.compiled),
             sequence=buffers.sequence[:size].copy_(torch.arange(size)),
             finished=buffers.finished[:size].fill_(False),
             remaining=buffers.remaining[:size].fill_(max_new_tokens),
@@ -271,15 +271,8 @@ class Engine:
         """
         places = state.keep(slots)
         if state.tree.size[1] == 0 and not state.plain and self.drafter(state.batch_size) is not None:
-            state.tree = self._root_tree(state.tree.tokens[:, 0], self.drafter(state.batch_size))
+            state.tree = first_tree(state.tree.tokens[:, 0], self.drafter(state.batch_size), self._layer.compiled)
         return places
-
-    def _root_tree(self, roots: Tensor, drafter: Drafter | None) -> DraftTree:
-        """The tree of the roots [B] alone; padded to the drafter's size where layers are compiled, for fewer graphs."""
-        tree = root_only(roots, num_lookahead=int(drafter is not None))
-        if drafter is None or not self._layer.compiled:
-            return tree
-        return tree.padded(drafter.config.num_nodes, drafter.config.num_lookahead)
 
     def compacted_size(self, batch_size: int) -> int:
         """Sequences a batch is cut to when `batch_size` go on: the next power of two where every size is captured."""
@@ -316,7 +309,7 @@ class Engine:
         drafter = None if state.plain else self.drafter(state.batch_size)
         root = chosen.bonus.clamp(min=0, max=self.num_embeddings - 1)
         if pseudo.shape[1] == 0 or drafter is None:
-            return self._root_tree(root, drafter)
+            return first_tree(root, drafter, self._layer.compiled)
         scores, rows = pseudo_scores(self.view, pseudo, are_logits, chosen, self.num_offsets)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
