@@ -37,7 +37,9 @@ def test_a_replay_takes_tables_and_recordings_of_one_device(dtype, monkeypatch):
         tuner, "token_tables", lambda *arguments: tuple(map(OnGpu, transition.token_tables(*arguments)))
     )
     monkeypatch.setattr(tuner, "replay", replay)
-    config = tuner.TuneConfig(nodes=(4,), lookahead=(2,), kinds=("dynamic",), max_new_tokens=6, context=8, steps=1, repeats=1)
+    config = tuner.TuneConfig(
+        nodes=(4,), lookahead=(2,), kinds=("dynamic",), max_new_tokens=6, context=8, steps=1, repeats=1
+    )
     prompts = [torch.tensor([4, 5, 6]), torch.tensor([5, 4])]
     with pytest.raises(Replayed):
         tuner.Tuner(model, predictor, prompts, config, progress=False).run()

@@ -45,8 +45,9 @@ class RecordingAttention:
         length, heads = query.shape[2], query.shape[1]
         mask = None
         if sliding_window is not None and sliding_window < length:
-            distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-            mask = ((distance >= 0) & (distance < sliding_window)).to(query.device)
+            position = torch.arange(length, device=query.device)
+            distance = position[:, None] - position
+            mask = (distance >= 0) & (distance < sliding_window)
         out = functional.scaled_dot_product_attention(
             query,
             expand_groups(key, heads),

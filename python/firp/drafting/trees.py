@@ -247,3 +247,14 @@ class Drafter:
             ancestors,
             torch.where(real[:, slots], slots, -1).to(torch.int32),
         )
+
+
+def first_tree(roots: Tensor, drafter: Drafter | None, padded: bool) -> DraftTree:
+    """The tree of the roots [B] alone, as a run begins with; `padded` gives it the drafter's N and P.
+
+    None drafts nothing.
+    """
+    tree = root_only(roots, num_lookahead=int(drafter is not None))
+    if drafter is None or not padded:
+        return tree
+    return tree.padded(drafter.config.num_nodes, drafter.config.num_lookahead)

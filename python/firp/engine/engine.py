@@ -18,7 +18,7 @@ from firp.decoder.rotary import check_lengths as check_positions
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, check_drafting
 from firp.drafting.transition import token_tables
-from firp.drafting.trees import Drafter, DraftTree, TreeConfig, root_only
+from firp.drafting.trees import Drafter, DraftTree, TreeConfig, first_tree
 from firp.drafting.tuned import HEADS, own_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.engine.chooser import Chooser, Greedy
@@ -167,13 +167,13 @@ class Engine:
         cache = buffers.cache[:, :, :size]
         prefill(self.view, [prompt[:-1] for prompt in prompts], cache, chunk_tokens, self._prefill_attention)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
-        drafts = not plain and self.drafter(size) is not None
+        drafter = None if plain else self.drafter(size)
         committed = [length - 1 for length in lengths]
         return DecodeState(
             buffers=buffers,
             cache=cache,
             context_lens=buffers.context_lens[:size].copy_(torch.tensor(committed)),
-            tree=root_only(roots, num_lookahead=int(drafts)),
+            tree=first_tree(roots, drafter, self._layer.compiled),
             sequence=buffers.sequence[:size].copy_(torch.arange(size)),
             finished=buffers.finished[:size].fill_(False),
             remaining=buffers.remaining[:size].fill_(max_new_tokens),
@@ -272,7 +272,7 @@ class Engine:
         """
         places = state.keep(slots)
         if state.tree.size[1] == 0 and not state.plain and self.drafter(state.batch_size) is not None:
-            state.tree = root_only(state.tree.tokens[:, 0], num_lookahead=1)
+            state.tree = first_tree(state.tree.tokens[:, 0], self.drafter(state.batch_size), self._layer.compiled)
         return places
 
     def compacted_size(self, batch_size: int) -> int:
@@ -309,7 +309,7 @@ class Engine:
         """
         drafter = None if state.plain else self.drafter(state.batch_size)
         if pseudo.shape[1] == 0 or drafter is None:
-            return root_only(emitted.root, num_lookahead=int(drafter is not None))
+            return first_tree(emitted.root, drafter, self._layer.compiled)
         scores, rows = pseudo_scores(self.view, pseudo, are_logits, emitted.rows)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -12,7 +13,23 @@ from torch import Tensor, nn
 
 from firp.drafting.trees import DraftTree
 
-LayerFunction = Callable[..., Tensor]
+# Graphs that one engine's layer may have: about six without a limit on batch sizes, and more where two sizes coincide.
+MAX_GRAPHS = 256
+
+
+@dataclass(frozen=True)
+class LayerFunction:
+    """Takes rows through one layer, as `_layer` does but for the attention, which it holds."""
+
+    call: Callable[..., Tensor]
+    compiled: bool
+
+    def limits(self) -> AbstractContextManager:
+        """What calls run in: past dynamo's own limit of 8 graphs a full graph raises, in the middle of a request."""
+        if not self.compiled:
+            return nullcontext()
+        return torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, accumulated_recompile_limit=8 * MAX_GRAPHS)
+
 
 @dataclass
 class TreeAttention:
@@ -67,11 +84,15 @@ def layer_function(compiled: bool, ops: SimpleNamespace) -> LayerFunction:
 
     Dynamo keeps its caches at the code object, so engines that shared one would use up each other's recompile limit.
     """
-    if not compiled:
-        return lambda layer, hidden, cos, sin, *others: _layer(layer, hidden, cos, sin, ops.write_and_attend, *others)
-    own = types.FunctionType(_layer.__code__.replace(), _layer.__globals__, "firp_layer")
-    function = torch.compile(own, fullgraph=True, dynamic=True)
-    return lambda layer, hidden, cos, sin, *others: function(layer, hidden, cos, sin, ops.write_and_attend, *others)
+    function = _layer
+    if compiled:
+        own = types.FunctionType(_layer.__code__.replace(), _layer.__globals__, "firp_layer")
+        function = torch.compile(own, fullgraph=True, dynamic=True)
+
+    def call(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, *others) -> Tensor:
+        return function(layer, hidden, cos, sin, ops.write_and_attend, *others)
+
+    return LayerFunction(call, compiled)
 
 
 def run_layers(
@@ -86,8 +107,9 @@ def run_layers(
 ) -> Tensor:
     """Rows [B, R, d] through `layers`, whose keys and values are those of `cache` [len(layers), 2, B, S, Hkv, D]."""
     cos, sin = position_embeddings
-    for layer, layer_cache in zip(layers, cache.unbind(0), strict=True):
-        hidden = function(
-            layer, hidden, cos, sin, layer_cache, context_lens, tree.depths, tree.ancestors, tree.lookahead, num_offsets
-        )
+    with function.limits():
+        for layer, layer_cache in zip(layers, cache.unbind(0), strict=True):
+            hidden = function.call(
+                layer, hidden, cos, sin, layer_cache, context_lens, tree.depths, tree.ancestors, tree.lookahead, num_offsets
+            )
     return hidden

@@ -130,7 +130,21 @@ def epoch_batches(dataset: TextDataset, indices: np.ndarray, batch_size: int, se
     return batches
 
 
-def batch_for_step(dataset: TextDataset, indices: np.ndarray, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Sequence indices of training step `step`, counted from 0 over all epochs."""
-    per_epoch = len(epoch_batches(dataset, indices, batch_size, seed, 0))
-    return epoch_batches(dataset, indices, batch_size, seed, step // per_epoch)[step % per_epoch]
+class BatchOrder:
+    """Sequence indices of every training step, counted from 0 over all epochs.
+
+    An epoch is sorted once, not at every step: with many sequences that takes longer than a step on a GPU.
+    """
+
+    def __init__(self, dataset: TextDataset, indices: np.ndarray, batch_size: int, seed: int) -> None:
+        self.arguments = (dataset, indices, batch_size, seed)
+        self.per_epoch = -(-len(indices) // batch_size)
+        self.epoch = -1
+        self.batches: list[np.ndarray] = []
+
+    def at(self, step: int) -> np.ndarray:
+        """Sequence indices of training step `step`."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.batches = epoch, epoch_batches(*self.arguments, epoch)
+        return self.batches[place]

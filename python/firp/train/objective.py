@@ -100,6 +100,8 @@ class Objective:
     ) -> OffsetScores:
         """Scores at the anchors [B, A] that are `valid` in sequences `tokens` [B, T] with rows `real`.
 
+        The valid anchors of a sequence come first, as `sample_anchors` puts them.
+
         The head runs sequence by sequence, so that at most [max(T, A * k), V] scores are alive. With `want_gradient`
         the mean over anchors is differentiated, and the gradients are added to the predictor's parameters.
         """
@@ -107,21 +109,22 @@ class Objective:
         with torch.set_grad_enabled(maps_learn):
             rows = pseudo_rows(self.view, predictor.weight, real, anchors, self.insertion_layer)
         leaf = rows.detach().requires_grad_(maps_learn)
-        total = max(int(valid.sum()), 1)
+        # Read back once: an index by a mask would wait for the device at every sequence.
+        counts = valid.sum(1).tolist()
+        total = max(sum(counts), 1)
         k = len(self.offset_weights)
         sums = torch.zeros(6, k, device=tokens.device)
         offsets = torch.arange(1, k + 1, device=tokens.device)
-        for b in range(anchors.shape[0]):
-            chosen = anchors[b][valid[b]]
-            if not len(chosen):
+        for b, count in enumerate(counts):
+            if not count:
                 continue
-            positions = chosen[:, None] + offsets
+            positions = anchors[b, :count, None] + offsets
             targets, inverse = positions.unique(return_inverse=True)
             with torch.no_grad():
                 teacher = self.view.logits(real.final[b, targets])[inverse].float()
             choice = teacher.argmax(-1)
             with torch.set_grad_enabled(maps_learn):
-                student = self.view.logits(leaf[b][valid[b]]).float()
+                student = self.view.logits(leaf[b, :count]).float()
                 divergence = _divergence(student, teacher)
             if maps_learn:
                 ((divergence * self.offset_weights).sum() / total).backward(inputs=[leaf])

@@ -19,7 +19,7 @@ from firp.drafting.transition import UnitEmbeddings
 from firp.tools.files import check_writable, locked
 from firp.tools.models import load_model
 from firp.train import run_files
-from firp.train.data import TextDataset, batch_for_step, epoch_batches, load_dataset, make_batch, split_held_out
+from firp.train.data import BatchOrder, TextDataset, epoch_batches, load_dataset, make_batch, split_held_out
 from firp.train.objective import Objective, OffsetScores, sample_anchors
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
 from firp.train.rows import RowStore
@@ -107,6 +107,7 @@ class Trainer:
         check_writable(self.output / CHECKPOINT)
         self.dataset: TextDataset = load_dataset(config.data)
         self.train_indices, self.held_out_indices = split_held_out(self.dataset, config.held_out)
+        self.order = BatchOrder(self.dataset, self.train_indices, config.batch_size, config.seed)
         self.model, _ = load_model(config.model, config.dtype, self.device)
         self.model.requires_grad_(False)
         self.dataset.check_vocabulary(self.model.config.vocab_size)
@@ -213,7 +214,7 @@ class Trainer:
 
     def train_step(self) -> OffsetScores:
         config = self.config
-        indices = batch_for_step(self.dataset, self.train_indices, config.batch_size, config.seed, self.step)
+        indices = self.order.at(self.step)
         self.optimizer.zero_grad()
         scores = self.score(indices, seed=config.seed * 1_000_003 + self.step, want_gradient=True)
         for group in self.optimizer.param_groups:

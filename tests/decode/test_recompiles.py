@@ -1,0 +1,69 @@
+"""Compiled layers of Hugging Face serve every batch size in a few graphs, and no request dies of a recompile limit."""
+
+import functools
+from types import SimpleNamespace
+
+import firp
+import pytest
+import torch
+from firp.engine import engine as engine_module
+from firp.engine import layers
+from firp.generation.batch import answer
+from models import tiny_model, tiny_predictor
+
+PROMPT = [4, 5, 6, 4]
+# One row or many, one sequence or many, below the insertion layer and above: 6 for all batch sizes, counted. As many
+# again where a small batch borrows the buffers of a large one, whose strides differ.
+GRAPHS, GRAPHS_OVER_LARGER_BUFFERS = 6, 6
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Layers as on a GPU, without few-row modules, traced but not compiled by Inductor; returns the graphs so far."""
+    monkeypatch.setattr(engine_module, "adapt_layer", lambda view, ops: view)
+    monkeypatch.setattr(engine_module, "adapt_norm", lambda model, ops: model.model.norm)
+    monkeypatch.setattr(engine_module, "adapt_head", lambda model, ops: model.get_output_embeddings())
+    monkeypatch.setattr(
+        layers,
+        "torch",
+        SimpleNamespace(compile=functools.partial(torch.compile, backend="eager"), _dynamo=torch._dynamo),
+    )
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+
+
+def test_eight_batch_sizes_in_few_graphs(graphs):
+    """Plain and drafting runs, and one with a repetition penalty, which needs the host; tokens are those of eager layers."""
+    model = tiny_model(1, vocab=50, dtype=torch.float32)
+    predictor = tiny_predictor(model, 1)
+    compiled, eager = (firp.Engine(model, predictor, compile=compile) for compile in (True, False))
+    limit = torch._dynamo.config.recompile_limit
+    for batch in range(1, 9):
+        for plain in (False, True):
+            tokens = []
+            for engine in (compiled, eager):
+                state = engine.start([torch.tensor(PROMPT)] * batch, 40, [], plain=plain)
+                tokens.append([engine.step(state).tokens.max(1).values.tolist() for _ in range(3)])
+                engine.release(state)
+            assert tokens[0] == tokens[1]
+    assert graphs() <= GRAPHS
+    options = {"max_new_tokens": 6, "do_sample": False, "repetition_penalty": 1.3}
+    for prompts in ([PROMPT], [PROMPT, [5, 4], [6]]):
+        assert answer(compiled, prompts, **options) == answer(eager, prompts, **options)
+    assert graphs() <= GRAPHS + GRAPHS_OVER_LARGER_BUFFERS and torch._dynamo.config.recompile_limit == limit
+
+
+def test_sizes_past_dynamos_own_limit(graphs, monkeypatch):
+    """Without dynamic shapes every batch size is a graph: more than dynamo's own limit of 8 allows."""
+    static = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(
+        layers,
+        "torch",
+        SimpleNamespace(compile=lambda own, **_: static(own, fullgraph=True, dynamic=False), _dynamo=torch._dynamo),
+    )
+    engine = firp.Engine(tiny_model(1, num_hidden_layers=2, dtype=torch.float32), compile=True)
+    for batch in range(1, 11):
+        state = engine.start([torch.tensor(PROMPT)] * batch, 4, [])
+        engine.step(state)
+        engine.release(state)
+    assert graphs() >= 10
