@@ -125,23 +125,24 @@ def _answer_all(
         raise ValueError(f"max_prompt_tokens: no prompt has at most {config.max_prompt_tokens} tokens")
     batches = [kept[i : i + config.batch_size] for i in range(0, len(kept), config.batch_size)]
     engine = Engine(model)
-    arrays = []
+    arrays: dict[int, dict[str, np.ndarray]] = {}
     bar = tqdm(total=len(kept), desc="distill", unit="prompt", disable=None if progress else True)
-    for index, batch in enumerate(batches):
+    # The longest first: the engine's buffers, and steps captured over them, then serve every batch.
+    for index, batch in reversed(list(enumerate(batches))):
         part = parts / f"{index:06d}.npz"
         ids, rows = [p for p, _ in batch], [row for _, row in batch]
         if part.is_file():
-            arrays.append(_read_part(part, ids, rows))
+            arrays[index] = _read_part(part, ids, rows)
         else:
             greedy = index % 2 == 0
             answers = _answer(engine, tokenizer, rows, greedy, config, index)
-            arrays.append(_write_part(part, ids, rows, answers, greedy, model))
+            arrays[index] = _write_part(part, ids, rows, answers, greedy, model)
             seconds = bar.format_dict["elapsed"]
             bar.set_postfix_str(f"{sum(map(len, answers)) / max(seconds - getattr(bar, 'seconds', 0.0), 1e-9):.0f} tokens/s")
             bar.seconds = seconds
         bar.update(len(batch))
     bar.close()
-    return arrays
+    return [arrays[index] for index in range(len(batches))]
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
