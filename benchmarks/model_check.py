@@ -1,6 +1,6 @@
 """What the check of a model object costs: alone, and in a run of 64 tokens with and without it, interleaved.
 
-    OMP_NUM_THREADS=2 python benchmarks/model_check.py --json out.json
+OMP_NUM_THREADS=2 python benchmarks/model_check.py --json out.json
 """
 
 from __future__ import annotations

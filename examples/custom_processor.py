@@ -1,6 +1,6 @@
 """A logits processor of your own: FIRP calls it once per emitted token, in order, as Hugging Face does.
 
-    python examples/custom_processor.py
+python examples/custom_processor.py
 """
 
 import firp

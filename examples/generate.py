@@ -1,6 +1,6 @@
 """Drop-in generation: one argument more than Hugging Face's `generate`, and the same tokens.
 
-    python examples/generate.py
+python examples/generate.py
 """
 
 import firp

@@ -1,6 +1,6 @@
 """Sampling with a streamer: text appears as it is accepted, and a seed gives the same text with any tree.
 
-    python examples/sample_and_stream.py
+python examples/sample_and_stream.py
 """
 
 import firp

@@ -1,6 +1,6 @@
 """One engine for many requests: buffers are kept between calls, and `on_step` watches every decode step.
 
-    python examples/serve.py
+python examples/serve.py
 """
 
 import firp

@@ -31,4 +31,6 @@ def test_pre_commit_runs_the_clang_format_of_make_lint():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     pins = {pin for hook in hooks for pin in hook["additional_dependencies"]}
     assert f"clang-format=={pinned('constraints.txt')['clang-format']}" in pins
-    assert {"ruff", "ruff-format", "clang-format", "mypy", "codespell", "end-of-file-fixer"} <= {hook["id"] for hook in hooks}
+    assert {"ruff", "ruff-format", "clang-format", "mypy", "codespell", "end-of-file-fixer"} <= {
+        hook["id"] for hook in hooks
+    }

@@ -23,7 +23,9 @@ def test_every_category_is_drawn_with_its_own_figures(document):
         place = texts.index(name)
         firp = part["methods"]["firp"]
         assert texts[place + 1 : place + 3] == [cut(firp["tau"]), cut(firp["speedup_vs_ar"]["median"]) + "x"]
-    assert [speedup["median"] for *_, speedup in rows(document)] == sorted((s["median"] for *_, s in rows(document)), reverse=True)
+    assert [speedup["median"] for *_, speedup in rows(document)] == sorted(
+        (s["median"] for *_, s in rows(document)), reverse=True
+    )
 
 
 def test_numbers_are_cut_not_rounded():

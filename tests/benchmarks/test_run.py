@@ -58,11 +58,15 @@ def test_the_document(whole_run):
 def test_speedups_are_against_every_alternative(whole_run):
     _, document, _ = whole_run
     for entry in document["entries"]:
-        others = [e for e in document["entries"] if e["case"] == entry["case"] and e["op"] == entry["op"] and e is not entry]
+        others = [
+            e for e in document["entries"] if e["case"] == entry["case"] and e["op"] == entry["op"] and e is not entry
+        ]
         if entry["kind"] != "implementation":
             assert "speedup" not in entry
             continue
-        expected = {e["implementation"] for e in others if e["kind"] != "implementation" or e["implementation"] == "reference"}
+        expected = {
+            e["implementation"] for e in others if e["kind"] != "implementation" or e["implementation"] == "reference"
+        }
         assert entry["speedup"].keys() == expected
     names = {entry["implementation"] for entry in document["entries"]}
     assert {"SDPA flash", "SDPA math", "index_put", "argmax + host walk", "torch.amax"} <= names
@@ -105,13 +109,23 @@ def broken_linear(*_):
     raise RuntimeError("illegal instruction")
 
 
-@pytest.mark.parametrize("function, status, reason", [(wrong_linear, "wrong", "error"), (broken_linear, "failed", "illegal instruction")])
+@pytest.mark.parametrize(
+    "function, status, reason", [(wrong_linear, "wrong", "error"), (broken_linear, "failed", "illegal instruction")]
+)
 def test_a_wrong_implementation_gets_no_figures(monkeypatch, tmp_path, function, status, reason):
     honest = measure.implementation
-    monkeypatch.setattr(measure, "implementation", lambda op, impl, device: honest(op, impl, device) if impl == "reference" else function)
+    monkeypatch.setattr(
+        measure,
+        "implementation",
+        lambda op, impl, device: honest(op, impl, device) if impl == "reference" else function,
+    )
     path, picture = tmp_path / "run.json", tmp_path / "run.png"
     result = invoke(*TINY, "--op", "linear", "--impl", "extension,reference", "--json", path, "--plot", picture)
-    assert result.exit_code == 1 and "a check of linear failed: no times and no speedups" in result.output and not picture.exists()
+    assert (
+        result.exit_code == 1
+        and "a check of linear failed: no times and no speedups" in result.output
+        and not picture.exists()
+    )
     entries = json.loads(path.read_text())["entries"]
     assert {entry["status"] for entry in entries} == {status, "withheld"}
     for entry in entries:
@@ -146,7 +160,10 @@ def test_check_only_says_which_cases_pass(monkeypatch):
     result = invoke(*TINY, "--op", "linear", "--impl", "extension", "--check-only")
     assert result.exit_code == 1 and "a check of linear failed\n" in result.output
     rows = [line for line in result.output.splitlines() if " extension " in line]
-    assert all((" ok " in row) == ("float32" in row) and ("wrong: error" in row) == ("bfloat16" in row) for row in rows) and len(rows) == 12
+    assert (
+        all((" ok " in row) == ("float32" in row) and ("wrong: error" in row) == ("bfloat16" in row) for row in rows)
+        and len(rows) == 12
+    )
 
 
 def test_an_implementation_that_is_not_there_is_named():
@@ -156,7 +173,18 @@ def test_an_implementation_that_is_not_there_is_named():
 
 def test_check_only_times_nothing_and_runs_as_a_script(tmp_path):
     path = tmp_path / "check.json"
-    command = [sys.executable, "benchmarks/run.py", *TINY, "--op", "commit_cache", "--impl", "reference", "--check-only", "--json", str(path)]
+    command = [
+        sys.executable,
+        "benchmarks/run.py",
+        *TINY,
+        "--op",
+        "commit_cache",
+        "--impl",
+        "reference",
+        "--check-only",
+        "--json",
+        str(path),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     document = json.loads(path.read_text())
     assert document["rates"] == {} and document["entries"]
@@ -188,5 +216,9 @@ def test_on_a_gpu(tmp_path):
     path = tmp_path / "run.json"
     result = invoke("--device", "cuda", "--shapes", "tiny", "--repeats", "2", "--json", path)
     assert result.exit_code == 0, result.output
-    ours = [e for e in json.loads(path.read_text())["entries"] if e["kind"] == "implementation" and e["implementation"] != "reference"]
+    ours = [
+        e
+        for e in json.loads(path.read_text())["entries"]
+        if e["kind"] == "implementation" and e["implementation"] != "reference"
+    ]
     assert ours and all(entry["clock"] == "graph" for entry in ours)

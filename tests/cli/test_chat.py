@@ -12,7 +12,17 @@ GREEDY = ("--dtype", "float32", "--max-new-tokens", 6)
 def chat(cli, folder, monkeypatch):
     def run(lines: str, *arguments):
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-        code, out, err = cli("chat", "--model", folder / "model", "--predictor", folder / "predictor", "--device", "cpu", *GREEDY, *arguments)
+        code, out, err = cli(
+            "chat",
+            "--model",
+            folder / "model",
+            "--predictor",
+            folder / "predictor",
+            "--device",
+            "cpu",
+            *GREEDY,
+            *arguments,
+        )
         assert code == 0, err
         return [line for line in out.splitlines() if line]
 

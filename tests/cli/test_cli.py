@@ -42,25 +42,88 @@ def test_bench_writes_its_figures(cli, folder, tmp_path):
 def test_bench_serves_conversations(cli, folder, tmp_path):
     prompts = tmp_path / "turns.jsonl"
     prompts.write_text('{"question_id": 81, "category": "writing", "turns": ["w1 w2", "w3 w4"]}\n')
-    common = ("bench", *base(folder), "--prompts", prompts, "--methods", "ar,firp,hf", "--dtype", "float32", "--repeats", 1, "--max-new-tokens", 8)
+    common = (
+        "bench",
+        *base(folder),
+        "--prompts",
+        prompts,
+        "--methods",
+        "ar,firp,hf",
+        "--dtype",
+        "float32",
+        "--repeats",
+        1,
+        "--max-new-tokens",
+        8,
+    )
     assert cli(*common, "--json", tmp_path / "one.json")[0] == 0
     assert cli(*common, "--all-turns", "--json", tmp_path / "all.json")[0] == 0
-    totals = [json.loads((tmp_path / name).read_text())["methods"]["hf"]["identical_to_hf"]["total"] for name in ("one.json", "all.json")]
+    totals = [
+        json.loads((tmp_path / name).read_text())["methods"]["hf"]["identical_to_hf"]["total"]
+        for name in ("one.json", "all.json")
+    ]
     assert totals == [1, 2]
 
 
 def test_distill_then_train(cli, folder, tmp_path):
     data, output = tmp_path / "text.npz", tmp_path / "predictor"
     common = ("--model", folder / "model", "--device", "cpu")
-    assert cli("distill", "--prompts", folder / "prompts.jsonl", "--output", data, *common, "--max-new-tokens", 12, "--batch-size", 4)[0] == 0
+    assert (
+        cli(
+            "distill",
+            "--prompts",
+            folder / "prompts.jsonl",
+            "--output",
+            data,
+            *common,
+            "--max-new-tokens",
+            12,
+            "--batch-size",
+            4,
+        )[0]
+        == 0
+    )
     with np.load(data) as arrays:
         assert len(arrays["prompt_lengths"]) == 20 and arrays["offsets"][-1] == len(arrays["tokens"])
         assert set(arrays["greedy"].tolist()) == {True, False}
-    train = ("train", "--data", data, "--output", output, *common, "--insertion-layer", 2, "--steps", 3, "--batch-size", 4, "--held-out", 4, "--anchors", 4, "--max-length", 32, "--transition-rank", 4)
+    train = (
+        "train",
+        "--data",
+        data,
+        "--output",
+        output,
+        *common,
+        "--insertion-layer",
+        2,
+        "--steps",
+        3,
+        "--batch-size",
+        4,
+        "--held-out",
+        4,
+        "--anchors",
+        4,
+        "--max-length",
+        32,
+        "--transition-rank",
+        4,
+    )
     code, out, err = cli(*train)
     assert code == 0, err
     assert (output / "model.safetensors").is_file()
-    code, out, _ = cli("generate", "w1", "--model", folder / "model", "--predictor", output, "--dtype", "float32", "--compare", "--max-new-tokens", 6)
+    code, out, _ = cli(
+        "generate",
+        "w1",
+        "--model",
+        folder / "model",
+        "--predictor",
+        output,
+        "--dtype",
+        "float32",
+        "--compare",
+        "--max-new-tokens",
+        6,
+    )
     assert code == 0 and "identical output: yes" in out
 
 
@@ -117,7 +180,9 @@ def test_bad_input_is_one_line(cli, folder, field):
     assert code == 2 and len(errors) == 1 and errors[0].startswith(f"error: {field}"), err
 
 
-@pytest.mark.parametrize("line", ["{broken", '{"prompt": 3}', '{"text": "x"}', "[1]", '{"turns": []}', '{"prompt": ""}'])
+@pytest.mark.parametrize(
+    "line", ["{broken", '{"prompt": 3}', '{"text": "x"}', "[1]", '{"turns": []}', '{"prompt": ""}']
+)
 def test_a_malformed_line_is_named(cli, folder, tmp_path, line):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "w1"}\n' + line + "\n")

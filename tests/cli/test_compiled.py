@@ -36,7 +36,9 @@ def test_compiled_output_and_one_compilation_a_cache_size(monkeypatch):
         before = len(compilations)
         out = generate(ids, new_tokens)
         assert len(compilations) == before == expected, "compiled while timed"
-        assert torch.equal(out, model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False))
+        assert torch.equal(
+            out, model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False)
+        )
 
 
 def test_bench_runs_it(cli, folder, tmp_path):

@@ -97,7 +97,9 @@ def test_weights_of_the_right_size_that_cannot_be_read_are_named(cache, cli, fol
     assert code == 2 and len([line for line in err.splitlines() if line.startswith("error: model: cannot load")]) == 1
 
 
-@pytest.mark.parametrize("marker", [None, "", "{", "[]", '{"files": 3}', "\xff", pytest.param("[" * 100_000, id="nested")])
+@pytest.mark.parametrize(
+    "marker", [None, "", "{", "[]", '{"files": 3}', "\xff", pytest.param("[" * 100_000, id="nested")]
+)
 def test_a_folder_that_was_not_written_here_is_not_touched(cache, cli, folder, marker):
     mine = cache / "tiny-1.0"
     mine.mkdir(parents=True)

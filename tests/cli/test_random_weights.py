@@ -14,7 +14,21 @@ def test_step_cost_is_measured_and_marked(cli, tmp_path, monkeypatch):
     monkeypatch.setitem(firp.tools.hardware.COPY_BYTES, "cpu", 1 << 20)
     out = tmp_path / "cost.json"
     code, text, err = cli(
-        "bench", "--random-weights", "tiny", "--device", "cpu", "--contexts", "20,40", "-N", 4, "-P", 2, "--repeats", 2, "--json", out
+        "bench",
+        "--random-weights",
+        "tiny",
+        "--device",
+        "cpu",
+        "--contexts",
+        "20,40",
+        "-N",
+        4,
+        "-P",
+        2,
+        "--repeats",
+        2,
+        "--json",
+        out,
     )
     assert code == 0 and "random weights" in text, err
     document = json.loads(out.read_text())
@@ -23,7 +37,9 @@ def test_step_cost_is_measured_and_marked(cli, tmp_path, monkeypatch):
     assert found == [(c, *rest) for c in (20, 40) for rest in (("plain", 1, 0, 1), ("firp", 4, 2, 10))]
     bandwidth = document["copy_bandwidth_bytes_per_second"]
     for entry in document["steps"]:
-        assert entry["bandwidth_share"] == pytest.approx(entry["bytes"] / (entry["step_ms"]["median"] / 1e3) / bandwidth)
+        assert entry["bandwidth_share"] == pytest.approx(
+            entry["bytes"] / (entry["step_ms"]["median"] / 1e3) / bandwidth
+        )
         assert set(entry["break_even_tau"]) == {"median", "min", "max"}
         if entry["method"] == "plain":
             assert entry["break_even_tau"]["median"] == 1
@@ -38,7 +54,8 @@ def test_the_bytes_of_a_step_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("shape", "parameters"), [("llama2-7b", 6_738_415_616), ("llama2-13b", 13_015_864_320), ("llama3-8b", 8_030_261_248)]
+    ("shape", "parameters"),
+    [("llama2-7b", 6_738_415_616), ("llama2-13b", 13_015_864_320), ("llama3-8b", 8_030_261_248)],
 )
 def test_shapes_are_those_of_the_published_models(shape, parameters):
     from transformers import LlamaForCausalLM
@@ -60,7 +77,9 @@ def test_random_weights_are_finite_and_repeatable():
 
 def test_too_little_memory_is_refused_with_numbers(monkeypatch):
     monkeypatch.setattr(random_weights, "available_memory", lambda _: 10_000_000_000)
-    with pytest.raises(ValueError, match=r"'llama2-7b' in bfloat16 needs 15\.7 GB on cpu \(weights 13\.6 GB.*10\.0 GB are free"):
+    with pytest.raises(
+        ValueError, match=r"'llama2-7b' in bfloat16 needs 15\.7 GB on cpu \(weights 13\.6 GB.*10\.0 GB are free"
+    ):
         build("llama2-7b", torch.bfloat16, "cpu", 3, 4096)
     assert cache_bytes(shape_config("llama3-8b"), 1, torch.bfloat16) == 2 * 32 * 8 * 128 * 2
 

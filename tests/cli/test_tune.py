@@ -26,7 +26,9 @@ def arguments(folder, predictor):
 
 def test_tune_writes_its_choice_and_its_figures(cli, arguments, predictor, tmp_path):
     out, picture = tmp_path / "tune.json", tmp_path / "tune.png"
-    code, text, err = cli(*arguments, "--batch-sizes", "1,3", "-N", "4,8", "-P", "1,2", "--json", out, "--plot", picture)
+    code, text, err = cli(
+        *arguments, "--batch-sizes", "1,3", "-N", "4,8", "-P", "1,2", "--json", out, "--plot", picture
+    )
     assert code == 0 and "vs plain" in text, err
     document = json.loads(out.read_text())
     assert set(document["batch_sizes"]) == {"1", "3"} and 1 <= document["num_offsets"] <= 3
@@ -34,7 +36,11 @@ def test_tune_writes_its_choice_and_its_figures(cli, arguments, predictor, tmp_p
         for point in (*batch["grid"], *batch["finalists"]):
             rate = int(size) * point["tau"] / (point["step_ms"] / 1e3)
             assert point["tokens_per_second"] == pytest.approx(rate) and point["tau"] >= 1
-        assert batch["chosen"] in batch["finalists"] and batch["plain"] in batch["finalists"] and batch["own"] in batch["finalists"]
+        assert (
+            batch["chosen"] in batch["finalists"]
+            and batch["plain"] in batch["finalists"]
+            and batch["own"] in batch["finalists"]
+        )
         assert batch["plain"]["tau"] == 1 and batch["plain"]["rows"] == 1
         assert {point["num_nodes"] for point in batch["grid"]} <= {1, 4, 8}
     assert document["batch_sizes"]["3"]["chosen"]["rows"] <= document["batch_sizes"]["1"]["chosen"]["rows"]
@@ -46,7 +52,9 @@ def test_tune_writes_its_choice_and_its_figures(cli, arguments, predictor, tmp_p
     _, tree, _ = own_tree(firp.load_predictor(predictor), "cpu", torch.float32)
     for size in (1, 3):
         chosen = document["batch_sizes"][str(size)]["chosen"]
-        assert tree.for_batch(size) == firp.TreeConfig(chosen["num_nodes"], chosen["num_lookahead"], chosen["tree_kind"])
+        assert tree.for_batch(size) == firp.TreeConfig(
+            chosen["num_nodes"], chosen["num_lookahead"], chosen["tree_kind"]
+        )
 
 
 def test_an_interrupted_tune_writes_nothing(cli, arguments, predictor, tmp_path, monkeypatch):
@@ -56,7 +64,10 @@ def test_an_interrupted_tune_writes_nothing(cli, arguments, predictor, tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Tuner, "_measure_finalists", stop)
-    assert cli(*arguments, "-N", "4", "-P", "1", "--json", tmp_path / "tune.json", "--plot", tmp_path / "tune.png")[0] == 130
+    assert (
+        cli(*arguments, "-N", "4", "-P", "1", "--json", tmp_path / "tune.json", "--plot", tmp_path / "tune.png")[0]
+        == 130
+    )
     assert sorted(path.name for path in predictor.iterdir()) == before
     assert not (tmp_path / "tune.json").exists() and not (tmp_path / "tune.png").exists()
 

@@ -23,7 +23,9 @@ def captured_processors(model: PreTrainedModel, prompt: torch.Tensor, **options)
 
 
 @torch.no_grad()
-def joint_distribution(model: PreTrainedModel, prompt: torch.Tensor, length: int, **options) -> dict[tuple[int, ...], float]:
+def joint_distribution(
+    model: PreTrainedModel, prompt: torch.Tensor, length: int, **options
+) -> dict[tuple[int, ...], float]:
     """Probability of every sequence of `length` new tokens, shorter where it ends in EOS, after prompt [1, T]."""
     processors = captured_processors(model, prompt, do_sample=True, max_new_tokens=length, **options)
     live, ended = {(): 1.0}, {}

@@ -74,7 +74,13 @@ PREDICTORS = ("random", "zero", "identity", "inverted", "nan", "inf", "huge")
 
 
 def tiny_model(
-    seed: int, family: str = "llama", vocab: int = 7, kv_heads: int = 2, tied: bool = False, dtype=torch.float64, **sizes
+    seed: int,
+    family: str = "llama",
+    vocab: int = 7,
+    kv_heads: int = 2,
+    tied: bool = False,
+    dtype=torch.float64,
+    **sizes,
 ) -> PreTrainedModel:
     """A random decoder whose greedy output varies: 4 layers of width 32, weights three times the usual size."""
     model_type, extra = FAMILIES[family]
@@ -153,7 +159,9 @@ def hf_alone(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, **op
     out = []
     for row, keep in zip(ids, mask.bool(), strict=True):
         prompt = row[keep][None]
-        out.append(model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :].tolist())
+        out.append(
+            model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :].tolist()
+        )
     return out
 
 

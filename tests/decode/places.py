@@ -91,13 +91,17 @@ for _name in ("layer", "mlp", "head"):
 
 @place
 def hook_on_every_module(model, monkeypatch, undo):
-    handle = nn.modules.module.register_module_forward_hook(lambda m, args, out: 1.5 * out if m is model.lm_head else None)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda m, args, out: 1.5 * out if m is model.lm_head else None
+    )
     undo.callback(handle.remove)
 
 
 @place
 def pre_hook_on_every_module(model, monkeypatch, undo):
-    handle = nn.modules.module.register_module_forward_pre_hook(lambda m, args: (2 * args[0],) if m is model.lm_head else None)
+    handle = nn.modules.module.register_module_forward_pre_hook(
+        lambda m, args: (2 * args[0],) if m is model.lm_head else None
+    )
     undo.callback(handle.remove)
 
 
@@ -116,7 +120,9 @@ def class_method_prepare_inputs_for_generation(model, monkeypatch, undo):
 @place
 def class_method_of_the_generation_loop(model, monkeypatch, undo):
     old = GenerationMixin._sample
-    monkeypatch.setattr(GenerationMixin, "_sample", lambda self, ids, *args, **kwargs: old(self, ids, *args, **kwargs).flip(1))
+    monkeypatch.setattr(
+        GenerationMixin, "_sample", lambda self, ids, *args, **kwargs: old(self, ids, *args, **kwargs).flip(1)
+    )
 
 
 @place

@@ -20,7 +20,9 @@ def tensors(change):
 
     def apply(folder):
         found = load_file(folder / WEIGHTS)
-        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in change(found).items()}, folder / WEIGHTS)
+        safetensors.torch.save_file(
+            {name: tensor.contiguous() for name, tensor in change(found).items()}, folder / WEIGHTS
+        )
 
     return apply
 

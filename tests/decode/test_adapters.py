@@ -35,14 +35,18 @@ def test_the_adapters_are_active():
 
 
 def test_an_engine_takes_the_decoder_inside():
-    with pytest.raises(ValueError, match=re.escape("model: got PeftModel, expected the decoder inside it: pass model.get_base_model()")):
+    with pytest.raises(
+        ValueError, match=re.escape("model: got PeftModel, expected the decoder inside it: pass model.get_base_model()")
+    ):
         firp.Engine(adapted())
 
 
 def test_learned_prompts_are_refused():
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     model = peft.get_peft_model(tiny_model(4, "llama", vocab=11), config)
-    with pytest.raises(ValueError, match="model: got a peft model of type PROMPT_TUNING, expected adapters inside the layers"):
+    with pytest.raises(
+        ValueError, match="model: got a peft model of type PROMPT_TUNING, expected adapters inside the layers"
+    ):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
@@ -59,11 +63,19 @@ def test_an_engine_sees_that_its_model_was_changed():
     projection = model.model.layers[2].mlp.up_proj
     weight, projection.weight = projection.weight, torch.nn.Parameter(projection.weight.detach().clone())
     changed = "engine: the model changed after the engine was made"
-    refused(model, engine, f"{changed} (a parameter of 'model.layers.2.mlp.up_proj', its dtype or its device), expected a new Engine")
+    refused(
+        model,
+        engine,
+        f"{changed} (a parameter of 'model.layers.2.mlp.up_proj', its dtype or its device), expected a new Engine",
+    )
     projection.weight = weight
     expected = firp.generate(model, ids, engine=engine, **GREEDY)
     model.model.layers[1].input_layernorm.variance_epsilon = 0.5
-    refused(model, engine, f"{changed} (attribute variance_epsilon of 'model.layers.1.input_layernorm'), expected a new Engine")
+    refused(
+        model,
+        engine,
+        f"{changed} (attribute variance_epsilon of 'model.layers.1.input_layernorm'), expected a new Engine",
+    )
     model.model.layers[1].input_layernorm.variance_epsilon = 1e-6
     config = peft.LoraConfig(r=4, target_modules=["model.layers.2.self_attn.o_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(model, config).to(torch.float64)
@@ -77,12 +89,18 @@ TARGETS = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
 KINDS = {
     "lora": lambda: peft.LoraConfig(r=4, init_lora_weights=False, **TARGETS),
     "dora": lambda: peft.LoraConfig(r=4, use_dora=True, init_lora_weights=False, **TARGETS),
-    "lora on embeddings and head": lambda: peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["embed_tokens", "lm_head"]),
-    "modules to save": lambda: peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "lora on embeddings and head": lambda: peft.LoraConfig(
+        r=4, init_lora_weights=False, target_modules=["embed_tokens", "lm_head"]
+    ),
+    "modules to save": lambda: peft.LoraConfig(
+        r=4, init_lora_weights=False, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    ),
     "adalora": lambda: peft.AdaLoraConfig(init_r=6, target_r=4, total_step=10, init_lora_weights=False, **TARGETS),
     "loha": lambda: peft.LoHaConfig(r=4, init_weights=False, **TARGETS),
     "lokr": lambda: peft.LoKrConfig(r=4, init_weights=False, **TARGETS),
-    "ia3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
+    "ia3": lambda: peft.IA3Config(
+        target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False
+    ),
     "oft": lambda: peft.OFTConfig(r=4, oft_block_size=0, init_weights=False, **TARGETS),
     "boft": lambda: peft.BOFTConfig(boft_block_size=4, init_weights=False, **TARGETS),
     "vera": lambda: peft.VeraConfig(r=4, target_modules=["q_proj"], init_weights=False),
@@ -94,7 +112,9 @@ KINDS = {
     "shira": lambda: peft.ShiraConfig(r=4, init_weights=False, **TARGETS),
     "randlora": lambda: peft.RandLoraConfig(r=4, init_weights=False, **TARGETS),
     "road": lambda: peft.RoadConfig(group_size=8, init_weights=False, **TARGETS),
-    "trainable tokens": lambda: peft.TrainableTokensConfig(token_indices=[4, 5], init_weights=False, target_modules=["embed_tokens"]),
+    "trainable tokens": lambda: peft.TrainableTokensConfig(
+        token_indices=[4, 5], init_weights=False, target_modules=["embed_tokens"]
+    ),
     "vblora": lambda: peft.VBLoRAConfig(r=4, num_vectors=20, vector_length=8, target_modules=["q_proj"]),
     "waveft": lambda: peft.WaveFTConfig(n_frequency=20, target_modules=["q_proj"], init_weights=False),
     "delora": lambda: peft.DeloraConfig(r=4, init_weights=False, **TARGETS),
@@ -138,7 +158,12 @@ def test_what_peft_does_for_one_call_is_refused_by_name(case):
 
 def test_adapter_names_through_the_hook_are_refused():
     model = adapted()
-    call = {"input_ids": torch.tensor([[4, 5]]), "adapter_names": ["__base__"], "custom_generate": firp.decode, **GREEDY}
+    call = {
+        "input_ids": torch.tensor([[4, 5]]),
+        "adapter_names": ["__base__"],
+        "custom_generate": firp.decode,
+        **GREEDY,
+    }
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model = peft.get_peft_model(tiny_model(4, "llama", vocab=11), config).to(torch.float64).eval()
     with pytest.raises(ValueError, match=r"model: 'model.layers.0.self_attn.q_proj' has a forward hook, expected none"):

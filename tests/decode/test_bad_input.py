@@ -30,14 +30,18 @@ class World:
         (folder / "half/config.json").write_text("{}")
 
     def generate(self, ids=IDS, **options):
-        return firp.generate(self.model, ids, **{"max_new_tokens": 4, "do_sample": False, "predictor": self.predictor, **options})
+        return firp.generate(
+            self.model, ids, **{"max_new_tokens": 4, "do_sample": False, "predictor": self.predictor, **options}
+        )
 
     def engine(self, **sizes):
         return Engine(self.model, self.predictor, **sizes)
 
 
 def trained(**changes):
-    return firp.FirpPredictor(**{"num_offsets": 2, "hidden_size": 8, "insertion_layer": 1, "num_layers": 4, "vocab_size": 9, **changes})
+    return firp.FirpPredictor(
+        **{"num_offsets": 2, "hidden_size": 8, "insertion_layer": 1, "num_layers": 4, "vocab_size": 9, **changes}
+    )
 
 
 def paths(*given, nodes=None, kind="static"):

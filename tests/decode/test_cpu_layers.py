@@ -9,7 +9,9 @@ from models import tiny_model, tiny_predictor
 
 from firp_kernels import registry
 
-pytestmark = pytest.mark.skipif(registry.owner("joint_linear", "cpu") != "extension", reason="the C++ extension is not built")
+pytestmark = pytest.mark.skipif(
+    registry.owner("joint_linear", "cpu") != "extension", reason="the C++ extension is not built"
+)
 PROMPTS = [torch.tensor([4, 5, 6, 4, 4, 5, 6, 5, 4]), torch.tensor([6, 5])]
 
 
@@ -41,7 +43,10 @@ def test_whole_layers_have_the_bits_of_their_blocks(monkeypatch, family, dtype, 
     if not whole_attention:
         monkeypatch.setattr(cpu_layers, "_is_attention", lambda *_: False)
     blocks = firp.Engine(model, *arguments)
-    assert not any(whole_layers(blocks)) and isinstance(blocks.view.layers[0].self_attn, FewRowAttention) == whole_attention
+    assert (
+        not any(whole_layers(blocks))
+        and isinstance(blocks.view.layers[0].self_attn, FewRowAttention) == whole_attention
+    )
     for ours, theirs in zip(decoded(engine), decoded(blocks), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -104,7 +109,9 @@ def test_linears_with_one_scale_for_all_activations_are_refused():
     model = tiny_model(2, dtype=torch.float32)
     attention = model.model.layers[2].self_attn
     attention.v_proj = torch.ao.nn.quantized.dynamic.Linear.from_float(_with_qconfig(attention.v_proj)).eval()
-    with pytest.raises(ValueError, match=r"model: 'model.layers.2.self_attn.v_proj' \(Linear\) .* depends on the rows beside it"):
+    with pytest.raises(
+        ValueError, match=r"model: 'model.layers.2.self_attn.v_proj' \(Linear\) .* depends on the rows beside it"
+    ):
         firp.Engine(model)
 
 

@@ -57,7 +57,13 @@ def draw(engine: firp.Engine, draws: int, **options) -> Counter:
     counts = Counter()
     for seed in range(draws // BATCH):
         out = firp.generate(
-            engine.model, PROMPT.repeat(BATCH, 1), engine=engine, seed=seed, max_new_tokens=TOKENS, do_sample=True, **options
+            engine.model,
+            PROMPT.repeat(BATCH, 1),
+            engine=engine,
+            seed=seed,
+            max_new_tokens=TOKENS,
+            do_sample=True,
+            **options,
         )
         for row in out[:, 1:].tolist():
             counts[tuple(row[: row.index(EOS) + 1] if EOS in row else row)] += 1

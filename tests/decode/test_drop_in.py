@@ -155,15 +155,22 @@ def test_arguments_by_position():
     model = tiny_model(1, vocab=11)
     given = IDS, GenerationConfig(**CONFIG, **GREEDY), [MinLengthLogitsProcessor(9, 7)], [MaxLengthCriteria(11)]
     expected = model.generate(*given)
-    assert expected.shape[1] == 11 and torch.equal(firp.generate(model, *given, predictor=tiny_predictor(model, 1)), expected)
+    assert expected.shape[1] == 11 and torch.equal(
+        firp.generate(model, *given, predictor=tiny_predictor(model, 1)), expected
+    )
 
 
-@pytest.mark.parametrize("name, value, instead", [("use_cache", False, True), ("num_beams", 4, 1), ("output_attentions", True, False)])
+@pytest.mark.parametrize(
+    "name, value, instead", [("use_cache", False, True), ("num_beams", 4, 1), ("output_attentions", True, False)]
+)
 def test_an_argument_comes_before_the_models_own_configuration(name, value, instead):
     model = tiny_model(1, vocab=11)
     expected = model.generate(**ONE)
     setattr(model.generation_config, name, value)
-    for call in ({**ONE, name: instead}, {"inputs": IDS, "generation_config": GenerationConfig(**{name: instead}, **CONFIG, **GREEDY)}):
+    for call in (
+        {**ONE, name: instead},
+        {"inputs": IDS, "generation_config": GenerationConfig(**{name: instead}, **CONFIG, **GREEDY)},
+    ):
         assert all(torch.equal(out, expected) for out in both(model, call))
 
 
@@ -171,7 +178,11 @@ def test_padding_on_both_sides_is_stripped():
     """Hugging Face goes on behind the padding there; each row is its prompt alone."""
     model = tiny_model(1, vocab=11)
     ids, mask = torch.tensor([[0, 4, 5, 0], [6, 7, 8, 0]]), torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0]])
-    for options in ({}, {"repetition_penalty": 2.5}, {"prefix_allowed_tokens_fn": neighbours, "repetition_penalty": 2.5}):
+    for options in (
+        {},
+        {"repetition_penalty": 2.5},
+        {"prefix_allowed_tokens_fn": neighbours, "repetition_penalty": 2.5},
+    ):
         expected = hf_alone(model, ids, mask, **GREEDY, **options)
         for out in both(model, {"inputs": ids, "attention_mask": mask, **GREEDY, **options}):
             assert new_tokens(out, 4) == expected
@@ -213,7 +224,9 @@ def test_dtypes_of_model_and_predictor_may_differ(dtype):
         assert torch.equal(firp.generate(model, **ONE, predictor=predictor, tree=firp.TreeConfig(8, 3)), expected)
 
 
-@pytest.mark.parametrize("keep", [{}, {"return_dict_in_generate": True, "output_scores": True}], ids=["alone", "with scores"])
+@pytest.mark.parametrize(
+    "keep", [{}, {"return_dict_in_generate": True, "output_scores": True}], ids=["alone", "with scores"]
+)
 def test_criteria_see_the_scores_so_far(keep):
     model = tiny_model(1, vocab=11)
     seen = []
@@ -235,7 +248,11 @@ def test_a_streamer_read_in_another_thread():
 
     model = tiny_model(1, vocab=11)
     streamer = TextIteratorStreamer(Letters(), skip_prompt=True, timeout=60)
-    run = threading.Thread(target=firp.generate, args=(model, IDS), kwargs={**GREEDY, "streamer": streamer, "predictor": tiny_predictor(model, 1)})
+    run = threading.Thread(
+        target=firp.generate,
+        args=(model, IDS),
+        kwargs={**GREEDY, "streamer": streamer, "predictor": tiny_predictor(model, 1)},
+    )
     run.start()
     text = "".join(streamer)
     run.join()

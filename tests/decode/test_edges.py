@@ -64,7 +64,9 @@ def test_holes_in_a_mask_under_a_sliding_window_are_refused(family):
     model = tiny_model(1, family, vocab=11)
     mask = torch.ones(1, 7, dtype=torch.long)
     mask[0, 3] = 0
-    with pytest.raises(ValueError, match="attention_mask: got 1 masked tokens inside the prompt of row 0, expected none"):
+    with pytest.raises(
+        ValueError, match="attention_mask: got 1 masked tokens inside the prompt of row 0, expected none"
+    ):
         firp.generate(model, IDS[:1], attention_mask=mask, **drafting(model), **GREEDY)
 
 

@@ -32,7 +32,9 @@ def test_cache_after_every_step_equals_a_fresh_prefill(seed):
             assert tokens[b][:-1] == tokens[b][:committed] and len(tokens[b]) == committed + 1
             fresh = torch.full_like(state.cache[:, :, b : b + 1], float("nan"))
             prefill(engine.view, [torch.tensor(tokens[b][:committed])], fresh)
-            torch.testing.assert_close(state.cache[:, :, b, :committed], fresh[:, :, 0, :committed], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(
+                state.cache[:, :, b, :committed], fresh[:, :, 0, :committed], rtol=1e-10, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("attention", ["torch", "tree_attention"])
@@ -53,7 +55,9 @@ def test_prefill_in_chunks_fills_the_same_cache(family, attention):
     expected = filled(len(prompt))
     for chunk in (1, 7, 64, 100):
         torch.testing.assert_close(filled(chunk), expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(engine.start([prompt], 5, []).cache[:, :, 0, : len(prompt) - 1], expected[:, :, :-1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        engine.start([prompt], 5, []).cache[:, :, 0, : len(prompt) - 1], expected[:, :, :-1], rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -28,14 +28,22 @@ def on_gpu(seed, **tree):
 
 
 def decode(engine, prompts, choose, late=True, new_tokens=60):
-    out = Output(torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True), prompts, new_tokens, [3], StoppingCriteriaList())
+    out = Output(
+        torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True), prompts, new_tokens, [3], StoppingCriteriaList()
+    )
     stats = run(engine, engine.start(prompts, new_tokens, [3]), choose(engine), out, late)
     return out.emitted, stats.steps
 
 
 def sampling(engine):
     processors = LogitsProcessorList(
-        [hf.TemperatureLogitsWarper(0.9), hf.TopKLogitsWarper(20), hf.TopPLogitsWarper(0.9), hf.MinPLogitsWarper(0.01), hf.TypicalLogitsWarper(0.9)]
+        [
+            hf.TemperatureLogitsWarper(0.9),
+            hf.TopKLogitsWarper(20),
+            hf.TopPLogitsWarper(0.9),
+            hf.MinPLogitsWarper(0.01),
+            hf.TypicalLogitsWarper(0.9),
+        ]
     )
     return Vectorised(engine.ops, processors, 11, None, [0] * 8)
 
@@ -47,7 +55,9 @@ def sampling(engine):
 @pytest.mark.parametrize("batch", [1, 5])
 def test_replay_equals_eager(batch, kind, choose):
     model, predictor, tree = on_gpu(batch, num_nodes=16, num_lookahead=4, kind=kind)
-    prompts = [torch.randint(4, 50, (20 + 40 * i,), generator=torch.Generator().manual_seed(i)).cuda() for i in range(batch)]
+    prompts = [
+        torch.randint(4, 50, (20 + 40 * i,), generator=torch.Generator().manual_seed(i)).cuda() for i in range(batch)
+    ]
     eager = firp.Engine(model, predictor, tree, graphs=False, compile=False)
     captured = firp.Engine(model, predictor, tree, graphs=True, compile=False)
     expected = decode(eager, prompts, choose, late=False)
@@ -179,7 +189,9 @@ def test_compiled_layers_equal_eager_ones_and_settle():
         rows, same = eager.forward(state), compiled.forward(other)
         torch.testing.assert_close(same, rows, rtol=1e-4, atol=1e-4)
         written = int(state.context_lens[0]) + state.tree.size[0]
-        torch.testing.assert_close(other.cache[..., :written, :, :], state.cache[..., :written, :, :], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            other.cache[..., :written, :, :], state.cache[..., :written, :, :], rtol=1e-4, atol=1e-4
+        )
         graphs.append(counters["stats"]["unique_graphs"])
         eager.step(state)
     assert graphs[0] == graphs[-1] and not counters["graph_break"]

@@ -99,7 +99,12 @@ def test_sampling_with_a_stateful_processor_equals_plain_sampling():
         ids = torch.tensor([[4, 5, 6]])
         plain = firp.generate(model, ids, logits_processor=[Counting()], **options)
         drafted = firp.generate(
-            model, ids, predictor=tiny_predictor(model, seed), tree=firp.TreeConfig(8, 3), logits_processor=[Counting()], **options
+            model,
+            ids,
+            predictor=tiny_predictor(model, seed),
+            tree=firp.TreeConfig(8, 3),
+            logits_processor=[Counting()],
+            **options,
         )
         assert torch.equal(plain, drafted)
 
@@ -127,7 +132,9 @@ def test_processors_of_every_other_kind_equal_hugging_faces(options):
         model = tiny_model(seed)
         ids = torch.tensor([[4, 5, 6, 5]])
         expected = model.generate(ids, **GREEDY, **options)
-        out = firp.generate(model, ids, predictor=tiny_predictor(model, seed), tree=firp.TreeConfig(8, 3), **GREEDY, **options)
+        out = firp.generate(
+            model, ids, predictor=tiny_predictor(model, seed), tree=firp.TreeConfig(8, 3), **GREEDY, **options
+        )
         assert torch.equal(out, expected), seed
 
 
@@ -138,5 +145,7 @@ def test_right_padding_gives_processors_what_left_padding_would():
     options = {"repetition_penalty": 1.5, **GREEDY}
     left, right = Counting(), Counting()
     a = firp.generate(model, ids, attention_mask=mask, logits_processor=[left], **options)
-    b = firp.generate(model, ids.gather(1, order), attention_mask=mask.gather(1, order), logits_processor=[right], **options)
+    b = firp.generate(
+        model, ids.gather(1, order), attention_mask=mask.gather(1, order), logits_processor=[right], **options
+    )
     assert torch.equal(a[:, ids.shape[1] :], b[:, ids.shape[1] :]) and left.seen == right.seen

@@ -62,7 +62,9 @@ def test_stop_strings(tokenizer, where):
         if where == "argument":
             options["stop_strings"] = strings
         elif where == "config":
-            options = {"generation_config": GenerationConfig(stop_strings=strings, eos_token_id=EOS, pad_token_id=0, **GREEDY)}
+            options = {
+                "generation_config": GenerationConfig(stop_strings=strings, eos_token_id=EOS, pad_token_id=0, **GREEDY)
+            }
         else:
             model.generation_config.stop_strings = strings
         expected = model.generate(IDS, tokenizer=tokenizer, **options)
@@ -105,7 +107,11 @@ class Recorder(BaseStreamer):
 
 
 def test_a_streamer_receives_what_hugging_face_would_put():
-    for options in (GREEDY, {**GREEDY, "stopping_criteria": [StopAt(4)]}, {**GREEDY, "prefix_allowed_tokens_fn": lambda *_: [4, 5, 6]}):
+    for options in (
+        GREEDY,
+        {**GREEDY, "stopping_criteria": [StopAt(4)]},
+        {**GREEDY, "prefix_allowed_tokens_fn": lambda *_: [4, 5, 6]},
+    ):
         model, draft = accepting()
         theirs, ours = Recorder(), Recorder()
         model.generate(IDS, streamer=theirs, **options)
@@ -124,7 +130,12 @@ def test_text_arrives_as_it_is_accepted(tokenizer):
         streamer, events = Arrivals(tokenizer, skip_prompt=True), []
         streamer.arrived = arrived = []
         out = firp.generate(
-            model, IDS, streamer=streamer, on_step=lambda _, a=arrived, e=events: e.append("".join(a)), **draft, **GREEDY
+            model,
+            IDS,
+            streamer=streamer,
+            on_step=lambda _, a=arrived, e=events: e.append("".join(a)),
+            **draft,
+            **GREEDY,
         )
         assert "".join(arrived) == tokenizer.decode(out[0, 3:])
         assert all(after.startswith(before) for before, after in itertools.pairwise(events))
@@ -139,7 +150,11 @@ def test_a_streamer_with_a_batch_is_refused_by_name():
             firp.generate(model, **options, streamer=Recorder(), max_new_tokens=3, **draft)
 
 
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.4}, {"prefix_allowed_tokens_fn": lambda *_: [4, 5, 6]}], ids=["plain", "processed", "general"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"repetition_penalty": 1.4}, {"prefix_allowed_tokens_fn": lambda *_: [4, 5, 6]}],
+    ids=["plain", "processed", "general"],
+)
 def test_scores_and_logits_are_hugging_faces(options):
     keep = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     for seed in (1, 2):
@@ -174,7 +189,9 @@ def test_nothing_is_kept_that_was_not_asked_for():
 
 def test_max_time_ends_every_sequence():
     model, draft = accepting()
-    out = firp.generate(model, IDS.repeat(3, 1), max_time=0.0, max_new_tokens=200, do_sample=False, eos_token_id=None, **draft)
+    out = firp.generate(
+        model, IDS.repeat(3, 1), max_time=0.0, max_new_tokens=200, do_sample=False, eos_token_id=None, **draft
+    )
     assert out.shape[1] == 4
     started = time.perf_counter()
     out = firp.generate(model, IDS, max_time=3600.0, max_new_tokens=20, do_sample=False, eos_token_id=None, **draft)
@@ -230,7 +247,9 @@ def test_the_result_counts_its_steps_and_seconds():
     model, draft = accepting()
     events: list[firp.StepEvent] = []
     ids, mask = ragged_batch(random.Random(4), 3, 7)
-    out = firp.generate(model, ids, attention_mask=mask, on_step=events.append, return_dict_in_generate=True, **draft, **GREEDY)
+    out = firp.generate(
+        model, ids, attention_mask=mask, on_step=events.append, return_dict_in_generate=True, **draft, **GREEDY
+    )
     assert [event.step for event in events] == list(range(len(events)))
     assert sum(len(event.tokens) for event in events) == out.stats.steps
     streamed = [[token for event in events for token in event.tokens.get(b, [])] for b in range(3)]
@@ -259,7 +278,9 @@ def test_a_callback_may_stop_a_run(general):
 
 def test_chat_templates(tokenizer):
     """What a chat template makes of a conversation goes in as it is, as a dictionary too."""
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'a ' }}{% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'a ' }}{% endif %}"
+    )
     model, draft = accepting(1, vocab=10)
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": "fed"}], add_generation_prompt=True, return_tensors="pt", return_dict=True

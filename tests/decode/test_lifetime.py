@@ -92,12 +92,17 @@ def test_weights_made_in_inference_mode_are_read():
     with torch.inference_mode():
         model = tiny_model(1, vocab=11)
     expected = model.generate(IDS, **GREEDY)
-    assert torch.equal(firp.generate(model, IDS, predictor=tiny_predictor(tiny_model(1, vocab=11), 1), **GREEDY), expected)
+    assert torch.equal(
+        firp.generate(model, IDS, predictor=tiny_predictor(tiny_model(1, vocab=11), 1), **GREEDY), expected
+    )
 
 
 CHANGES = {
     "dtype": (lambda model: model.to(torch.float32), "a parameter of 'model.embed_tokens', its dtype or its device"),
-    "scaling": (lambda model: setattr(model.model.layers[1].self_attn, "scaling", 3.0), "attribute scaling of 'model.layers.1.self_attn'"),
+    "scaling": (
+        lambda model: setattr(model.model.layers[1].self_attn, "scaling", 3.0),
+        "attribute scaling of 'model.layers.1.self_attn'",
+    ),
     "layers": (lambda model: setattr(model.config, "num_hidden_layers", 3), "config.num_hidden_layers from 4 to 3"),
     "head": (lambda model: setattr(model, "lm_head", torch.nn.Linear(32, 11).double()), "modules of the model itself"),
 }

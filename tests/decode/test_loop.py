@@ -47,7 +47,9 @@ def test_late_reads_give_the_same_output_in_one_more_step(seed):
     model = tiny_model(seed)
     prompts, ids, mask = prompts_of(seed, 1 + seed % 4)
     engines = [CountingEngine(model, tiny_predictor(model, seed), firp.TreeConfig(8, 3)) for _ in range(2)]
-    (now, stats), (late, late_stats) = (decode(engine, prompts, late) for engine, late in zip(engines, (False, True), strict=True))
+    (now, stats), (late, late_stats) = (
+        decode(engine, prompts, late) for engine, late in zip(engines, (False, True), strict=True)
+    )
     assert now == late == hf_alone(model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False)
     assert (stats.steps, stats.tokens) == (late_stats.steps, late_stats.tokens)
     assert len(engines[1].launched) == len(engines[0].launched) + 1
@@ -99,7 +101,13 @@ def test_the_cache_bucket_grows_in_the_middle_of_a_run(late):
 def decode_without_stop(engine, prompt, late, new_tokens):
     out = Output(prompt[None], [prompt], new_tokens, [], StoppingCriteriaList())
     stats = run(engine, engine.start([prompt], new_tokens, []), Greedy(engine.ops), out, late)
-    wanted = engine.model.generate(prompt[None], attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None)
+    wanted = engine.model.generate(
+        prompt[None],
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+    )
     return (out.emitted, stats), wanted[0, len(prompt) :].tolist()
 
 
@@ -178,7 +186,11 @@ def test_processors_that_look_back_make_a_run_wait_for_the_host():
     with pytest.warns(UserWarning, match="its logits processors look at the tokens so far"):
         run(engine, engine.start([prompt], NEW_TOKENS, [EOS]), choose, out, late=True)
     wanted = model.generate(
-        prompt[None], attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=NEW_TOKENS, do_sample=False, repetition_penalty=1.4
+        prompt[None],
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        repetition_penalty=1.4,
     )
     assert out.emitted == [wanted[0, len(prompt) :].tolist()]
 
@@ -207,7 +219,15 @@ def test_what_a_run_used_serves_the_next():
 
 
 def test_sizes_of_what_is_allocated():
-    assert [allocated_slots(n) for n in (1, 256, 257, 1500, 2048, 2049, 4161)] == [256, 256, 512, 1536, 2048, 2560, 5120]
+    assert [allocated_slots(n) for n in (1, 256, 257, 1500, 2048, 2049, 4161)] == [
+        256,
+        256,
+        512,
+        1536,
+        2048,
+        2560,
+        5120,
+    ]
     buffers = Buffers.allocate(1, 1, 1536, 1, 8, torch.float32, torch.device("cpu"))
     assert [buffers.bucket(n) for n in (1, 256, 257, 1025, 1600)] == [256, 256, 512, 1536, 1536]
     assert buffers.set_stop_tokens([]).tolist() == [-1] * 8

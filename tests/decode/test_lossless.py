@@ -44,8 +44,12 @@ def test_drafts_are_accepted_in_these_tests():
 def test_plain_decoding_is_the_same_path():
     model = tiny_model(3)
     ids, mask = ragged_batch(random.Random(3), 4, 7)
-    out = firp.generate(model, ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True)
-    assert new_tokens(out.sequences, ids.shape[1]) == hf_alone(model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False)
+    out = firp.generate(
+        model, ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True
+    )
+    assert new_tokens(out.sequences, ids.shape[1]) == hf_alone(
+        model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False
+    )
     assert out.stats.tau == 1.0
 
 
@@ -55,7 +59,12 @@ def test_custom_generate_hook():
     expected = model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)
     predictor = tiny_predictor(model, 4)
     out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, custom_generate=firp.decode, predictor=predictor
+        ids,
+        attention_mask=mask,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        custom_generate=firp.decode,
+        predictor=predictor,
     )
     assert torch.equal(out, expected)
 
@@ -77,5 +86,12 @@ def test_long_prompts_are_prefilled_in_chunks():
     ids = torch.randint(4, 7, (1, 90), generator=torch.Generator().manual_seed(8))
     expected = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)
     for chunk in (1, 7, 64):
-        out = firp.generate(model, ids, predictor=tiny_predictor(model, 8), max_new_tokens=NEW_TOKENS, do_sample=False, prefill_chunk_size=chunk)
+        out = firp.generate(
+            model,
+            ids,
+            predictor=tiny_predictor(model, 8),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            prefill_chunk_size=chunk,
+        )
         assert torch.equal(out, expected)

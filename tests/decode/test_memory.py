@@ -39,7 +39,10 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
     monkeypatch.setattr(engine, "run_step", None)
     monkeypatch.setattr("firp.engine.engine.prefill", None)
-    with pytest.raises(ValueError, match=r"max_new_tokens: 2 sequences of 256 cache slots need 0\.00 GiB \(cache 0\.00 GiB, .* are free on cpu"):
+    with pytest.raises(
+        ValueError,
+        match=r"max_new_tokens: 2 sequences of 256 cache slots need 0\.00 GiB \(cache 0\.00 GiB, .* are free on cpu",
+    ):
         firp.generate(model, torch.tensor([[4, 5], [5, 6]]), engine=engine, max_new_tokens=8, do_sample=False)
 
 

@@ -22,7 +22,9 @@ def test_eight_ragged_prompts_equal_eight_single_runs(family):
     model = tiny_model(5, family, vocab=11)
     ids, mask = ragged_batch(rng, 8, 11)
     expected = hf_alone(model, ids, mask, **GREEDY)
-    scores = model.generate(ids[-1:], attention_mask=mask[-1:], return_dict_in_generate=True, output_logits=True, **GREEDY).logits
+    scores = model.generate(
+        ids[-1:], attention_mask=mask[-1:], return_dict_in_generate=True, output_logits=True, **GREEDY
+    ).logits
     assert len({tuple(row) for row in expected}) > 1
     for run in range(2):
         predictor = tiny_predictor(model, run, num_offsets=rng.randint(1, 3), layer=rng.randint(1, 3))
@@ -44,7 +46,14 @@ def test_frequencies_follow_the_committed_length(family, length):
     model = tiny_model(3, family, vocab=11)
     before = model.model.rotary_emb.inv_freq.clone()
     for seed in range(2):
-        out = firp.generate(model, ids, predictor=tiny_predictor(model, seed), tree=firp.TreeConfig(8, 4), max_new_tokens=20, do_sample=False)
+        out = firp.generate(
+            model,
+            ids,
+            predictor=tiny_predictor(model, seed),
+            tree=firp.TreeConfig(8, 4),
+            max_new_tokens=20,
+            do_sample=False,
+        )
         assert torch.equal(out, expected)
     assert torch.equal(model.model.rotary_emb.inv_freq, before)
 
@@ -87,7 +96,9 @@ def test_other_types_are_refused_by_name(model_type):
         num_key_value_heads=2, eos_token_id=EOS, pad_token_id=PAD, **REFUSED[model_type],
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match=f"with model_type '{model_type}', expected a causal decoder of type apertus, arcee"):
+    with pytest.raises(
+        ValueError, match=f"with model_type '{model_type}', expected a causal decoder of type apertus, arcee"
+    ):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
@@ -111,7 +122,9 @@ def test_forwards_bound_to_the_instance_are_refused(part):
     layer = model.model.layers[1]
     module = layer if part == "layer" else layer.self_attn
     module.forward = module.forward
-    with pytest.raises(ValueError, match=r"model: 'model.layers.1(.self_attn)?' has its own forward \(accelerate's device_map"):
+    with pytest.raises(
+        ValueError, match=r"model: 'model.layers.1(.self_attn)?' has its own forward \(accelerate's device_map"
+    ):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
@@ -120,7 +133,9 @@ def test_a_model_in_training_mode_with_dropout_is_refused():
     expected = firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
     assert torch.equal(expected, model.eval().generate(torch.tensor([[4, 5]]), **GREEDY))
     model.train().model.layers[0].self_attn.attention_dropout = 0.5
-    with pytest.raises(ValueError, match=r"model: 'model.layers.0.self_attn' is in training mode with attention_dropout 0.5"):
+    with pytest.raises(
+        ValueError, match=r"model: 'model.layers.0.self_attn' is in training mode with attention_dropout 0.5"
+    ):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
@@ -128,10 +143,17 @@ def test_outliers_over_all_rows_are_refused():
     """bitsandbytes' 8 bit as it is by default: a row's result depends on the rows beside it."""
     model = tiny_model(1, "llama")
     model.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
-    with pytest.raises(ValueError, match=re.escape("model: got llm_int8_threshold 6.0, expected 0.0: its 8-bit linears look for outliers")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("model: got llm_int8_threshold 6.0, expected 0.0: its 8-bit linears look for outliers"),
+    ):
         firp.generate(model, torch.tensor([[4, 5]]), **GREEDY)
 
 
 def test_models_of_another_build_are_refused():
-    with pytest.raises(ValueError, match="model: got GPT2LMHeadModel with model_type 'gpt2', expected a causal decoder"):
-        firp.generate(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=9)), torch.tensor([[1]]), **GREEDY)
+    with pytest.raises(
+        ValueError, match="model: got GPT2LMHeadModel with model_type 'gpt2', expected a causal decoder"
+    ):
+        firp.generate(
+            GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=9)), torch.tensor([[1]]), **GREEDY
+        )

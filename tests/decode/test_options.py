@@ -45,11 +45,17 @@ def run(generate, model, case: Case, options: dict, tokenizer):
     if not {"max_length", "max_new_tokens"} & set(options):
         options["max_new_tokens"] = 12
     if case.compare == "scores":
-        out = generate(prompt_of(case), **{**options, "max_new_tokens": 1}, return_dict_in_generate=True, output_scores=True)
+        out = generate(
+            prompt_of(case), **{**options, "max_new_tokens": 1}, return_dict_in_generate=True, output_scores=True
+        )
         return out.scores[0]
     out = generate(prompt_of(case), **{"do_sample": False, **options})
     if case.compare == "type":
-        return "tensor" if isinstance(out, torch.Tensor) else [key for key in ("sequences", "scores", "logits") if out.get(key) is not None]
+        return (
+            "tensor"
+            if isinstance(out, torch.Tensor)
+            else [key for key in ("sequences", "scores", "logits") if out.get(key) is not None]
+        )
     return out
 
 
@@ -73,7 +79,9 @@ def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer):
         def ours(options, seed=seed):
             model = tiny_model(seed)
             drafting = {"predictor": tiny_predictor(model, seed), "tree": firp.TreeConfig(8, 3)}
-            return run(lambda *args, **given: firp.generate(model, *args, **drafting, **given), model, case, options, tokenizer)
+            return run(
+                lambda *args, **given: firp.generate(model, *args, **drafting, **given), model, case, options, tokenizer
+            )
 
         expected = hugging_face(with_field)
         assert equal(ours(with_field), expected), seed
@@ -86,7 +94,9 @@ def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer):
 def test_fields_without_effect_change_nothing_in_either(name):
     model, ids = tiny_model(1), torch.tensor([[4, 5, 6]])
     plain = model.generate(ids, max_new_tokens=12, do_sample=False)
-    config = GenerationConfig(**{name: HARMLESS[name]}, max_new_tokens=12, do_sample=False, eos_token_id=3, pad_token_id=0)
+    config = GenerationConfig(
+        **{name: HARMLESS[name]}, max_new_tokens=12, do_sample=False, eos_token_id=3, pad_token_id=0
+    )
     assert torch.equal(model.generate(ids, generation_config=config), plain)
     assert torch.equal(firp.generate(model, ids, generation_config=config, predictor=tiny_predictor(model, 1)), plain)
 

@@ -14,7 +14,7 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 
 def outcome(call, expected):
-    """"equal" or "refused"; anything else is a fault."""
+    """ "equal" or "refused"; anything else is a fault."""
     try:
         found = call()
     except Exception as error:
@@ -78,7 +78,13 @@ def test_every_place_where_cpu_layers_take_the_place_of_modules(family):
     assert not faults, "\n".join(faults)
 
 
-WORKS = ["eager_attention", "weight_swapped_in_place", "rotary_scaling", "activation_of_another_kind", "final_norm_of_another_kind"]
+WORKS = [
+    "eager_attention",
+    "weight_swapped_in_place",
+    "rotary_scaling",
+    "activation_of_another_kind",
+    "final_norm_of_another_kind",
+]
 
 
 @pytest.mark.parametrize("name", [*WORKS, "attention_scaling", "weight_replaced", "head_with_more_rows", "norm_eps"])

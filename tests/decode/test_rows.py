@@ -104,7 +104,9 @@ def test_rows_that_depend_on_each_other_are_refused(kind, where, dtype):
 def test_activations_on_a_coarse_grid_are_refused(dtype):
     """Independent rows, but rounding elsewhere would turn into other tokens than Hugging Face's."""
     model = with_module(ScalePerRow, "model.layers.2.mlp.down_proj", dtype)
-    with pytest.raises(ValueError, match=r"model: 'model.layers.2.mlp.down_proj' \(ScalePerRow\) rounds its input to few levels"):
+    with pytest.raises(
+        ValueError, match=r"model: 'model.layers.2.mlp.down_proj' \(ScalePerRow\) rounds its input to few levels"
+    ):
         firp.generate(model, IDS, predictor=tiny_predictor(model, 1), **GREEDY)
 
 
@@ -130,7 +132,9 @@ def test_a_softmax_turned_over_rows_is_noticed():
     engine = firp.Engine(model, *drafts.values())
     model.model.layers[1].mlp.act_fn.dim = 1
     for given in (drafts, {"engine": engine}):
-        with pytest.raises(ValueError, match=r"model: 'model.layers.1.mlp.act_fn' \(Softmax\) gives a row a result that"):
+        with pytest.raises(
+            ValueError, match=r"model: 'model.layers.1.mlp.act_fn' \(Softmax\) gives a row a result that"
+        ):
             firp.generate(model, IDS, **given, **GREEDY)
 
 

@@ -20,7 +20,9 @@ def test_sampled_firp_equals_sampled_plain_decoding(seed):
     for i, chain in enumerate(CHAINS):
         predictor = tiny_predictor(model, seed, PREDICTORS[(seed + i) % len(PREDICTORS)], num_offsets=3)
         plain = firp.generate(model, IDS, **options, **chain)
-        out = firp.generate(model, IDS, predictor=predictor, tree=SHAPES[seed], return_dict_in_generate=True, **options, **chain)
+        out = firp.generate(
+            model, IDS, predictor=predictor, tree=SHAPES[seed], return_dict_in_generate=True, **options, **chain
+        )
         assert torch.equal(plain, out.sequences), chain
         accepted += out.stats.tokens - out.stats.steps
     assert accepted > 0 or SHAPES[seed].kind == "static"
@@ -51,13 +53,18 @@ def test_no_token_left_to_draw_is_an_error():
     for draft in ({}, {"predictor": tiny_predictor(model, 3)}):
         with pytest.raises(FloatingPointError) as caught:
             firp.generate(model, IDS[:1], max_new_tokens=3, do_sample=True, suppress_tokens=list(range(7)), **draft)
-        assert str(caught.value) == "model: its scores after 4 tokens of sequence 0 are NaN, or the processors leave no token"
+        assert (
+            str(caught.value)
+            == "model: its scores after 4 tokens of sequence 0 are NaN, or the processors leave no token"
+        )
 
 
 @pytest.mark.parametrize("varied", ["seed", "sequence", "position"])
 def test_uniforms_are_uniform_in_each_of_their_keys(varied):
     many = torch.arange(20_000)
-    seeds, sequences, positions = ((many if name == varied else torch.full_like(many, 3)) for name in ("seed", "sequence", "position"))
+    seeds, sequences, positions = (
+        (many if name == varied else torch.full_like(many, 3)) for name in ("seed", "sequence", "position")
+    )
     drawn = uniforms(seeds, sequences, positions[:, None])[:, 0]
     assert drawn.min() >= 0 and drawn.max() < 1
     assert kstest(drawn.double().numpy(), "uniform").pvalue > 1e-3

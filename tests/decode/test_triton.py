@@ -60,9 +60,17 @@ def test_an_engine_over_triton_kernels_equals_hugging_face(family, launches):
     engine = firp.Engine(model, tiny_predictor(model, 2), firp.TreeConfig(8, 3), impl=impl)
     calls, per_call = count_calls(engine, launches)
     out = firp.generate(
-        model, ids, attention_mask=mask, engine=engine, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True
+        model,
+        ids,
+        attention_mask=mask,
+        engine=engine,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        return_dict_in_generate=True,
     )
-    assert new_tokens(out.sequences, ids.shape[1]) == hf_alone(model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False)
+    assert new_tokens(out.sequences, ids.shape[1]) == hf_alone(
+        model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False
+    )
     assert out.stats.tau > 1.2
     assert {*impl, "write_and_attend"} == set(registry.TRITON_OPS)
     for name, most in MOST_LAUNCHES.items():
@@ -76,6 +84,13 @@ def test_sampling_over_triton_kernels_equals_plain_sampling():
     model = tiny_model(3, dtype=torch.float32).to(DEVICE)
     ids = torch.tensor([[4, 5, 6, 4]], device=DEVICE)
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": True, "seed": 5, "top_k": 0}
-    engine = firp.Engine(model, tiny_predictor(model, 3), firp.TreeConfig(8, 3), impl={"verify_tree": "triton", "predictor_projection": "triton"})
+    engine = firp.Engine(
+        model,
+        tiny_predictor(model, 3),
+        firp.TreeConfig(8, 3),
+        impl={"verify_tree": "triton", "predictor_projection": "triton"},
+    )
     plain = firp.Engine(model, impl={"verify_tree": "triton"})
-    assert torch.equal(firp.generate(model, ids, engine=engine, **options), firp.generate(model, ids, engine=plain, **options))
+    assert torch.equal(
+        firp.generate(model, ids, engine=engine, **options), firp.generate(model, ids, engine=plain, **options)
+    )

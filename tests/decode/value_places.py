@@ -255,7 +255,9 @@ def one_module_in_training_mode(model, monkeypatch, undo):
 def adapters_in_the_layers(model, monkeypatch, undo):
     peft = pytest.importorskip("peft")
     torch.manual_seed(3)
-    peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False)).to(model.dtype).eval()
+    peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False)).to(
+        model.dtype
+    ).eval()
 
 
 @place

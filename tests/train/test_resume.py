@@ -71,8 +71,19 @@ def test_a_damaged_checkpoint_is_named(setup, tmp_path):
         Trainer(setup(), tmp_path / "run", progress=False).run()
 
 
-@pytest.mark.parametrize("field, value", [("insertion_layer", 0), ("insertion_layer", 4), ("num_offsets", 0), ("steps", 0), ("held_out", 40),
-                                          ("transition_rank", 33), ("learning_rate", 0.0), ("learning_rate", -1.0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("insertion_layer", 0),
+        ("insertion_layer", 4),
+        ("num_offsets", 0),
+        ("steps", 0),
+        ("held_out", 40),
+        ("transition_rank", 33),
+        ("learning_rate", 0.0),
+        ("learning_rate", -1.0),
+    ],
+)
 def test_bad_settings(setup, tmp_path, field, value):
     with pytest.raises(ValueError, match=field):
         Trainer(setup(**{field: value}), tmp_path / "run", progress=False)
@@ -92,7 +103,9 @@ def test_another_rank_is_refused(setup, tmp_path):
     assert Trainer(setup(), tmp_path / "first", progress=False).run()
     for rank in (0, 4):
         with pytest.raises(ValueError, match=f"transition_rank: got {rank}, but start_from has 3"):
-            Trainer(setup(start_from=str(tmp_path / "first"), transition_rank=rank), tmp_path / "second", progress=False).run()
+            Trainer(
+                setup(start_from=str(tmp_path / "first"), transition_rank=rank), tmp_path / "second", progress=False
+            ).run()
 
 
 def test_write_atomically_keeps_the_old_file(tmp_path):

@@ -68,7 +68,9 @@ def test_a_damaged_file_of_text_is_named(tmp_path, spoil):
     path = tmp_path / "text.npz"
     np.savez_compressed(path, **TEXT)
     spoil(path)
-    with pytest.raises(ValueError, match=f"^data: cannot read {re.escape(repr(str(path)))} as the output of `firp distill`: "):
+    with pytest.raises(
+        ValueError, match=f"^data: cannot read {re.escape(repr(str(path)))} as the output of `firp distill`: "
+    ):
         load_dataset(path)
 
 

@@ -18,8 +18,12 @@ def test_tables_are_linear_in_embeddings_of_unit_mean_square(monkeypatch):
         torch.testing.assert_close(UnitEmbeddings(view)(torch.arange(11)), unit, rtol=1e-5, atol=1e-6)
         source, target = token_tables(view, predictor.transition)
         assert source.shape == target.shape == (11, 5) and source.dtype == model.dtype
-        torch.testing.assert_close(source.float(), unit @ predictor.transition[0].detach().float(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(target.float(), unit @ predictor.transition[1].detach().float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            source.float(), unit @ predictor.transition[0].detach().float(), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            target.float(), unit @ predictor.transition[1].detach().float(), rtol=1e-4, atol=1e-5
+        )
         assert token_tables(view, None) is None
 
 

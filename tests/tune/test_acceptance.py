@@ -32,7 +32,14 @@ def decoded(model, predictor, prompts, tree, max_new_tokens):
     """Statistics of decoding each prompt alone."""
     engine, stats = firp.Engine(model, predictor, tree), firp.DecodeStats()
     for prompt in prompts:
-        out = firp.generate(model, prompt[None], engine=engine, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True)
+        out = firp.generate(
+            model,
+            prompt[None],
+            engine=engine,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+        )
         stats.merge(out.stats)
     return stats
 
@@ -53,7 +60,9 @@ def test_fewer_offsets_replay_from_the_same_recording(k):
     model, predictor, prompts, _ = setup(5)
     recordings = recordings_of(model, predictor, prompts, 24)
     for tree in (firp.TreeConfig(6, 2), firp.TreeConfig(5, 5, "static"), firp.TreeConfig(12, 1)):
-        assert replayed(recordings, tree, k, model, predictor) == decoded(model, predictor.first_offsets(k), prompts, tree, 24)
+        assert replayed(recordings, tree, k, model, predictor) == decoded(
+            model, predictor.first_offsets(k), prompts, tree, 24
+        )
 
 
 def test_a_larger_vocabulary_and_a_limit_of_one_token():

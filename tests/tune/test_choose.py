@@ -74,10 +74,14 @@ def test_dearer_rows_never_choose_more_rows():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(GRID), st.floats(0.001, 0.1), st.floats(1, 4)), min_size=1, max_size=30), st.integers(1, 3))
+@given(
+    st.lists(st.tuples(st.sampled_from(GRID), st.floats(0.001, 0.1), st.floats(1, 4)), min_size=1, max_size=30),
+    st.integers(1, 3),
+)
 def test_batches_never_get_more_rows_as_they_grow(figures, spread):
     by_batch = {
-        size: [Point(plain(3), 0.01, 1.0, size)] + [Point(c, t * size**spread, a, size) for c, t, a in figures[: 30 // size]]
+        size: [Point(plain(3), 0.01, 1.0, size)]
+        + [Point(c, t * size**spread, a, size) for c, t, a in figures[: 30 // size]]
         for size in (1, 2, 4, 8)
     }
     chosen = choose_each(by_batch)

@@ -37,9 +37,17 @@ def test_an_untuned_predictor_keeps_its_own_tree(predictor):
 
 
 def test_a_tuned_machine_gets_its_trees(predictor):
-    save_tuned(predictor.folder, NAME, entry({8: (2, 1, "dynamic"), 1: (16, 4, "static"), 32: (1, 1, "dynamic")}, head="two-pass"))
+    save_tuned(
+        predictor.folder,
+        NAME,
+        entry({8: (2, 1, "dynamic"), 1: (16, 4, "static"), 32: (1, 1, "dynamic")}, head="two-pass"),
+    )
     tuned, tree, head = own_tree(predictor, "cpu", torch.float32)
-    assert tuned.num_offsets == 2 and head == "two-pass" and (tree.num_nodes, tree.num_lookahead, tree.kind) == (16, 4, "static")
+    assert (
+        tuned.num_offsets == 2
+        and head == "two-pass"
+        and (tree.num_nodes, tree.num_lookahead, tree.kind) == (16, 4, "static")
+    )
     assert tree.for_batch(1) == firp.TreeConfig(16, 4, "static")
     assert tree.for_batch(2) == tree.for_batch(8) == firp.TreeConfig(2, 1)
     assert tree.for_batch(9) == tree.for_batch(100) == firp.TreeConfig(1, 1)
@@ -112,8 +120,14 @@ DAMAGED = {
     "no trees": (changed(["trees"], {}), "trees: got none, expected at least one"),
     "trees in a list": (changed(["trees"], [TREE]), "trees: got ["),
     "a tree of a list": (changed(["trees", "4"], [4, 1]), "4: got [4, 1], expected an object"),
-    "no head": (WHOLE.replace(b'"head": null, ', b""), "head: got 'nothing', expected one of one-pass, two-pass, or null"),
-    "an unknown head": (changed(["head"], "three-pass"), "head: got 'three-pass', expected one of one-pass, two-pass, or null"),
+    "no head": (
+        WHOLE.replace(b'"head": null, ', b""),
+        "head: got 'nothing', expected one of one-pass, two-pass, or null",
+    ),
+    "an unknown head": (
+        changed(["head"], "three-pass"),
+        "head: got 'three-pass', expected one of one-pass, two-pass, or null",
+    ),
     "a head of a list": (changed(["head"], ["one-pass"]), "head: got ['one-pass']"),
     "a false head": (changed(["head"], False), "head: got False"),
     "no offsets": (changed(["num_offsets"], 0), "num_offsets: got 0, expected 1..256"),
@@ -168,7 +182,11 @@ def test_another_tuning_does_not_replace_a_damaged_file(predictor):
 
 def test_an_engine_decodes_with_the_tuned_tree(predictor):
     model = tiny_model(0)
-    save_tuned(predictor.folder, machine("cpu", torch.float64), entry({1: (5, 2, "static"), 4: (1, 1, "dynamic")}, head="two-pass"))
+    save_tuned(
+        predictor.folder,
+        machine("cpu", torch.float64),
+        entry({1: (5, 2, "static"), 4: (1, 1, "dynamic")}, head="two-pass"),
+    )
     engine = firp.Engine(model, firp.load_predictor(predictor.folder))
     assert engine.num_offsets == 2 and engine.head == "two-pass"
     assert engine.drafter(1).config == firp.TreeConfig(5, 2, "static") and engine.drafter(3) is None

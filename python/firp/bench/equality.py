@@ -59,7 +59,9 @@ def compare(results: Results, model: PreTrainedModel) -> dict[str, list[Differen
                     gaps = (float("nan"), float("nan"))
                 else:
                     ids = results.inputs[i][turn]
-                    ids = torch.cat([ids, torch.tensor([base.tokens[:position]], dtype=torch.long, device=ids.device)], 1)
+                    ids = torch.cat(
+                        [ids, torch.tensor([base.tokens[:position]], dtype=torch.long, device=ids.device)], 1
+                    )
                     exact = exact or copy.deepcopy(model).double()
                     gaps = tuple(score_gap(m, ids, base.tokens[position], run.tokens[position]) for m in (model, exact))
                 found[name].append(Difference(i, results.prompts[i].id, position, *gaps))

@@ -49,7 +49,9 @@ def cache_bytes(config: LlamaConfig, tokens: int, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * width * tokens * dtype.itemsize
 
 
-def build(shape: str, dtype: torch.dtype, device: str, num_offsets: int, cached_tokens: int) -> tuple[LlamaForCausalLM, FirpPredictor]:
+def build(
+    shape: str, dtype: torch.dtype, device: str, num_offsets: int, cached_tokens: int
+) -> tuple[LlamaForCausalLM, FirpPredictor]:
     """A model and a predictor with random weights, made directly on the device.
 
     Args:

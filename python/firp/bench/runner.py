@@ -19,7 +19,13 @@ TAU_FORMULA = "tokens delivered by decode steps / decode steps (prefill excluded
 
 
 def _converse(
-    method: Method, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, device, max_new_tokens: int, all_turns: bool, raw: bool
+    method: Method,
+    prompt: Prompt,
+    tokenizer: PreTrainedTokenizerBase,
+    device,
+    max_new_tokens: int,
+    all_turns: bool,
+    raw: bool,
 ) -> tuple[list[Run], list[Tensor]]:
     messages: list[dict] = []
     runs, inputs = [], []

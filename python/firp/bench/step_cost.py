@@ -107,7 +107,9 @@ def print_step_cost(document: dict, console: Console | None = None) -> None:
     name = f"{document['random_weights']} (random weights), {machine['device']}, {machine['dtype']}"
     for context in sorted({entry["context"] for entry in document["steps"]}):
         title = f"{name}, context {context}, k {settings['num_offsets']}, t {settings['insertion_layer']} of {settings['num_layers']}"
-        table = Table("method", "N", "P", "rows", "step ms (min-max)", "bandwidth share", "breaks even at tau", title=title)
+        table = Table(
+            "method", "N", "P", "rows", "step ms (min-max)", "bandwidth share", "breaks even at tau", title=title
+        )
         for entry in document["steps"]:
             if entry["context"] != context:
                 continue

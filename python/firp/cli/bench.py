@@ -40,8 +40,12 @@ def bench(
     raw: options.Raw = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to draw tokens per second.")] = None,
-    random_weights: Annotated[str | None, typer.Option(help=f"Instead: step cost at the shape {', '.join(SHAPES)}.")] = None,
-    contexts: Annotated[str, typer.Option(help="Of --random-weights: tokens before a step, comma-separated.")] = "1024,4096",
+    random_weights: Annotated[
+        str | None, typer.Option(help=f"Instead: step cost at the shape {', '.join(SHAPES)}.")
+    ] = None,
+    contexts: Annotated[
+        str, typer.Option(help="Of --random-weights: tokens before a step, comma-separated.")
+    ] = "1024,4096",
 ) -> None:
     """Run decoding methods on the same prompts, interleaved, and report tau, tokens/s, ratios and equality."""
     for output in (json_path, plot):
@@ -52,7 +56,12 @@ def bench(
             raise ValueError("plot: given with random_weights, expected one of them")
         sizes = SIZES if nodes is None and lookahead is None else [(nodes or lookahead, lookahead or nodes)]
         document = measure_step_cost(
-            random_weights, dtype, options.choose_device(device), options.integers("contexts", contexts), sizes, repeats=repeats
+            random_weights,
+            dtype,
+            options.choose_device(device),
+            options.integers("contexts", contexts),
+            sizes,
+            repeats=repeats,
         )
         print_step_cost(document)
         _write(json_path, document)
@@ -76,7 +85,9 @@ def bench(
         "num_prompts": len(loaded),
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
-        "tree": None if used is None else {"N": tree.num_nodes, "P": tree.num_lookahead, "k": used.num_offsets, "kind": tree.kind},
+        "tree": None
+        if used is None
+        else {"N": tree.num_nodes, "P": tree.num_lookahead, "k": used.num_offsets, "kind": tree.kind},
     }
     document = report(results, base, settings)
     print_table(document)

@@ -26,8 +26,12 @@ REBUILD = "pip install --no-build-isolation -e . (FIRP_BUILD=cpu makes a compile
 
 
 def doctor(
-    model: Annotated[str | None, typer.Option(help="Print the memory that decoding with this base model needs.")] = None,
-    max_len: Annotated[int | None, typer.Option(help="Tokens of prompt and output together; default: the model's context.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Print the memory that decoding with this base model needs.")
+    ] = None,
+    max_len: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and output together; default: the model's context.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
     predictor: options.Predictor = None,
     dtype: options.Dtype = "bfloat16",
@@ -70,7 +74,17 @@ def doctor(
     for text in missing:
         console.print(f"- {text}")
     if model is not None:
-        _memory(console, model, max_len, batch_size, predictor, dtype, torch.device(options.choose_device(device)), nodes, lookahead)
+        _memory(
+            console,
+            model,
+            max_len,
+            batch_size,
+            predictor,
+            dtype,
+            torch.device(options.choose_device(device)),
+            nodes,
+            lookahead,
+        )
 
 
 def _memory(
@@ -107,8 +121,14 @@ def _memory(
         config, precision, slots, batch_size, **drafts, weights=weights, captures=device.type == "cuda",
         prefill_rows=most_rows(device, slots, batch_size),
     )  # fmt: skip
-    method = "FIRP, N = {num_nodes}, P = {num_lookahead}, k = {num_offsets}".format(**drafts) if drafts else "plain decoding"
-    table = Table("part", "size", title=f"memory: {model}, {dtype}, {batch_size} x {max_len} tokens in {slots} slots each, {method}")
+    method = (
+        "FIRP, N = {num_nodes}, P = {num_lookahead}, k = {num_offsets}".format(**drafts) if drafts else "plain decoding"
+    )
+    table = Table(
+        "part",
+        "size",
+        title=f"memory: {model}, {dtype}, {batch_size} x {max_len} tokens in {slots} slots each, {method}",
+    )
     for name, number in vars(plan).items():
         table.add_row(name, gib(number))
     table.add_row("all", gib(plan.total))

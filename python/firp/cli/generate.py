@@ -36,7 +36,9 @@ def generate(
     seed: options.Seed = 0,
     raw: options.Raw = False,
     plain: options.Plain = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Plain decoding first, then FIRP, and the figures.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Plain decoding first, then FIRP, and the figures.")
+    ] = False,
 ) -> None:
     """Answer PROMPT, streaming; tokens that came free are green."""
     if plain and compare:
@@ -75,9 +77,13 @@ def _report(console: Console, rows: dict) -> None:
     for name, (out, seconds) in rows.items():
         speed = out.stats.tokens / seconds
         speedup = f"{speed * first[1] / first[0].stats.tokens:.2f}x" if len(rows) > 1 else "-"
-        table.add_row(name, str(out.stats.tokens), str(out.stats.steps), f"{out.stats.tau:.2f}", f"{speed:.1f}", speedup)
+        table.add_row(
+            name, str(out.stats.tokens), str(out.stats.steps), f"{out.stats.tau:.2f}", f"{speed:.1f}", speedup
+        )
     console.print(table)
-    console.print("tau = tokens delivered by decode steps / decode steps; tokens/s with prefill; green tokens came free")
+    console.print(
+        "tau = tokens delivered by decode steps / decode steps; tokens/s with prefill; green tokens came free"
+    )
     if len(rows) > 1:
         same = len({tuple(out.sequences[0].tolist()) for out, _ in rows.values()}) == 1
         console.print(f"identical output: {'yes' if same else 'no'}")

@@ -56,7 +56,9 @@ def find_predictor(model_name: str, predictor: str | None) -> FirpPredictor:
     return default_predictor(predictor) if predictor in shipped else load_predictor(predictor)
 
 
-def make_tree(predictor: FirpPredictor, nodes: int | None, lookahead: int | None, kind: str | None) -> TreeConfig | None:
+def make_tree(
+    predictor: FirpPredictor, nodes: int | None, lookahead: int | None, kind: str | None
+) -> TreeConfig | None:
     """The predictor's own tree with what was asked for changed; None where nothing was."""
     if nodes is None and lookahead is None and kind is None:
         return None

@@ -27,7 +27,9 @@ def distill(
     device: options.Device = None,
 ) -> None:
     """Let the base model answer prompts: the text a predictor is trained on. Run again to go on after a stop."""
-    config = DistillConfig(model, prompts, limit, max_new_tokens, batch_size, temperature, max_prompt_tokens, seed, dtype)
+    config = DistillConfig(
+        model, prompts, limit, max_new_tokens, batch_size, temperature, max_prompt_tokens, seed, dtype
+    )
     print(f"wrote {run_distill(config, output, options.choose_device(device))}")
 
 
@@ -49,7 +51,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Of data order and anchors.")] = 0,
     dtype: options.Dtype = "float32",
     device: options.Device = None,
-    keep_rows: Annotated[bool, typer.Option(help="Run the base model once and keep its rows in the output folder.")] = False,
+    keep_rows: Annotated[
+        bool, typer.Option(help="Run the base model once and keep its rows in the output folder.")
+    ] = False,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
 ) -> None:
     """Train a predictor; run the same command again to resume exactly."""

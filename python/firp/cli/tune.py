@@ -32,12 +32,20 @@ def tune(
     prompts: Annotated[Path, typer.Option(help="JSONL file; default: the project's own.")] = OWN_PROMPTS,
     limit: Annotated[int, typer.Option(help="Prompts taken, spread evenly over the file.")] = 24,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = DEFAULTS.max_new_tokens,
-    batch_sizes: Annotated[str, typer.Option(help="Comma-separated; a tree is chosen for each.")] = _joined(DEFAULTS.batch_sizes),
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated; a tree is chosen for each.")] = _joined(
+        DEFAULTS.batch_sizes
+    ),
     nodes: Annotated[str, typer.Option("--nodes", "-N", help="Comma-separated N to try.")] = _joined(DEFAULTS.nodes),
-    lookahead: Annotated[str, typer.Option("--lookahead", "-P", help="Comma-separated P to try.")] = _joined(DEFAULTS.lookahead),
-    offsets: Annotated[str | None, typer.Option(help="Comma-separated k to try; default: 1 to the predictor's.")] = None,
+    lookahead: Annotated[str, typer.Option("--lookahead", "-P", help="Comma-separated P to try.")] = _joined(
+        DEFAULTS.lookahead
+    ),
+    offsets: Annotated[
+        str | None, typer.Option(help="Comma-separated k to try; default: 1 to the predictor's.")
+    ] = None,
     kinds: Annotated[str, typer.Option(help="Comma-separated tree kinds to try.")] = _joined(DEFAULTS.kinds),
-    context: Annotated[int | None, typer.Option(help="Tokens before a measured step; default: as the prompts have.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens before a measured step; default: as the prompts have.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps of one timing.")] = DEFAULTS.steps,
     repeats: Annotated[int, typer.Option(help="Timings of each finalist.")] = DEFAULTS.repeats,
     dtype: options.Dtype = "bfloat16",
@@ -71,7 +79,12 @@ def tune(
     tuner.run()
 
     name = machine(base.device, base.dtype)
-    settings = {"model": model, "predictor": predictor or model, "prompts": prompts.name, "num_prompts": len(loaded)} | vars(config)
+    settings = {
+        "model": model,
+        "predictor": predictor or model,
+        "prompts": prompts.name,
+        "num_prompts": len(loaded),
+    } | vars(config)
     report.print_tables(tuner, name)
     if json_path is not None:
         document = report.document(tuner, environment(base), settings)

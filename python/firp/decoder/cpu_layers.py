@@ -57,7 +57,9 @@ def _is_gated_mlp(module: nn.Module) -> bool:
         type(module) in GATED_MLPS
         and _plain(module)
         and type(module.act_fn) in (nn.SiLU, SiLUActivation)
-        and all(_is_linear(child) and child.bias is None for child in (module.gate_proj, module.up_proj, module.down_proj))
+        and all(
+            _is_linear(child) and child.bias is None for child in (module.gate_proj, module.up_proj, module.down_proj)
+        )
     )
 
 

@@ -75,7 +75,9 @@ class FewRowAttention(nn.Module):
         self.turned = [heads + kv_heads, kv_heads]
         self.heads = [heads, kv_heads]
 
-    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step, **_) -> tuple[Tensor, None]:
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step, **_
+    ) -> tuple[Tensor, None]:
         batch, rows, _ = hidden_states.shape
         joint = self.ops.joint_linear(hidden_states, self.weights, self.biases).view(batch, rows, -1, self.head_dim)
         turned, value = joint.split_with_sizes(self.turned, 2)

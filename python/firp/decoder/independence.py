@@ -62,7 +62,9 @@ def check_rows(view: DecoderView, names: list[str]) -> None:
 
             def run(rows: Tensor, layer: nn.Module = layer) -> Tensor:
                 positions = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
-                return layer(rows, attention_mask=None, position_embeddings=view.rotary(rows, positions), firp_step=step)
+                return layer(
+                    rows, attention_mask=None, position_embeddings=view.rotary(rows, positions), firp_step=step
+                )
 
             _try(run, _rows(view.config.hidden_size, dtype, view.device), name, module)
 
@@ -99,7 +101,9 @@ def _beside(rows: Tensor, others: Tensor, kept: int) -> Tensor:
 def _try(run: Callable[[Tensor], Tensor], trial: Trial, name: str, module: nn.Module) -> None:
     rows, changes = trial
     first, again = run(rows), run(rows)
-    exact = torch.equal(first, again) and not any(tensor.dim() > 2 for tensor in module.parameters())  # Experts group rows.
+    exact = torch.equal(first, again) and not any(
+        tensor.dim() > 2 for tensor in module.parameters()
+    )  # Experts group rows.
     rounding = ROUNDING.get(first.dtype, ROUNDING[torch.bfloat16])
     for kept, changed in changes:
         own = first[:, kept]

@@ -139,17 +139,24 @@ def _check_modules(model: PreTrainedModel) -> Seen:
 def _check_modes(device: torch.device) -> None:
     default = torch.get_default_device()
     if default.type not in ("cpu", device.type):
-        raise ValueError(f"model: is on {device} while torch's default device is {default}, expected cpu or the model's")
+        raise ValueError(
+            f"model: is on {device} while torch's default device is {default}, expected cpu or the model's"
+        )
     for kind in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         if getattr(torch_modules, kind):
             raise ValueError(
                 "model: a hook on every module is registered (torch.nn.modules.module.register_module_forward_hook or _pre_hook), "
                 "expected none: it would see draft rows"
             )
-    stack = [torch.overrides._get_current_function_mode_stack(), torch.utils._python_dispatch._get_current_dispatch_mode_stack()]
+    stack = [
+        torch.overrides._get_current_function_mode_stack(),
+        torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
+    ]
     for mode in (mode for modes in stack for mode in modes):
         if library_of(type(mode).__module__) != "torch":
-            raise ValueError(f"model: {type(mode).__name__} is active, a torch mode that FIRP does not know and whose changes would not reach its ops; expected none")
+            raise ValueError(
+                f"model: {type(mode).__name__} is active, a torch mode that FIRP does not know and whose changes would not reach its ops; expected none"
+            )
 
 
 def _check_classes(model: PreTrainedModel) -> type:
@@ -158,9 +165,13 @@ def _check_classes(model: PreTrainedModel) -> type:
     base, overridden = library_base(type(model))
     if base is not expected:
         named = "its own class" if expected is None else expected.__name__
-        raise ValueError(f"model: got {type(model).__name__}, expected {named} of transformers for a config of model_type {model.config.model_type!r}")
+        raise ValueError(
+            f"model: got {type(model).__name__}, expected {named} of transformers for a config of model_type {model.config.model_type!r}"
+        )
     if overridden is not None:
-        raise ValueError(f"model: {type(model).__name__} overrides {overridden} of {base.__name__}, which FIRP cannot follow; expected {base.__name__} itself")
+        raise ValueError(
+            f"model: {type(model).__name__} overrides {overridden} of {base.__name__}, which FIRP cannot follow; expected {base.__name__} itself"
+        )
     decoder = model.model
     parts = [("model", decoder, "Model"), ("model.rotary_emb", decoder.rotary_emb, "RotaryEmbedding")]
     for i, layer in enumerate(decoder.layers):
@@ -168,9 +179,13 @@ def _check_classes(model: PreTrainedModel) -> type:
     for name, module, ending in parts:
         found, overridden = _library_part(type(module), base.__module__, ending)
         if not found:
-            raise ValueError(f"model: {name!r} is {type(module).__name__}, expected the {ending.lower()} class of {base.__module__}: FIRP takes its place")
+            raise ValueError(
+                f"model: {name!r} is {type(module).__name__}, expected the {ending.lower()} class of {base.__module__}: FIRP takes its place"
+            )
         if overridden is not None:
-            raise ValueError(f"model: {name!r} is {type(module).__name__}, which overrides {overridden}; expected the library's own class")
+            raise ValueError(
+                f"model: {name!r} is {type(module).__name__}, which overrides {overridden}; expected the library's own class"
+            )
     return base
 
 
@@ -202,7 +217,9 @@ def _refuse_override(name: str, module: nn.Module, kind: Kind) -> None:
 
 
 def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    raise ValueError(f"model: {name!r} is on {tensor.device}, expected {device} as the embeddings: load the whole model on one device")
+    raise ValueError(
+        f"model: {name!r} is on {tensor.device}, expected {device} as the embeddings: load the whole model on one device"
+    )
 
 
 def _check_training(name: str, module: nn.Module, kind: Kind) -> None:
@@ -212,6 +229,8 @@ def _check_training(name: str, module: nn.Module, kind: Kind) -> None:
             values = value.values() if isinstance(value, dict) else [value]
             active = [v for v in values if isinstance(v, (int, float)) and v > 0]
             if active:
-                raise ValueError(f"model: {name or 'the model'!r} is in training mode with {key} {active[0]}, expected model.eval()")
+                raise ValueError(
+                    f"model: {name or 'the model'!r} is in training mode with {key} {active[0]}, expected model.eval()"
+                )
     if not kind.rowwise and not kind.watched:
         raise ValueError(f"model: {name!r} ({type(module).__name__}) is in training mode, expected model.eval()")

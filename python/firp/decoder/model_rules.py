@@ -124,14 +124,20 @@ def check_config(model: PreTrainedModel) -> None:
         raise ValueError(f"model: got config.return_dict {config.return_dict}, expected True")
     width = getattr(decoder.embed_tokens, "embedding_dim", config.hidden_size)
     if width != config.hidden_size:
-        raise ValueError(f"model: got config.hidden_size {config.hidden_size}, its embeddings are {width} wide: expected one width")
+        raise ValueError(
+            f"model: got config.hidden_size {config.hidden_size}, its embeddings are {width} wide: expected one width"
+        )
     layers, count = running_layers(model), config.num_hidden_layers
     follows = "num_hidden_layers" in _names_read(library_kind(decoder))
     if not layers or count < 1 or (count != len(layers) and not follows):
-        raise ValueError(f"model: got config.num_hidden_layers {count}, expected {len(decoder.layers)}, as the model has layers")
+        raise ValueError(
+            f"model: got config.num_hidden_layers {count}, expected {len(decoder.layers)}, as the model has layers"
+        )
     if "layer_types" in _names_read(library_kind(decoder)):
         if len(config.layer_types) < len(layers):
-            raise ValueError(f"model: got {len(config.layer_types)} config.layer_types, expected {len(layers)}, one for each layer")
+            raise ValueError(
+                f"model: got {len(config.layer_types)} config.layer_types, expected {len(layers)}, one for each layer"
+            )
         strange = set(config.layer_types[: len(layers)]) - set(LAYER_TYPES)
         if strange:
             raise ValueError(f"model: got config.layer_types {sorted(strange)}, expected {', '.join(LAYER_TYPES)}")
@@ -146,7 +152,9 @@ def check_config(model: PreTrainedModel) -> None:
             )
     sliding = any(window is not None for window in windows(model))
     if follows_types and getattr(decoder, "has_sliding_layers", sliding) is not sliding:
-        raise ValueError(f"model: got model.has_sliding_layers {decoder.has_sliding_layers}, expected {sliding} (config.layer_types)")
+        raise ValueError(
+            f"model: got model.has_sliding_layers {decoder.has_sliding_layers}, expected {sliding} (config.layer_types)"
+        )
     _check_rotary(decoder.rotary_emb, config)
 
 
@@ -167,30 +175,44 @@ def _check_layer(place: int, layer: nn.Module, config) -> None:
                 "heads are not supported)"
             )
     if attention.config is not config:
-        raise ValueError(f"model: model.layers.{place}.self_attn has another config object than the model, expected the model's")
+        raise ValueError(
+            f"model: model.layers.{place}.self_attn has another config object than the model, expected the model's"
+        )
     if getattr(attention, "is_causal", True) is not True:
-        raise ValueError(f"model: model.layers.{place}.self_attn.is_causal is {attention.is_causal}, expected True: FIRP decodes causally")
+        raise ValueError(
+            f"model: model.layers.{place}.self_attn.is_causal is {attention.is_causal}, expected True: FIRP decodes causally"
+        )
 
 
 def check_functions(config) -> None:
     """The functions that attend, mask and run experts are the library's known ones."""
     name = config._attn_implementation
     if name not in ATTENTION_FUNCTIONS:
-        raise ValueError(f"model: got attention function {name!r}, expected one of {', '.join(ATTENTION_FUNCTIONS)}: FIRP's own attention takes its place")
+        raise ValueError(
+            f"model: got attention function {name!r}, expected one of {', '.join(ATTENTION_FUNCTIONS)}: FIRP's own attention takes its place"
+        )
     for interface in (AttentionInterface(), AttentionMaskInterface()):
         function = interface.get(name)
-        if function is not None and not is_own(function, getattr(function, "__module__", ""), getattr(function, "__qualname__", "")):
-            raise ValueError(f"model: attention function {name!r} was registered anew, expected the library's: FIRP's own attention takes its place")
+        if function is not None and not is_own(
+            function, getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+        ):
+            raise ValueError(
+                f"model: attention function {name!r} was registered anew, expected the library's: FIRP's own attention takes its place"
+            )
     experts = getattr(config, "_experts_implementation", None)
     function = None if experts in (None, "eager") else ALL_EXPERTS_FUNCTIONS.get(experts)
-    if function is not None and not is_own(function, getattr(function, "__module__", ""), getattr(function, "__qualname__", "")):
+    if function is not None and not is_own(
+        function, getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    ):
         raise ValueError(f"model: experts function {experts!r} was registered by a caller, expected one of the library")
 
 
 def _check_rotary(rotary: nn.Module, config) -> None:
     kind = rope_type_of(config)
     if getattr(rotary, "rope_type", kind) != kind:
-        raise ValueError(f"model: got rope_type {kind!r} in its config, but its rotary embedding was made for {rotary.rope_type!r}")
+        raise ValueError(
+            f"model: got rope_type {kind!r} in its config, but its rotary embedding was made for {rotary.rope_type!r}"
+        )
     if kind in LENGTH_ROPE_TYPES:
         maker = ROPE_INIT_FUNCTIONS[kind]
         if not is_own(maker, "transformers.modeling_rope_utils", maker.__qualname__):

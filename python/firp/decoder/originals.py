@@ -99,7 +99,10 @@ def is_own(function: object, module_name: str, name: str) -> bool:
 def methods_of(kind: type) -> frozenset[str]:
     """Names that stand for functions in a class: an instance that has one of them as an attribute overrides it."""
     return frozenset(
-        name for base in kind.__mro__ for name, value in vars(base).items() if isinstance(_function(value), types.FunctionType)
+        name
+        for base in kind.__mro__
+        for name, value in vars(base).items()
+        if isinstance(_function(value), types.FunctionType)
     )
 
 
@@ -123,8 +126,10 @@ class Watch:
         self.codes = [function.__code__ for function in self.functions]
 
     def same(self) -> bool:
-        return len(self.namespace) == self.size and all(map(is_, map(self.namespace.get, self.names), self.values)) and all(
-            function.__code__ is code for function, code in zip(self.functions, self.codes, strict=True)
+        return (
+            len(self.namespace) == self.size
+            and all(map(is_, map(self.namespace.get, self.names), self.values))
+            and all(function.__code__ is code for function, code in zip(self.functions, self.codes, strict=True))
         )
 
 
@@ -154,7 +159,9 @@ RUNNING_MODULES = (
     "torch.nn.modules.linear", "torch.nn.modules.sparse", "torch.nn.modules.activation", "torch.nn.modules.normalization",
 )  # fmt: skip
 # They make an object or restore one; torch.compile replaces some of them for good.
-CONSTRUCTION = frozenset(["__init__", "__new__", "__init_subclass__", "__setstate__", "__getstate__", "__deepcopy__", "__reduce_ex__"])
+CONSTRUCTION = frozenset(
+    ["__init__", "__new__", "__init_subclass__", "__setstate__", "__getstate__", "__deepcopy__", "__reduce_ex__"]
+)
 # Called through Hugging Face, so that a replacement runs as it does there.
 HONOURED = {"GenerationMixin": ("generate",)}
 
@@ -176,16 +183,22 @@ def _module_faults(module: types.ModuleType) -> Iterator[str]:
 def _reached(module: types.ModuleType, namespace: types.ModuleType) -> list[str]:
     """Functions of `namespace`, torch or its functional module, that a modeling module's code may call."""
     names = {name for code in _all_codes(module.__name__) for name in code.co_names}
-    return sorted(name for name in names if callable(vars(namespace).get(name)) and not isinstance(vars(namespace)[name], type))
+    return sorted(
+        name for name in names if callable(vars(namespace).get(name)) and not isinstance(vars(namespace)[name], type)
+    )
 
 
 def _torch_faults(namespace: types.ModuleType, names: list[str]) -> Iterator[str]:
     for name in names:
         value = vars(namespace)[name]
-        builtin = isinstance(value, types.BuiltinFunctionType) and value.__name__.replace("_", "") == name.replace("_", "")
+        builtin = isinstance(value, types.BuiltinFunctionType) and value.__name__.replace("_", "") == name.replace(
+            "_", ""
+        )
         links = list(_chain(value))
         homes = [link.__globals__.get("__name__", "") for link in links]
-        own = links and all(library_of(home) and link.__code__ in _all_codes(home) for link, home in zip(links, homes, strict=True))
+        own = links and all(
+            library_of(home) and link.__code__ in _all_codes(home) for link, home in zip(links, homes, strict=True)
+        )
         if not builtin and not own:
             yield name
 

@@ -90,7 +90,10 @@ class PseudoAttention:
         batch, heads, _, width = query.shape
         anchors, k = self.anchors.shape[1], self.num_offsets
         real_key, real_value = (expand_groups(rows, heads) for rows in self.recorded[module.layer_idx])
-        chains = [rows.reshape(batch, heads, anchors, k, width) for rows in (query, expand_groups(key, heads), expand_groups(value, heads))]
+        chains = [
+            rows.reshape(batch, heads, anchors, k, width)
+            for rows in (query, expand_groups(key, heads), expand_groups(value, heads))
+        ]
         query_chain, key_chain, value_chain = chains
 
         real = torch.matmul(query, real_key.transpose(2, 3)) * scale

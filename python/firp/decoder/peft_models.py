@@ -43,7 +43,9 @@ def without_peft(model):
                 "prompts are no tokens that FIRP could decode over"
             )
         if kind not in TESTED_TYPES:
-            raise ValueError(f"model: got a peft model of type {kind}, expected one of {', '.join(sorted(TESTED_TYPES))}")
+            raise ValueError(
+                f"model: got a peft model of type {kind}, expected one of {', '.join(sorted(TESTED_TYPES))}"
+            )
         if getattr(config, "alora_invocation_tokens", None):
             raise ValueError(
                 "model: got a peft model with alora_invocation_tokens, expected none: peft switches such an adapter on in the "
@@ -67,9 +69,15 @@ def _active_configs(model) -> list:
 def _check_wrapper(wrapper) -> None:
     base, overridden = library_base(type(wrapper))
     if base is None or overridden is not None:
-        raise ValueError(f"model: got {type(wrapper).__name__}, which overrides {overridden}; expected peft's own class")
+        raise ValueError(
+            f"model: got {type(wrapper).__name__}, which overrides {overridden}; expected peft's own class"
+        )
     if wrapper._forward_hooks or wrapper._forward_pre_hooks:
-        raise ValueError(f"model: {type(wrapper).__name__} has a forward hook, expected none: FIRP runs the decoder inside it")
+        raise ValueError(
+            f"model: {type(wrapper).__name__} has a forward hook, expected none: FIRP runs the decoder inside it"
+        )
     own = sorted(methods_of(type(wrapper)) & vars(wrapper).keys())
     if own:
-        raise ValueError(f"model: {type(wrapper).__name__} has its own {own[0]} (a patch), expected peft's: FIRP runs the decoder inside it")
+        raise ValueError(
+            f"model: {type(wrapper).__name__} has its own {own[0]} (a patch), expected peft's: FIRP runs the decoder inside it"
+        )

@@ -40,7 +40,13 @@ class Record(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module, watched: bool) -> Record:
-        return cls(weakref.ref(module), watched, tuple(module.__dict__)[_CONTAINERS:], type(module), *_contents(module.__dict__))
+        return cls(
+            weakref.ref(module),
+            watched,
+            tuple(module.__dict__)[_CONTAINERS:],
+            type(module),
+            *_contents(module.__dict__),
+        )
 
     def still_holds(self) -> bool:
         module = self.module()
@@ -96,7 +102,13 @@ class Seen:
         for place, (name, old) in enumerate(zip(self.names, self.records, strict=True)):
             whose = f"{name!r}" if name else "the model itself"
             new = later.records[place] if place < len(later.records) else None
-            if new is None or name != later.names[place] or old.module() is not new.module() or old.kind is not new.kind or old.children != new.children:
+            if (
+                new is None
+                or name != later.names[place]
+                or old.module() is not new.module()
+                or old.kind is not new.kind
+                or old.children != new.children
+            ):
                 return f"modules of {whose}"
             if old.tensors != new.tensors:
                 return f"a parameter of {whose}, its dtype or its device"

@@ -141,7 +141,9 @@ class DecoderView:
         if found is not self._seen:
             changed = self._seen.difference(found)
             if changed is not None:
-                raise ValueError(f"engine: the model changed after the engine was made ({changed}), expected a new Engine")
+                raise ValueError(
+                    f"engine: the model changed after the engine was made ({changed}), expected a new Engine"
+                )
             self._seen = found
             self._check_rows()
         if self._rotary is not None:

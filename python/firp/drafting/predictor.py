@@ -78,7 +78,9 @@ class FirpPredictor(
             if not least <= size <= most:
                 raise ValueError(f"{name}: got {size}, expected {least}..{most}")
         if not 1 <= insertion_layer <= num_layers - 1:
-            raise ValueError(f"insertion_layer: got {insertion_layer}, expected 1..{num_layers - 1} ({num_layers} layers)")
+            raise ValueError(
+                f"insertion_layer: got {insertion_layer}, expected 1..{num_layers - 1} ({num_layers} layers)"
+            )
         if not 0 <= transition_rank <= hidden_size:
             raise ValueError(f"transition_rank: got {transition_rank}, expected 0..{hidden_size} (hidden_size)")
         TreeConfig(num_nodes, num_lookahead, tree_kind)
@@ -201,7 +203,9 @@ class FirpPredictor(
 def check_drafting(predictor: object, tree: object) -> None:
     """Raise ValueError unless these are a predictor and a tree that it can draft, or nothing."""
     if predictor is not None and not isinstance(predictor, FirpPredictor):
-        raise ValueError(f"predictor: got {type(predictor).__name__}, expected a FirpPredictor (firp.load_predictor reads one)")
+        raise ValueError(
+            f"predictor: got {type(predictor).__name__}, expected a FirpPredictor (firp.load_predictor reads one)"
+        )
     if tree is not None and not isinstance(tree, TreeConfig):
         raise ValueError(f"tree: got {tree!r}, expected a firp.TreeConfig")
     if tree is not None and predictor is None:
@@ -228,5 +232,7 @@ def default_predictor(name: str) -> FirpPredictor:
     """
     shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())
     if name not in shipped:
-        raise ValueError(f"predictor: none ships for model {name!r}, expected one of {', '.join(shipped)}; train one with `firp train`")
+        raise ValueError(
+            f"predictor: none ships for model {name!r}, expected one of {', '.join(shipped)}; train one with `firp train`"
+        )
     return load_predictor(SHIPPED / name)

@@ -97,7 +97,9 @@ def read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tens
         for name, tensor in tensors.items():
             if not bool((tensor.abs() <= LARGEST).all()):
                 least, most = tensor.aminmax()
-                raise ValueError(f"{name}: got values from {least:g} to {most:g}, expected finite ones within ±{LARGEST:g}")
+                raise ValueError(
+                    f"{name}: got values from {least:g} to {most:g}, expected finite ones within ±{LARGEST:g}"
+                )
     except (SafetensorError, OSError) as error:
         raise ValueError(f"predictor: {path}: cannot be read as safetensors: {error}") from error
     except ValueError as error:

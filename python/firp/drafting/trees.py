@@ -102,7 +102,9 @@ class TreeConfig:
         if self.kind != "static":
             raise ValueError(f"paths: given for a {self.kind!r} tree, expected kind 'static'")
         if len(set(self.paths)) != self.num_nodes - 1:
-            raise ValueError(f"paths: got {len(set(self.paths))} distinct paths, expected num_nodes - 1 = {self.num_nodes - 1}")
+            raise ValueError(
+                f"paths: got {len(set(self.paths))} distinct paths, expected num_nodes - 1 = {self.num_nodes - 1}"
+            )
         for path in self.paths:
             if not path or min(path) < 0 or (len(path) > 1 and path[:-1] not in self.paths):
                 raise ValueError(f"paths: {path} is empty, has a negative rank, or lacks its prefix")
@@ -117,7 +119,9 @@ class TreeConfig:
         """Static paths in the order of their nodes, parents first; at most `num_offsets` deep."""
         if self.paths is not None:
             if max(len(path) for path in self.paths) > num_offsets:
-                raise ValueError(f"paths: deepest path has {max(map(len, self.paths))} levels, expected at most k = {num_offsets}")
+                raise ValueError(
+                    f"paths: deepest path has {max(map(len, self.paths))} levels, expected at most k = {num_offsets}"
+                )
             return sorted(self.paths, key=lambda path: (len(path), path))
         return _smallest_rank_products(self.num_nodes - 1, num_offsets)
 
@@ -158,7 +162,11 @@ class Drafter:
     """
 
     def __init__(
-        self, config: TreeConfig, num_offsets: int, ops: SimpleNamespace, transition: tuple[Tensor, Tensor] | None = None
+        self,
+        config: TreeConfig,
+        num_offsets: int,
+        ops: SimpleNamespace,
+        transition: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.config = config
         self.num_offsets = num_offsets
@@ -184,7 +192,9 @@ class Drafter:
         config, order = self.config, None
         if self.transition is not None:
             ranks = min(self._drafted_ranks, candidates.shape[2])
-            probabilities, order = self.ops.condition_marginals(probabilities, candidates, root_token, *self.transition, ranks)
+            probabilities, order = self.ops.condition_marginals(
+                probabilities, candidates, root_token, *self.transition, ranks
+            )
         if config.kind == "dynamic":
             return DraftTree(
                 *self.ops.draft_tree(
@@ -233,7 +243,9 @@ class Drafter:
         if order is not None:
             held = torch.zeros_like(held)
             for depth in range(1, self.num_offsets + 1):
-                chosen = order[sequence, level, held[:, parents.clamp(min=0)], ranks.clamp(max=order.shape[3] - 1)].long()
+                chosen = order[
+                    sequence, level, held[:, parents.clamp(min=0)], ranks.clamp(max=order.shape[3] - 1)
+                ].long()
                 held = torch.where(depths == depth, chosen, held)
         tokens = torch.where(real, candidates[sequence, level, held], 0)
         tokens[:, 0] = root_token

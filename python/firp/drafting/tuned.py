@@ -128,7 +128,10 @@ def _batch_size(key: str) -> int:
 
 
 def _tree(fields: dict) -> TreeConfig:
-    return TreeConfig(*(_integer(fields, name) for name in ("num_nodes", "num_lookahead")), _field(fields, "tree_kind", str, "a string"))
+    return TreeConfig(
+        *(_integer(fields, name) for name in ("num_nodes", "num_lookahead")),
+        _field(fields, "tree_kind", str, "a string"),
+    )
 
 
 def save_tuned(folder: Path, name: str, entry: dict) -> Path:

@@ -51,7 +51,14 @@ class Buffers:
 
     @classmethod
     def allocate(
-        cls, num_layers: int, batch_size: int, capacity: int, heads: int, width: int, dtype: torch.dtype, device: torch.device
+        cls,
+        num_layers: int,
+        batch_size: int,
+        capacity: int,
+        heads: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Buffers:
         def per_sequence(dtype: torch.dtype) -> Tensor:
             return torch.zeros(batch_size, dtype=dtype, device=device)

@@ -24,9 +24,7 @@ class Chooser(Protocol):
     key: tuple
     seed: int | None
 
-    def __call__(
-        self, logits: Tensor, state: DecodeState, max_depth: int
-    ) -> tuple[Verified, Tensor | None]:
+    def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[Verified, Tensor | None]:
         """Choose along the tree.
 
         Args:

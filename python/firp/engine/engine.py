@@ -83,7 +83,9 @@ class Engine:
         self._drafters: dict[int, Drafter | None] = {}
         self._spare: list[Buffers] = []
         self._runner: StepRunner = make_runner(self.view, graphs, impl)
-        own_attention = impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
+        own_attention = (
+            impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
+        )
         self._prefill_attention = self.ops.tree_attention if own_attention else None
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
         if predictor is not None:
@@ -202,7 +204,9 @@ class Engine:
 
     @plain_tensors
     @on_own_device
-    def warm_up(self, batch_sizes: tuple[int, ...] = (1,), max_len: int = SMALLEST_BUCKET, progress: bool = True) -> None:
+    def warm_up(
+        self, batch_sizes: tuple[int, ...] = (1,), max_len: int = SMALLEST_BUCKET, progress: bool = True
+    ) -> None:
         """Compile layers and capture greedy steps ahead of the first request.
 
         Args:
@@ -217,7 +221,9 @@ class Engine:
             raise ValueError(f"max_len: got {max_len}, expected at least 2")
         for size in tqdm(batch_sizes, desc="warm up", unit="batch", disable=None if progress else True):
             state = self.start([torch.zeros(1, dtype=torch.int64)] * size, max_len - 1, [])
-            for slots in sorted({state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}):
+            for slots in sorted(
+                {state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}
+            ):
                 state.use_slots(slots)
                 for _ in range(2):  # The first tree is the root alone.
                     self.step(state)

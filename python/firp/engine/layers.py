@@ -75,7 +75,9 @@ def compiles(asked: bool | None, device: torch.device, impl: str | None) -> bool
         ValueError: asked for over a named implementation, which a compiler cannot look into.
     """
     if asked and impl is not None:
-        raise ValueError(f"compile: got True with impl {impl!r}, expected impl None: only torch's own dispatch is traced")
+        raise ValueError(
+            f"compile: got True with impl {impl!r}, expected impl None: only torch's own dispatch is traced"
+        )
     return device.type == "cuda" and impl is None if asked is None else asked
 
 
@@ -110,6 +112,15 @@ def run_layers(
     with function.limits():
         for layer, layer_cache in zip(layers, cache.unbind(0), strict=True):
             hidden = function.call(
-                layer, hidden, cos, sin, layer_cache, context_lens, tree.depths, tree.ancestors, tree.lookahead, num_offsets
+                layer,
+                hidden,
+                cos,
+                sin,
+                layer_cache,
+                context_lens,
+                tree.depths,
+                tree.ancestors,
+                tree.lookahead,
+                num_offsets,
             )
     return hidden

@@ -114,7 +114,11 @@ def check_memory(engine: Engine, batch_size: int, slots: int) -> None:
     view = engine.view
     tree = {}
     if engine.tree is not None:
-        tree = {"num_nodes": engine.tree.num_nodes, "num_lookahead": engine.tree.num_lookahead, "num_offsets": engine.num_offsets}
+        tree = {
+            "num_nodes": engine.tree.num_nodes,
+            "num_lookahead": engine.tree.num_lookahead,
+            "num_offsets": engine.num_offsets,
+        }
     plan = plan_memory(
         view.config, view.dtype, slots, batch_size, captures=engine.captures,
         prefill_rows=most_rows(view.device, slots, batch_size), **tree,

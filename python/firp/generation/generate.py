@@ -91,7 +91,9 @@ def generate(
     for name, instead in NOT_PASSED_ON.items():
         given = options.get(name)
         if given:
-            raise ValueError(f"{name}: got {given if given is True else type(given).__name__}, expected None: {instead}")
+            raise ValueError(
+                f"{name}: got {given if given is True else type(given).__name__}, expected None: {instead}"
+            )
     given = {
         "generation_config": generation_config, "logits_processor": logits_processor, "stopping_criteria": stopping_criteria,
     }  # fmt: skip
@@ -146,7 +148,9 @@ def decode(
     engine.check_lengths([len(prompt) for prompt in prompts.tokens], max_new_tokens)
     check_holes(prompts, engine.view.windows, input_ids.shape[1] + max_new_tokens)
     if config._pad_token_tensor is None and not stops.together and len(prompts.tokens) > 1:
-        raise ValueError("pad_token_id: got None, expected a token id: sequences of a batch that end early are filled with it")
+        raise ValueError(
+            "pad_token_id: got None, expected a token id: sequences of a batch that end early are filled with it"
+        )
     pad_token = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
     seed = check_seed(seed)
     if not config.do_sample:
@@ -216,9 +220,13 @@ def _check_acceptance(acceptance, engine: Engine, processors: LogitsProcessorLis
     if not isinstance(acceptance, TypicalAcceptance):
         raise ValueError(f"acceptance: got {acceptance!r}, expected firp.TypicalAcceptance(epsilon, delta) or None")
     if seed is None:
-        raise ValueError("acceptance: got TypicalAcceptance with do_sample=False, expected do_sample=True: greedy decoding is exact")
+        raise ValueError(
+            "acceptance: got TypicalAcceptance with do_sample=False, expected do_sample=True: greedy decoding is exact"
+        )
     if engine.predictor is None:
-        raise ValueError("acceptance: got TypicalAcceptance without a predictor, expected one: there are no drafts to accept")
+        raise ValueError(
+            "acceptance: got TypicalAcceptance without a predictor, expected one: there are no drafts to accept"
+        )
     for processor in processors:
         if type(processor) not in VECTORISED:
             raise ValueError(

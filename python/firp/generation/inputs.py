@@ -53,7 +53,9 @@ def check_inputs(input_ids: Tensor, model_inputs: dict) -> None:
     """
     for name, value in model_inputs.items():
         if name not in MODEL_INPUTS and value is not None:
-            raise ValueError(f"{name}: a model input that FIRP does not serve, expected only input_ids and attention_mask")
+            raise ValueError(
+                f"{name}: a model input that FIRP does not serve, expected only input_ids and attention_mask"
+            )
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids: got shape {tuple(input_ids.shape)}, expected [B, T]")
     if input_ids.dtype.is_floating_point or input_ids.dtype is torch.bool:
@@ -125,4 +127,6 @@ def check_autocast(device: torch.device) -> None:
     """Autocast would reach the model's own modules and not the ops between them."""
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-        raise ValueError(f"autocast: got torch.autocast({device.type!r}, {dtype}), expected none: load the model in that dtype")
+        raise ValueError(
+            f"autocast: got torch.autocast({device.type!r}, {dtype}), expected none: load the model in that dtype"
+        )

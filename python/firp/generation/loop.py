@@ -112,14 +112,18 @@ class _Loop:
         for slot, sequence in enumerate(order):
             ended = False
             for i in range(host.counts[slot]):
-                rows = (record.scores[slot, path[slot][i]], record.logits[slot, path[slot][i]]) if keeps else (None, None)
+                rows = (
+                    (record.scores[slot, path[slot][i]], record.logits[slot, path[slot][i]]) if keeps else (None, None)
+                )
                 ended = self.out.deliver(sequence, host.tokens[slot][i], *rows)
                 if ended:
                     break
             if ended and not host.finished[slot]:
                 self.state.finished[slot] = True
             if host.finished[slot] and not ended and sequence not in self.ended:
-                raise RuntimeError(f"engine: the cache of {self.state.buffers.capacity} slots is full before sequence {sequence} ended")
+                raise RuntimeError(
+                    f"engine: the cache of {self.state.buffers.capacity} slots is full before sequence {sequence} ended"
+                )
             if ended:
                 self.ended.add(sequence)
 

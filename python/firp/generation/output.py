@@ -102,7 +102,9 @@ class Output:
         if ended:
             self._ended.append(sequence)
         elif self.num_embeddings is not None and token >= self.num_embeddings:
-            raise ValueError(f"model: chose token {token}, which has no embedding, expected 0..{self.num_embeddings - 1}")
+            raise ValueError(
+                f"model: chose token {token}, which has no embedding, expected 0..{self.num_embeddings - 1}"
+            )
         return ended
 
     def end_together(self) -> list[int]:
@@ -124,7 +126,9 @@ class Output:
         scores = None if self.scores is None else tuple(row[None] for row in self.scores[sequence])
         done = self.criteria(so_far[None], scores)
         if done.numel() != 1:
-            raise ValueError(f"stopping_criteria: got {done.numel()} answers, expected 1: they are asked about one sequence at a time")
+            raise ValueError(
+                f"stopping_criteria: got {done.numel()} answers, expected 1: they are asked about one sequence at a time"
+            )
         return bool(done)
 
     def end_step(self) -> list[int]:

@@ -55,7 +55,11 @@ def uniforms(seed: int | Tensor, sequence: Tensor, position: Tensor) -> Tensor:
 
 def _settings(thing: object) -> tuple:
     """Type and plain attributes, which tell two processors or choosers apart that need nothing else."""
-    plain = {name: value for name, value in vars(thing).items() if isinstance(value, (bool, int, float, str)) and name != "seed"}
+    plain = {
+        name: value
+        for name, value in vars(thing).items()
+        if isinstance(value, (bool, int, float, str)) and name != "seed"
+    }
     return type(thing).__qualname__, *sorted(plain.items())
 
 

@@ -85,7 +85,9 @@ class HistoryGroup:
     padding: int
 
 
-def node_histories(tree: DraftTree, histories: list[Tensor], prompts: list[int], padding: list[int]) -> list[HistoryGroup]:
+def node_histories(
+    tree: DraftTree, histories: list[Tensor], prompts: list[int], padding: list[int]
+) -> list[HistoryGroup]:
     """Tokens before the choice at every real node: history up to the root, then the path to the node.
 
     Args:
@@ -107,7 +109,9 @@ def node_histories(tree: DraftTree, histories: list[Tensor], prompts: list[int],
                 grouped.setdefault(key, []).append((b, node, paths[node], prompts[b]))
     groups = []
     for (_, pad), rows in grouped.items():
-        columns = (torch.tensor(column, dtype=torch.long, device=tree.tokens.device) for column in zip(*rows, strict=True))
+        columns = (
+            torch.tensor(column, dtype=torch.long, device=tree.tokens.device) for column in zip(*rows, strict=True)
+        )
         groups.append(HistoryGroup(*columns, padding=pad))
     return groups
 

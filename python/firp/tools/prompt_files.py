@@ -95,7 +95,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict], raw: bool =
         try:
             message["content"].encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"prompt: got a lone surrogate {error.object[error.start]!a}, expected whole characters") from error
+            raise ValueError(
+                f"prompt: got a lone surrogate {error.object[error.start]!a}, expected whole characters"
+            ) from error
     if raw or not tokenizer.chat_template:
         ids = tokenizer("\n".join(message["content"] for message in messages)).input_ids
     else:

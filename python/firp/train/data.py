@@ -46,14 +46,18 @@ class TextDataset:
             raise ValueError(f"offsets: got {ends[0]} to {ends[1]}, expected 0 to {len(self.tokens)} (tokens)")
         lengths, prompts = np.diff(self.offsets.astype(np.int64)), self.prompt_lengths.astype(np.int64)
         if bad := np.flatnonzero((prompts < 1) | (prompts > lengths)).tolist():
-            raise ValueError(f"prompt_lengths: got {prompts[bad[0]]} in sequence {bad[0]}, expected 1..{lengths[bad[0]]} (its tokens)")
+            raise ValueError(
+                f"prompt_lengths: got {prompts[bad[0]]} in sequence {bad[0]}, expected 1..{lengths[bad[0]]} (its tokens)"
+            )
         if self.tokens.min() < 0:
             raise ValueError(f"tokens: got {self.tokens.min()}, expected at least 0")
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise ValueError for text of another model, as far as its tokens tell."""
         if self.tokens.max() >= vocab_size:
-            raise ValueError(f"data: got token {self.tokens.max()}, expected 0..{vocab_size - 1} (the model's vocabulary)")
+            raise ValueError(
+                f"data: got token {self.tokens.max()}, expected 0..{vocab_size - 1} (the model's vocabulary)"
+            )
 
     def sequence(self, index: int) -> Tensor:
         return torch.from_numpy(self.tokens[self.offsets[index] : self.offsets[index + 1]].astype(np.int64))
@@ -114,7 +118,9 @@ def make_batch(dataset: TextDataset, indices: np.ndarray, max_length: int) -> Ba
     return Batch(tokens, lengths, torch.minimum(prompt_lengths, lengths))
 
 
-def epoch_batches(dataset: TextDataset, indices: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_batches(
+    dataset: TextDataset, indices: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
     """Batches of one epoch: shuffled, sorted by length within windows to save padding, shuffled again.
 
     The order depends on (seed, epoch) alone.

@@ -75,12 +75,22 @@ def _check_resumable(parts: Path, config: DistillConfig) -> None:
 
 
 def _answer(
-    engine: Engine, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], greedy: bool, config: DistillConfig, batch: int
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    greedy: bool,
+    config: DistillConfig,
+    batch: int,
 ) -> list[list[int]]:
     """Answers of one batch, end token kept."""
     options = {} if greedy else {"temperature": config.temperature, "top_k": 0, "top_p": 1.0}
     answers = answer(
-        engine, rows, seed=config.seed * 1_000_003 + batch, max_new_tokens=config.max_new_tokens, do_sample=not greedy, **options
+        engine,
+        rows,
+        seed=config.seed * 1_000_003 + batch,
+        max_new_tokens=config.max_new_tokens,
+        do_sample=not greedy,
+        **options,
     )
     return cut_after_stop(answers, {tokenizer.eos_token_id})
 
@@ -138,7 +148,9 @@ def _answer_all(
             answers = _answer(engine, tokenizer, rows, greedy, config, index)
             arrays[index] = _write_part(part, ids, rows, answers, greedy, model)
             seconds = bar.format_dict["elapsed"]
-            bar.set_postfix_str(f"{sum(map(len, answers)) / max(seconds - getattr(bar, 'seconds', 0.0), 1e-9):.0f} tokens/s")
+            bar.set_postfix_str(
+                f"{sum(map(len, answers)) / max(seconds - getattr(bar, 'seconds', 0.0), 1e-9):.0f} tokens/s"
+            )
             bar.seconds = seconds
         bar.update(len(batch))
     bar.close()
@@ -177,14 +189,18 @@ def _read_part(path: Path, ids: list[str], prompts: list[list[int]]) -> dict[str
         offsets = np.concatenate([[0], arrays["lengths"].cumsum()])
         text = TextDataset(arrays["tokens"], offsets, arrays["prompt_lengths"])
         text.check()
-        if arrays["ids"].tolist() != np.array(ids).tolist() or arrays["prompt_lengths"].tolist() != [len(prompt) for prompt in prompts]:
+        if arrays["ids"].tolist() != np.array(ids).tolist() or arrays["prompt_lengths"].tolist() != [
+            len(prompt) for prompt in prompts
+        ]:
             raise ValueError("ids: got those of other prompts")
         if any(text.sequence(i)[: len(prompt)].tolist() != prompt for i, prompt in enumerate(prompts)):
             raise ValueError("tokens: got other prompts")
         if arrays["greedy"].shape != (len(ids),) or arrays["greedy"].dtype != bool:
             raise ValueError("greedy: expected a boolean for each prompt")
     except Exception as error:
-        raise ValueError(f"output: {path} is no batch of this run: {error}; remove it to answer that batch again") from error
+        raise ValueError(
+            f"output: {path} is no batch of this run: {error}; remove it to answer that batch again"
+        ) from error
     return arrays
 
 

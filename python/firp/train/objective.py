@@ -96,7 +96,13 @@ class Objective:
     trains_maps: bool
 
     def __call__(
-        self, predictor: FirpPredictor, tokens: Tensor, real: RealRows, anchors: Tensor, valid: Tensor, want_gradient: bool
+        self,
+        predictor: FirpPredictor,
+        tokens: Tensor,
+        real: RealRows,
+        anchors: Tensor,
+        valid: Tensor,
+        want_gradient: bool,
     ) -> OffsetScores:
         """Scores at the anchors [B, A] that are `valid` in sequences `tokens` [B, T] with rows `real`.
 

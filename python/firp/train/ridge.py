@@ -47,7 +47,11 @@ class RidgeAccumulator:
         if self.count == 0:
             raise ValueError("data: no sequence is long enough for the ridge start")
         size = len(self.covariance)
-        penalty = strength * self.covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64, device=self.covariance.device)
+        penalty = (
+            strength
+            * self.covariance.diagonal().mean()
+            * torch.eye(size, dtype=torch.float64, device=self.covariance.device)
+        )
         return torch.linalg.solve(self.covariance + penalty, self.cross.transpose(1, 2)).transpose(1, 2).float()
 
 

@@ -37,7 +37,13 @@ class RowStore:
     """
 
     def __init__(
-        self, path: Path, view: DecoderView, dataset: TextDataset, insertion_layer: int, max_length: int, made_from: dict
+        self,
+        path: Path,
+        view: DecoderView,
+        dataset: TextDataset,
+        insertion_layer: int,
+        max_length: int,
+        made_from: dict,
     ) -> None:
         self.path, self.record = path, path.with_name(path.name + ".json")
         self.view, self.dataset = view, dataset
@@ -80,7 +86,9 @@ class RowStore:
             if made_from.get(name) != value:
                 raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {made_from.get(name)!r}")
         if type(done) is not int or not 0 <= done <= len(self.order) or type(checksum) is not int:
-            raise self._foreign(f"done, crc32: got {str((done, checksum))[:80]}, expected integers, done in 0..{len(self.order)}")
+            raise self._foreign(
+                f"done, crc32: got {str((done, checksum))[:80]}, expected integers, done in 0..{len(self.order)}"
+            )
         if done and self.path.stat().st_size != num_bytes:
             raise self._foreign(f"got {self.path.stat().st_size} bytes, expected {num_bytes}")
         return done, checksum
@@ -97,7 +105,9 @@ class RowStore:
         return before
 
     def _foreign(self, what: str) -> ValueError:
-        return ValueError(f"keep_rows: {self.path} is not as {self.record.name} tells: {what}; remove both to compute them again")
+        return ValueError(
+            f"keep_rows: {self.path} is not as {self.record.name} tells: {what}; remove both to compute them again"
+        )
 
     def _check_room(self, num_bytes: int) -> None:
         """Say what is needed where it is plain that the disk is too small."""

@@ -75,7 +75,9 @@ def restore(path: Path, state: dict, predictor: torch.nn.Module, optimizer: torc
                 if moments[name].shape != parameter.shape:
                     raise ValueError(f"{name}: got shape {list(moments[name].shape)}, expected {list(parameter.shape)}")
     except Exception as error:
-        raise ValueError(f"output: the checkpoint {path} is not of this run: {error}; remove it to begin again") from error
+        raise ValueError(
+            f"output: the checkpoint {path} is not of this run: {error}; remove it to begin again"
+        ) from error
 
 
 def write_predictor(output: Path, predictor: FirpPredictor) -> None:
@@ -120,5 +122,7 @@ def cut_log(path: Path, step: int) -> None:
             if int(json.loads(line)["step"]) <= step:
                 kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"output: {path}, line {number}: no line of a training log: {error!r}; remove the file") from error
+            raise ValueError(
+                f"output: {path}, line {number}: no line of a training log: {error!r}; remove the file"
+            ) from error
     write_atomically(path, lambda staging: staging.write_bytes(b"".join(kept)))

@@ -86,7 +86,9 @@ class TrainConfig:
         if not self.learning_rate >= 0:
             raise ValueError(f"learning_rate: got {self.learning_rate}, expected at least 0")
         if self.learning_rate == 0 and (self.start_from is None or not self.transition_rank):
-            raise ValueError("learning_rate: got 0, which trains a transition alone: expected start_from and transition_rank with it")
+            raise ValueError(
+                "learning_rate: got 0, which trains a transition alone: expected start_from and transition_rank with it"
+            )
 
     def schedule(self, step: int) -> float:
         """Share of the peak learning rates at a step."""
@@ -117,7 +119,9 @@ class Trainer:
         ).to(self.device)
         groups = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
         if config.transition_rank:
-            groups += [{"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}]
+            groups += [
+                {"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}
+            ]
         self.optimizer = torch.optim.AdamW(groups)
         self.objective = Objective(
             self.view,
@@ -152,7 +156,13 @@ class Trainer:
             run_files.cut_log(self.output / LOG, -1)
             self.initialize()
             self.save_checkpoint()
-        bar = tqdm(total=self.config.steps, initial=self.step, desc="train", disable=None if self.progress else True, smoothing=0.05)
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            desc="train",
+            disable=None if self.progress else True,
+            smoothing=0.05,
+        )
         while self.step < self.config.steps:
             step_started = time.monotonic()
             scores = self.train_step()
@@ -251,7 +261,10 @@ class Trainer:
         size = self.config.batch_size
         starts = range(0, len(self.held_out_indices), size)
         return OffsetScores.total(
-            [self.score(self.held_out_indices[start : start + size], seed=start, want_gradient=False) for start in starts]
+            [
+                self.score(self.held_out_indices[start : start + size], seed=start, want_gradient=False)
+                for start in starts
+            ]
         )
 
     def log(self, event: str, scores: OffsetScores, **extra: float) -> None:

@@ -46,13 +46,13 @@ def greedy_answers(engine: Engine, prompts: list[Tensor], max_new_tokens: int, b
     """New tokens of each prompt [T], the stop token included, decoded `batch_size` prompts at a time."""
     rows = [prompt.tolist() for prompt in prompts]
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return [tokens for batch in batches for tokens in answer(engine, batch, max_new_tokens=max_new_tokens, do_sample=False)]
+    return [
+        tokens for batch in batches for tokens in answer(engine, batch, max_new_tokens=max_new_tokens, do_sample=False)
+    ]
 
 
 @torch.no_grad()
-def record(
-    view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: list[int], num_ranks: int
-) -> Recording:
+def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: list[int], num_ranks: int) -> Recording:
     """Marginals at every position of the answer that can be a root or an accepted node, with their top `num_ranks`.
 
     Args:

@@ -59,7 +59,9 @@ class Point:
         return self.batch_size * self.tau / self.seconds
 
 
-def candidates(nodes: Iterable[int], lookahead: Iterable[int], offsets: Iterable[int], kinds: Iterable[str]) -> list[Candidate]:
+def candidates(
+    nodes: Iterable[int], lookahead: Iterable[int], offsets: Iterable[int], kinds: Iterable[str]
+) -> list[Candidate]:
     """Every combination with 1 < N and P <= N, and plain decoding first.
 
     Raises:
@@ -148,7 +150,9 @@ def choose_each(points: dict[int, list[Point]]) -> dict[int, Point]:
 
 def choose_offsets(points: dict[int, list[Point]]) -> int:
     """One k for all batch sizes: the largest geometric mean of the best speeds, ties to the smaller k."""
-    drafting = sorted({point.candidate.num_offsets for part in points.values() for point in part if point.candidate.num_nodes > 1})
+    drafting = sorted(
+        {point.candidate.num_offsets for part in points.values() for point in part if point.candidate.num_nodes > 1}
+    )
     if not drafting:
         return max(point.candidate.num_offsets for part in points.values() for point in part)
 

@@ -63,7 +63,8 @@ def entry(tuner: Tuner, settings: dict) -> dict:
     for batch_size, batch in tuner.batches.items():
         figures = _figures(batch, batch.chosen, False)
         trees[str(batch_size)] = {
-            name: figures[name] for name in ("num_nodes", "num_lookahead", "tree_kind", "step_ms", "tau", "tokens_per_second")
+            name: figures[name]
+            for name in ("num_nodes", "num_lookahead", "tree_kind", "step_ms", "tau", "tokens_per_second")
         } | {"plain_tokens_per_second": batch.plain.tokens_per_second}
     return {
         "num_offsets": tuner.num_offsets,
@@ -88,7 +89,9 @@ def print_tables(tuner: Tuner, name: str, console: Console | None = None) -> Non
     console = console or Console(highlight=False, soft_wrap=True)
     for batch_size, batch in tuner.batches.items():
         title = f"{name}, batch {batch_size}, context {tuner.context}"
-        table = Table("N", "P", "k", "kind", "rows", "step ms (min-max)", "tau", "tokens/s", "vs plain", "", title=title)
+        table = Table(
+            "N", "P", "k", "kind", "rows", "step ms (min-max)", "tau", "tokens/s", "vs plain", "", title=title
+        )
         for point in sorted(batch.final, key=lambda point: -point.tokens_per_second):
             candidate, time = point.candidate, batch.times[point.candidate]
             table.add_row(
@@ -102,7 +105,9 @@ def print_tables(tuner: Tuner, name: str, console: Console | None = None) -> Non
         for head, time in batch.heads.items():
             mark = ", chosen" if head == tuner.head else ""
             console.print(f"head {head or 'by the number of rows'}: {1e3 * time.seconds:.2f} ms{mark}")
-    console.print("tau: replayed on the model's own answers; step ms: median (min-max), interleaved; tokens/s = B * tau / step")
+    console.print(
+        "tau: replayed on the model's own answers; step ms: median (min-max), interleaved; tokens/s = B * tau / step"
+    )
 
 
 def verdict(batch: Batch) -> str:
@@ -135,10 +140,18 @@ def plot(tuner: Tuner, name: str, path: Path) -> None:
     for (left, right), (batch_size, batch) in zip(rows, tuner.batches.items(), strict=True):
         times = sorted(batch.times.items(), key=lambda item: item[0].rows)
         shown = left.scatter(
-            [c.rows for c, _ in times], [1e3 * time.seconds for _, time in times], c=[c.num_nodes for c, _ in times], s=18
+            [c.rows for c, _ in times],
+            [1e3 * time.seconds for _, time in times],
+            c=[c.num_nodes for c, _ in times],
+            s=18,
         )
         figure.colorbar(shown, ax=left, label="N, nodes")
-        left.set(xlabel="rows, N + P * k", ylabel="step, ms", ylim=(0, None), title=f"batch {batch_size}, context {tuner.context}")
+        left.set(
+            xlabel="rows, N + P * k",
+            ylabel="step, ms",
+            ylim=(0, None),
+            title=f"batch {batch_size}, context {tuner.context}",
+        )
         for kind in sorted({point.candidate.kind for point in batch.grid}):
             part = [point for point in batch.grid if point.candidate.kind == kind and point.candidate.num_nodes > 1]
             xs, ys = [p.candidate.rows for p in part], [p.tokens_per_second for p in part]
@@ -146,7 +159,14 @@ def plot(tuner: Tuner, name: str, path: Path) -> None:
         xs, ys = [p.candidate.rows for p in batch.final], [p.tokens_per_second for p in batch.final]
         right.scatter(xs, ys, s=40, facecolors="none", edgecolors="black", label="measured finalists")
         for point, marker, label in ((batch.point(batch.own), "s", "predictor's own"), (batch.chosen, "*", "chosen")):
-            right.plot(point.candidate.rows, point.tokens_per_second, marker, markersize=12, markerfacecolor="none", label=label)
+            right.plot(
+                point.candidate.rows,
+                point.tokens_per_second,
+                marker,
+                markersize=12,
+                markerfacecolor="none",
+                label=label,
+            )
         right.axhline(batch.plain.tokens_per_second, linestyle="--", color="grey", label="plain decoding")
         right.set(xlabel="rows, N + P * k", ylabel="tokens per second", ylim=(0, None), title=name)
         right.legend(fontsize=8)

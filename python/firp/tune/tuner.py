@@ -113,7 +113,12 @@ class Tuner:
     """
 
     def __init__(
-        self, model: PreTrainedModel, predictor: FirpPredictor, prompts: list[Tensor], config: TuneConfig, progress: bool = True
+        self,
+        model: PreTrainedModel,
+        predictor: FirpPredictor,
+        prompts: list[Tensor],
+        config: TuneConfig,
+        progress: bool = True,
     ) -> None:
         predictor.check_model(model)
         if not prompts:
@@ -148,7 +153,9 @@ class Tuner:
         recordings = self._record(transition)
         if transition is not None:  # Recordings are on the host, whatever the model's device.
             transition = transition[0].cpu(), transition[1].cpu()
-        for candidate in tqdm([*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=None if self.progress else True):
+        for candidate in tqdm(
+            [*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=None if self.progress else True
+        ):
             self.taus[candidate] = replay(recordings, candidate.tree, candidate.num_offsets, transition).tau
         for batch_size, own in self.own.items():
             self.batches[batch_size] = Batch(own=own)
@@ -167,7 +174,9 @@ class Tuner:
         )
         engine, view = Engine(self.model), DecoderView(self.model)
         answers, recordings = [], []
-        for start in tqdm(range(0, len(self.prompts), ANSWERS_AT_ONCE), "answers", disable=None if self.progress else True):
+        for start in tqdm(
+            range(0, len(self.prompts), ANSWERS_AT_ONCE), "answers", disable=None if self.progress else True
+        ):
             part = self.prompts[start : start + ANSWERS_AT_ONCE]
             answers += greedy_answers(engine, part, self.config.max_new_tokens, ANSWERS_AT_ONCE)
         pairs = list(zip(self.prompts, answers, strict=True))
@@ -189,7 +198,9 @@ class Tuner:
         for c in self.candidates:
             size = (c.num_nodes, c.num_lookahead)
             taus[size] = max(taus.get(size, 0.0), self.taus[c])
-        with tqdm(total=len(taus), desc=f"step times, batch {batch_size}", disable=None if self.progress else True) as bar:
+        with tqdm(
+            total=len(taus), desc=f"step times, batch {batch_size}", disable=None if self.progress else True
+        ) as bar:
 
             def measure(size: tuple[int, int]) -> float:
                 key = Candidate(*size, k)
@@ -225,4 +236,6 @@ class Tuner:
         for batch_size, batch in drafting.items():
             engines = {head: self._engine(batch.chosen.candidate, head) for head in (None, *HEADS)}
             batch.heads = measure_steps(engines, self.context, batch_size, self.config.steps, self.config.repeats)
-        self.head = choose_head({size: {h: t.seconds for h, t in batch.heads.items()} for size, batch in drafting.items()})
+        self.head = choose_head(
+            {size: {h: t.seconds for h, t in batch.heads.items()} for size, batch in drafting.items()}
+        )
