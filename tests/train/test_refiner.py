@@ -44,7 +44,7 @@ def test_outputs_of_zero_change_nothing(model, tokens):
     refined, bare = scores(model, predictor, tokens), scores(model, plain, tokens)
     assert torch.equal(refined.kl, bare.kl) and torch.equal(refined.top4, bare.top4)
     state, root = torch.randn(4, 3, model.config.hidden_size), torch.randn(4, model.config.hidden_size)
-    assert torch.equal(predictor.refiner(torch.float32).marginal(state, root), state)
+    assert torch.equal(predictor.refiner("cpu", torch.float32).marginal(state, root), state)
 
 
 def test_states_are_updated_as_the_formula_says():

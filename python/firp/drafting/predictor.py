@@ -182,13 +182,14 @@ class FirpPredictor(
         return torch.einsum("kod,...d->...ko", self.weight, hidden)
 
     def refiner(
-        self, dtype: torch.dtype, linear: Callable[[Tensor, Tensor], Tensor] = functional.linear
-    ) -> Refiner | None:
-        """The refiner with its weights in `dtype`, on the predictor's device, still of this graph; None has none."""
-        if not self.refiner_width:
-            return None
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        linear: Callable[[Tensor, Tensor], Tensor] = functional.linear,
+    ) -> Refiner:
+        """The refiner, which the predictor must have, with its weights on `device` in `dtype`, still of their graph."""
         tensors = (self.refiner_inputs, self.refiner_bias, self.refiner_outputs)
-        return Refiner(*(tensor.to(dtype) for tensor in tensors), linear)
+        return Refiner(*(tensor.to(device, dtype) for tensor in tensors), linear)
 
     def first_offsets(self, num_offsets: int) -> FirpPredictor:
         """This predictor with its first k offsets alone, over the same weights.

@@ -17,6 +17,7 @@ from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.rotary import check_lengths as check_positions
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, check_drafting
+from firp.drafting.refined import RefinedMarginals
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter, DraftTree, TreeConfig, first_tree
 from firp.drafting.tuned import HEADS, own_tree
@@ -27,7 +28,7 @@ from firp.engine.layers import compiles, layer_function, run_layers
 from firp.engine.memory import check_memory
 from firp.engine.prefill import prefill
 from firp.engine.rows import few_rows, pseudo_scores, row_positions
-from firp.engine.state import DecodeState, StepRecord
+from firp.engine.state import DecodeState, StepRecord, gather_rows
 from firp_kernels import Emitted
 from firp_kernels.registry import owner
 
@@ -80,6 +81,7 @@ class Engine:
         self.predictor = predictor
         self.tree = None
         self.num_offsets = 0
+        self.refined: RefinedMarginals | None = None
         self._drafters: dict[int, Drafter | None] = {}
         self._spare: list[Buffers] = []
         self._runner: StepRunner = make_runner(self.view, graphs, impl)
@@ -98,6 +100,8 @@ class Engine:
             self.tree = tree
             self.weight = self.predictor.weight.detach().to(self.view.device, self.view.dtype)
             self.transition = token_tables(self.view, self.predictor.transition)
+            if self.predictor.refiner_width:
+                self.refined = RefinedMarginals(self.view, self.predictor, self.ops)
 
     def drafter(self, batch_size: int) -> Drafter | None:
         """What drafts for a batch of this size; None where it decodes plainly.
@@ -109,7 +113,9 @@ class Engine:
         if batch_size not in self._drafters:
             config = self.tree.for_batch(batch_size) if self._shrinks else self.tree
             plain = config.num_nodes == 1
-            self._drafters[batch_size] = None if plain else Drafter(config, self.num_offsets, self.ops, self.transition)
+            self._drafters[batch_size] = None if plain else Drafter(
+                config, self.num_offsets, self.ops, self.transition, self.refined is not None
+            )  # fmt: skip
         return self._drafters[batch_size]
 
     @property
@@ -251,6 +257,7 @@ class Engine:
         """The step itself: device work in static shapes, which a graph may capture where the chooser is `on_device`."""
         rows, num_nodes = self.forward(state), state.tree.tokens.shape[1]
         shares_head = few_rows(rows, num_nodes) if self.head is None else self.head == "one-pass"
+        shares_head = shares_head and self.refined is None  # whose rows wait for the root
         logits = self.view.logits(rows if shares_head else rows[:, :num_nodes])
         pseudo = (logits if shares_head else rows)[:, num_nodes:]
         logits = logits[:, :num_nodes]
@@ -316,6 +323,10 @@ class Engine:
         drafter = None if state.plain else self.drafter(state.batch_size)
         if pseudo.shape[1] == 0 or drafter is None:
             return first_tree(emitted.root, drafter, self._layer.compiled)
+        if self.refined is not None:
+            states = gather_rows(pseudo, emitted.rows)
+            probabilities, candidates, conditioned = self.refined(states, emitted.root, drafter.num_ranks)
+            return drafter.draft(probabilities, candidates, emitted.root, emitted.usable, conditioned)
         scores, rows = pseudo_scores(self.view, pseudo, are_logits, emitted.rows)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()

@@ -225,7 +225,7 @@ class Objective:
 
     def _refine(self, predictor: FirpPredictor, part: _Part) -> tuple[Tensor, Tensor]:
         """Scores [n, k', V] given the first token, and [n, k' - 1, V] of later depths given the token before too."""
-        refiner = predictor.refiner(part.rows.dtype)
+        refiner = predictor.refiner(part.rows.device, part.rows.dtype)
         before = unit(self.view.embed(part.before))
         marginal = refiner.marginal(part.rows, before[:, 0])
         deeper = [refiner(d, part.rows[:, d], before[:, 0], before[:, d]) for d in range(1, part.rows.shape[1])]
