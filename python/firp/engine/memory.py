@@ -24,7 +24,8 @@ class MemoryPlan:
 
     Attributes:
         weights: the model's parameters.
-        predictor: one d x d map per offset, and two tables [V, r] of a token transition.
+        predictor: one d x d map per offset, two tables [V, r] of a token transition, four d x w matrices
+            per offset of a refiner.
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
@@ -66,6 +67,7 @@ def plan_memory(
     weights: int = 0,
     captures: bool = False,
     transition_rank: int = 0,
+    refiner_width: int = 0,
     prefill_rows: int = CHUNK_TOKENS,
 ) -> MemoryPlan:
     """Plan a run of B sequences over a cache of `slots` slots each.
@@ -76,6 +78,7 @@ def plan_memory(
         weights: bytes of the model's parameters.
         captures: whether steps are captured as graphs.
         transition_rank: r of the predictor's token transition.
+        refiner_width: w of the predictor's refiner.
         prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
     """
     size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
@@ -92,7 +95,7 @@ def plan_memory(
     prefill = rows_together * per_row + attended
     return MemoryPlan(
         weights=weights,
-        predictor=(num_offsets * width * width + 2 * vocab * transition_rank) * size,
+        predictor=(num_offsets * width * (width + 4 * refiner_width) + 2 * vocab * transition_rank) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
         scratch=max(prefill, batch_size * rows * per_row),
