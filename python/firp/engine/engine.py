@@ -25,9 +25,9 @@ from firp.engine.chooser import Chooser, Greedy
 from firp.engine.graphs import StepRunner, make_runner
 from firp.engine.layers import compiles, layer_function, run_layers
 from firp.engine.memory import check_memory
-from firp.engine.prefill import prefill
 from firp.engine.rows import few_rows, pseudo_scores, row_positions
 from firp.engine.state import DecodeState, StepRecord
+from firp.engine.warm_up import warm_up
 from firp_kernels import Emitted
 from firp_kernels.registry import owner
 
@@ -86,7 +86,7 @@ class Engine:
         own_attention = (
             impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
         )
-        self._prefill_attention = self.ops.tree_attention if own_attention else None
+        self.prefill_attention = self.ops.tree_attention if own_attention else None
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
         if predictor is not None:
             predictor.check_model(model)
@@ -166,17 +166,15 @@ class Engine:
         self.check_lengths(lengths, max_new_tokens)
         size, device = len(prompts), self.view.device
         buffers = self._buffers(size, max(lengths) + max_new_tokens + self.max_rows)
-        cache = buffers.cache[:, :, :size]
-        prefill(self.view, [prompt[:-1] for prompt in prompts], cache, chunk_tokens, self._prefill_attention)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
         drafter = None if plain else self.drafter(size)
         committed = [length - 1 for length in lengths]
-        return DecodeState(
+        state = DecodeState(
             buffers=buffers,
-            cache=cache,
+            cache=buffers.cache[:, :, :size],
             context_lens=buffers.context_lens[:size].copy_(torch.tensor(committed)),
             tree=first_tree(roots, drafter, self._layer.compiled),
-            sequence=buffers.sequence[:size].copy_(torch.arange(size)),
+            sequence=buffers.sequence[:size].copy_(torch.arange(size, device=device)),
             finished=buffers.finished[:size].fill_(False),
             remaining=buffers.remaining[:size].fill_(max_new_tokens),
             seed=buffers.seed[:size].fill_(0),
@@ -184,6 +182,9 @@ class Engine:
             lengths=committed,
             plain=plain,
         )
+        # Last: copies from the host would wait for it on a GPU.
+        self._runner.prefill(self, buffers, [prompt[:-1] for prompt in prompts], chunk_tokens)
+        return state
 
     def _buffers(self, batch_size: int, slots: int) -> Buffers:
         """Spare buffers that are large enough, their graphs over the weights where these lie now; or new ones."""
@@ -207,11 +208,11 @@ class Engine:
     def warm_up(
         self, batch_sizes: tuple[int, ...] = (1,), max_len: int = SMALLEST_BUCKET, progress: bool = True
     ) -> None:
-        """Compile layers and capture greedy steps ahead of the first request.
+        """Compile layers, capture greedy steps and the passes of prompts ahead of the first request.
 
         Args:
-            batch_sizes: as they will be decoded.
-            max_len: tokens that prompt and output may hold together; every cache bucket up to there is captured.
+            batch_sizes: as they will be decoded; the largest comes first, and its buffers serve all.
+            max_len: tokens that prompt and output may hold together; every cache bucket and prompt length up to there is captured.
             progress: show a bar, on a terminal.
 
         Raises:
@@ -219,15 +220,8 @@ class Engine:
         """
         if max_len < 2:
             raise ValueError(f"max_len: got {max_len}, expected at least 2")
-        for size in tqdm(batch_sizes, desc="warm up", unit="batch", disable=None if progress else True):
-            state = self.start([torch.zeros(1, dtype=torch.int64)] * size, max_len - 1, [])
-            for slots in sorted(
-                {state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}
-            ):
-                state.use_slots(slots)
-                for _ in range(2):  # The first tree is the root alone.
-                    self.step(state)
-            self.release(state)
+        for size in tqdm(sorted(batch_sizes, reverse=True), desc="warm up", unit="batch", disable=None if progress else True):
+            warm_up(self, self._runner, size, max_len)
 
     @on_own_device
     def release(self, state: DecodeState) -> None:

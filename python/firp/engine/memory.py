@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from firp.engine.buffers import allocated_slots
-from firp.engine.prefill import CHUNK_TOKENS, most_rows
+from firp.engine.prefill import CAPTURED_ROWS, CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class MemoryPlan:
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
-        graphs: scores and scratch in the pool that captured steps share; 0 where steps are not captured.
+        graphs: scores and scratch in the pool that captured steps and prompts share; 0 where nothing is captured.
     """
 
     weights: int
@@ -86,17 +86,21 @@ def plan_memory(
     # Sampling holds processed scores, sorted ones and probabilities in float32, drafting the scores of k rows.
     wide = batch_size * (3 * num_nodes + 2 * num_offsets) * vocab * 4
     per_row = (4 * width + 3 * config.intermediate_size + 2 * (heads + 2 * kv_heads) * head_width) * size
-    rows_together = min(prefill_rows, slots * batch_size)
-    # Keys and values spread over their groups, and a mask of one prompt's chunk.
-    attended = 2 * heads * head_width * max(slots, rows_together) * size + min(rows_together, slots) * slots
-    prefill = rows_together * per_row + attended
+
+    def passing(rows: int, reach: int) -> int:
+        """Rows of prompts: keys and values spread over their groups, and a mask of one prompt's chunk, among them."""
+        attended = 2 * heads * head_width * max(reach, rows) * size + min(rows, reach) * reach
+        return rows * per_row + attended
+
+    steps, together = batch_size * rows * per_row, slots * batch_size
+    captured = min(CAPTURED_ROWS, together)
     return MemoryPlan(
         weights=weights,
         predictor=(num_offsets * width * width + 2 * vocab * transition_rank) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
-        scratch=max(prefill, batch_size * rows * per_row),
-        graphs=logits + wide + batch_size * rows * per_row if captures else 0,
+        scratch=max(steps, passing(min(prefill_rows, together), slots)),
+        graphs=logits + wide + max(steps, passing(captured, captured)) if captures else 0,
     )
 
 
