@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from firp.decoder.view import DecoderView
+from firp.drafting.trees import TreeConfig
 from firp.engine.buffers import allocated_slots
 from firp.engine.prefill import CAPTURED_ROWS, CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
-
-if TYPE_CHECKING:
-    from firp.engine.engine import Engine
 
 GIB = 1 << 30
 
@@ -113,19 +111,20 @@ def gib(number: int) -> str:
     return f"{number / GIB:.2f} GiB"
 
 
-def check_memory(engine: Engine, batch_size: int, slots: int) -> None:
-    """Raise ValueError, with the numbers, if a run of B sequences of `slots` slots will not fit the engine's device."""
-    view = engine.view
-    tree = {}
-    if engine.tree is not None:
-        tree = {
-            "num_nodes": engine.tree.num_nodes,
-            "num_lookahead": engine.tree.num_lookahead,
-            "num_offsets": engine.num_offsets,
-        }
+def check_memory(
+    view: DecoderView, batch_size: int, slots: int, tree: TreeConfig | None, num_offsets: int, captures: bool
+) -> None:
+    """Raise ValueError, with the numbers, if a run of B sequences of `slots` slots will not fit the model's device.
+
+    Args:
+        tree: the draft tree; None decodes plainly.
+        num_offsets: k.
+        captures: whether steps are captured as graphs.
+    """
+    num_nodes, num_lookahead = (1, 0) if tree is None else (tree.num_nodes, tree.num_lookahead)
     plan = plan_memory(
-        view.config, view.dtype, slots, batch_size, captures=engine.captures,
-        prefill_rows=most_rows(view.device, slots, batch_size), **tree,
+        view.config, view.dtype, slots, batch_size, num_nodes, num_lookahead, num_offsets, captures=captures,
+        prefill_rows=most_rows(view.device, slots, batch_size),
     )  # fmt: skip
     available = available_memory(view.device)
     if plan.run > available:
