@@ -68,6 +68,66 @@ def cuda(monkeypatch):
         yield fake
 
 
+PROMPTS = {
+    length: torch.randint(4, 12, (length,), generator=torch.Generator().manual_seed(length)) for length in range(90)
+}
+LENGTHS = [(1,), (2,), (33,), (34,), (31, 5, 17), (31, 31, 31), (60, 2, 1), (5, 60, 7)]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "phi3"])
+def test_replayed_prompts_equal_eager_ones(cuda, family):
+    """Every replay of a shape, whatever prompts it was captured with, and whatever stood in the cache before."""
+    model = tiny_model(3, family, vocab=12, dtype=torch.float32)
+    engine, eager = captured(model), firp.Engine(model, graphs=False, compile=False)
+    fill(engine, (1, 89, 1))  # Buffers that serve all.
+    for lengths in LENGTHS * 2:
+        prompts = [PROMPTS[length] for length in lengths]
+        wanted = eager.start(prompts, 5, []).cache
+        engine._spare[0].cache.fill_(float("nan"))
+        found = fill(engine, lengths).cache
+        for place, length in enumerate(lengths):
+            torch.testing.assert_close(found[:, :, place, : length - 1], wanted[:, :, place, : length - 1])
+            assert found[:, :, place, 96:].isnan().all()
+    # Padded lengths of 32 at a time; an empty prompt takes no row.
+    assert sorted(engine._spare[0].prefills) == [(1, 32), (1, 64), (1, 96), (2, 64), (3, 32), (3, 64)]
+
+
+def fill(engine, lengths):
+    state = engine.start([PROMPTS[length] for length in lengths], 5, [])
+    engine.release(state)
+    return state
+
+
+def test_long_or_many_prompts_pass_eagerly(cuda, monkeypatch):
+    engine = captured(*parts(plain=True))
+    fill(engine, (5,) * 9)
+    engine.release(engine.start([PROMPTS[50]], 5, [], chunk_tokens=64))
+    monkeypatch.setattr("firp.engine.graphs.CAPTURED_ROWS", 63)
+    fill(engine, (34,))
+    assert not engine._spare[0].prefills
+    fill(engine, (33,))
+    assert list(engine._spare[0].prefills) == [(1, 32)]
+
+
+def test_modules_of_other_libraries_fill_the_cache_eagerly(cuda):
+    """They may look at values where rows are many."""
+    engine = captured(*parts(plain=True))
+    engine.view._seen.unknown.append("model.layers.0.mlp")
+    fill(engine, (5,))
+    assert not engine._spare[0].prefills
+
+
+def test_a_warm_engine_captures_nothing_more(cuda):
+    engine = captured(*parts())
+    engine.warm_up((1, 2), 90, progress=False)
+    held = engine._spare[0]
+    prefills, graphs = set(held.prefills), set(held.graphs)
+    assert prefills == {(n, length) for n in (1, 2) for length in (32, 64, 96)}
+    for lengths in ((50,), (5, 70), (80,)):
+        emitted(engine, [PROMPTS[length] for length in lengths], 9)
+        assert engine._spare[0] is held and set(held.prefills) == prefills and set(held.graphs) == graphs
+
+
 def test_larger_buffers_capture_into_a_pool_of_their_own(cuda):
     """While a record of the smaller ones is still held, and a library holds what it made on their stream."""
     engine = captured(*parts())

@@ -8,7 +8,7 @@ import firp
 import pytest
 import torch
 from firp.engine.chooser import Greedy
-from firp.engine.graphs import GraphRunner
+from firp.engine.graphs import EagerRunner, GraphRunner
 from firp.generation.loop import run
 from firp.generation.output import Output
 from firp.generation.records import PendingRecord
@@ -136,19 +136,21 @@ def test_prefill_in_chunks_on_a_gpu(dtype):
 class Recorded(GraphRunner):
     """A runner whose graphs are steps over the tensors that were there at capture: what a replay sees, on a CPU."""
 
+    prefill = EagerRunner.prefill
+
     def __init__(self):
         self.captured = 0
 
-    def _capture(self, engine, state, choose):
+    def _capture(self, step, state, choose):
         self.captured += 1
         held, tree, finished = dataclasses.replace(state), state.tree, state.finished.clone()
         state.finished.fill_(True)
-        record = engine.run_step(held, choose)
+        record = step.run(held, choose)
         state.finished.copy_(finished)
 
         def replay():
             held.tree = tree
-            new = engine.run_step(held, choose)
+            new = step.run(held, choose)
             tree.copy_(held.tree)
             for name in ("tokens", "counts", "finished", "status", "path"):
                 getattr(record, name).copy_(getattr(new, name))
@@ -186,7 +188,7 @@ def test_compiled_layers_equal_eager_ones_and_settle():
     graphs = []
     for _ in range(4):
         other = copy.deepcopy(state)
-        rows, same = eager.forward(state), compiled.forward(other)
+        rows, same = eager._step.forward(state), compiled._step.forward(other)
         torch.testing.assert_close(same, rows, rtol=1e-4, atol=1e-4)
         written = int(state.context_lens[0]) + state.tree.size[0]
         torch.testing.assert_close(

@@ -17,7 +17,7 @@ def test_weights_and_cache_are_counted_to_the_byte(family, tied):
     state = engine.start([torch.tensor([4, 5, 6])] * 2, 50, [])
     plan = memory.plan_memory(model.config, torch.bfloat16, memory.slots_for(53, engine.max_rows), 2, 8, 3, 3)
     assert plan.cache == state.buffers.cache.numel() * 2
-    assert plan.predictor == engine.weight.numel() * 2
+    assert plan.predictor == engine._step.drafters.weight.numel() * 2
     assert plan.total == plan.weights + plan.predictor + plan.run
     assert plan.scores >= 2 * (8 + 9) * 7 * 2
 
@@ -28,8 +28,8 @@ def test_plain_decoding_needs_less():
     firp_ = memory.plan_memory(config, torch.bfloat16, 512, 1, 16, 16, 3)
     assert plain.predictor == plain.graphs == 0
     assert plain.cache == firp_.cache and plain.scores < firp_.scores
-    captured = [memory.plan_memory(config, torch.bfloat16, slots, captures=True) for slots in (256, 2048)]
-    # One pool serves the graphs of all buckets.
+    captured = [memory.plan_memory(config, torch.bfloat16, slots, captures=True) for slots in (2048, 4096)]
+    # One pool serves the graphs of all buckets, and those of prompts, which are not captured beyond.
     assert captured[0].graphs == captured[1].graphs >= captured[0].scores > 0
 
 
@@ -37,8 +37,8 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     model = tiny_model(1)
     engine = firp.Engine(model, tiny_predictor(model, 1))
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
-    monkeypatch.setattr(engine, "run_step", None)
-    monkeypatch.setattr("firp.engine.engine.prefill", None)
+    monkeypatch.setattr(engine._step, "run", None)
+    monkeypatch.setattr(engine._runner, "prefill", None)
     with pytest.raises(
         ValueError,
         match=r"max_new_tokens: 2 sequences of 256 cache slots need 0\.00 GiB \(cache 0\.00 GiB, .* are free on cpu",
@@ -49,7 +49,7 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
 def test_over_long_requests_are_refused_before_any_work(monkeypatch):
     model = tiny_model(1)
     engine = firp.Engine(model)
-    monkeypatch.setattr("firp.engine.engine.prefill", None)
+    monkeypatch.setattr(engine._runner, "prefill", None)
     with pytest.raises(ValueError, match="prompt of 3 tokens plus 254 new ones exceed the model's context of 256"):
         firp.generate(model, torch.tensor([[4, 5, 6]]), engine=engine, max_new_tokens=254, do_sample=False)
 

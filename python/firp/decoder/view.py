@@ -161,6 +161,11 @@ class DecoderView:
     def dtype(self) -> torch.dtype:
         return self.decoder.embed_tokens.weight.dtype
 
+    @property
+    def only_known_modules(self) -> bool:
+        """Whether every module is known from its class in transformers or torch, and none is quantised."""
+        return not self._seen.unknown and getattr(self.config, "quantization_config", None) is None
+
     def addresses(self) -> tuple[int, ...]:
         """Where the model's weights and buffers lie: a captured step reads them there."""
         held = (*self.model.parameters(), *self.model.buffers())

@@ -35,6 +35,7 @@ class Buffers:
         stop_tokens: by width, the ids that end a sequence.
         trees: (B, N, P) of the run -> its draft tree, where steps are captured.
         graphs: captured steps over these tensors, by `firp.engine.graphs`.
+        prefills: captured prompts, by their number and padded length; by the same.
         addresses: of the weights that the graphs read; empty where steps are not captured.
     """
 
@@ -47,6 +48,7 @@ class Buffers:
     stop_tokens: dict[int, Tensor] = field(default_factory=dict)
     trees: dict[tuple[int, int, int], DraftTree] = field(default_factory=dict)
     graphs: dict = field(default_factory=dict)
+    prefills: dict = field(default_factory=dict)
     addresses: tuple[int, ...] = ()
 
     @classmethod
@@ -80,7 +82,7 @@ class Buffers:
 
     @functools.cached_property
     def stream(self) -> torch.cuda.Stream:
-        """The stream that every step is warmed up and captured on."""
+        """The stream that everything is warmed up and captured on."""
         return torch.cuda.Stream(self.cache.device)
 
     @property

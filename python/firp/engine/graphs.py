@@ -1,20 +1,32 @@
-"""How an engine runs its steps: as they come, or on a GPU replayed from CUDA graphs captured once per shape."""
+"""How an engine runs its steps and its prompts: as they come, or on a GPU replayed from CUDA graphs captured once per shape."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from firp.decoder.view import DecoderView
 from firp.drafting.trees import DraftTree
+from firp.engine.buffers import Buffers
 from firp.engine.chooser import Chooser
+from firp.engine.prefill import (
+    CAPTURED_PROMPTS,
+    CAPTURED_ROWS,
+    PrefillAttention,
+    default_chunk,
+    padded_length,
+    pass_chunk,
+    prefill,
+    prefill_batch,
+)
 from firp.engine.state import DecodeState, StepRecord
+from firp.engine.step import Step
 from firp_kernels import registry
-
-if TYPE_CHECKING:
-    from firp.engine.engine import Engine
 
 # Every op of a step, and whether its reference reads values back on a GPU, which no capture allows.
 STEP_OPS = {
@@ -26,9 +38,11 @@ STEP_OPS = {
 GROUPED_MM = (9, 10)
 WARM_UP_STEPS = 2
 
+R = TypeVar("R")
+
 
 class StepRunner(Protocol):
-    """Runs one step of a run. It is handed the engine at each step: an engine that held itself would outlive its last user.
+    """Fills the cache with prompts and runs the steps after them.
 
     Attributes:
         captures: whether steps are captured, so that every new shape costs a capture.
@@ -36,7 +50,10 @@ class StepRunner(Protocol):
 
     captures: bool
 
-    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord: ...
+    def prefill(self, step: Step, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
+        """Fill the first places of the cache with the prompts, each [T] int64 without its last token."""
+
+    def step(self, step: Step, state: DecodeState, choose: Chooser) -> StepRecord: ...
 
 
 class EagerRunner:
@@ -44,12 +61,34 @@ class EagerRunner:
 
     captures = False
 
-    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
-        return engine.run_step(state, choose)
+    def prefill(self, step: Step, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
+        prefill(step.view, prompts, buffers.cache, chunk_tokens, step.prefill_attention)
+
+    def step(self, step: Step, state: DecodeState, choose: Chooser) -> StepRecord:
+        return step.run(state, choose)
+
+
+@dataclass(frozen=True)
+class CapturedPrefill:
+    """A captured pass of n prompts of up to T tokens, and the tensors it reads.
+
+    Attributes:
+        tokens: [n, T] int64, padded on the right with any tokens.
+        lengths_and_places: [2, n] int64 tokens of each prompt, its last one included, and the place it fills.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    tokens: Tensor
+    lengths_and_places: Tensor
+
+    def set_prompts(self, prompts: list[Tensor], places: list[int]) -> None:
+        rows = pad_sequence(prompts, batch_first=True)
+        self.tokens[:, : rows.shape[1]] = rows
+        self.lengths_and_places.copy_(torch.tensor([[len(prompt) + 1 for prompt in prompts], places]))
 
 
 class GraphRunner:
-    """Replays steps. A graph belongs to the buffers it was captured over and serves every run that borrows them.
+    """Replays steps, and the passes of few or short prompts. A graph belongs to the buffers it was captured over and serves every run that borrows them.
 
     The key: batch size, N, P, the chooser's key, whether the run drafts, whether it keeps scores, the cache bucket, and
     the width of the stop tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs the host run eagerly.
@@ -57,24 +96,60 @@ class GraphRunner:
 
     captures = True
 
-    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
+    def prefill(self, step: Step, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
+        view = step.view
+
+        def batch(prompts: list[Tensor], places: list[int]) -> None:
+            shape = len(prompts), padded_length(max(map(len, prompts)))
+            if shape[0] > CAPTURED_PROMPTS or shape[0] * shape[1] > CAPTURED_ROWS:
+                prefill_batch(view, prompts, buffers.cache, places, default_chunk(view.device))
+            else:
+                self._replay_prompts(step, buffers, prompts, places, shape)
+
+        # Modules of other libraries may wait for the host where rows are many, though they do not for those of a step.
+        captured = chunk_tokens is None and view.only_known_modules
+        prefill(view, prompts, buffers.cache, chunk_tokens, batch=batch if captured else None)
+
+    def _replay_prompts(
+        self, step: Step, buffers: Buffers, prompts: list[Tensor], places: list[int], shape: tuple[int, int]
+    ) -> None:
+        device = step.view.device
+        held = buffers.prefills.get(shape)
+        new = held is None
+        if new:
+            tokens, others = (torch.zeros(size, dtype=torch.int64, device=device) for size in (shape, (2, shape[0])))
+            held = CapturedPrefill(torch.cuda.CUDAGraph(), tokens, others)
+        held.set_prompts(prompts, places)
+        if not new:
+            held.graph.replay()
+            return
+
+        def fill() -> None:
+            lengths, places = held.lengths_and_places
+            pass_chunk(step.view, held.tokens, lengths, PrefillAttention(buffers.cache, places, 0, None))
+
+        # The pass that warms up fills the cache already.
+        capture(buffers, held.graph, fill, fill)
+        buffers.prefills[shape] = held
+
+    def step(self, step: Step, state: DecodeState, choose: Chooser) -> StepRecord:
         if not choose.on_device:
-            return engine.run_step(state, choose)
-        state.tree = self._static_tree(engine, state)
+            return step.run(state, choose)
+        state.tree = self._static_tree(step, state)
         key = (
             *state.tree.tokens.shape, state.tree.size[1], choose.key, state.plain, state.keeps_scores,
             state.cache.shape[3], len(state.stop_tokens),
         )  # fmt: skip
         graphs = state.buffers.graphs
         if key not in graphs:
-            graphs[key] = self._capture(engine, state, choose)
+            graphs[key] = self._capture(step, state, choose)
         graph, record = graphs[key]
         graph.replay()
         return record
 
-    def _static_tree(self, engine: Engine, state: DecodeState) -> DraftTree:
+    def _static_tree(self, step: Step, state: DecodeState) -> DraftTree:
         """The state's tree in the buffers' own tensors, padded to the size that this batch drafts."""
-        drafter = None if state.plain else engine.drafter(state.batch_size)
+        drafter = step.drafter(state.batch_size, state.plain)
         size = (1, 0) if drafter is None else (drafter.config.num_nodes, drafter.config.num_lookahead)
         trees, key = state.buffers.trees, (state.batch_size, *size)
         if key in trees and trees[key] is state.tree:
@@ -85,25 +160,38 @@ class GraphRunner:
         trees[key].copy_(tree)
         return trees[key]
 
-    def _capture(self, engine: Engine, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
-        """Warm up, then capture, both on the stream of the buffers: what a library keeps per stream is made before the
-        capture. With every sequence frozen the warm-up changes nothing that is kept."""
-        tree, finished, buffers = state.tree, state.finished.clone(), state.buffers
-        state.finished.fill_(True)
-        current = torch.cuda.current_stream()
-        buffers.stream.wait_stream(current)
-        with torch.cuda.stream(buffers.stream):
+    def _capture(self, step: Step, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
+        """Capture a step. With every sequence frozen the warm-up changes nothing that is kept."""
+        tree, finished, graph = state.tree, state.finished.clone(), torch.cuda.CUDAGraph()
+
+        def warm_up() -> None:
             for _ in range(WARM_UP_STEPS):
-                engine.run_step(state, choose)
+                step.run(state, choose)
                 state.tree = tree
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=buffers.pool, stream=buffers.stream, capture_error_mode="thread_local"):
-            record = engine.run_step(state, choose)
+
+        def work() -> StepRecord:
+            record = step.run(state, choose)
             tree.copy_(state.tree)
-        current.wait_stream(buffers.stream)
+            return record
+
+        state.finished.fill_(True)
+        record = capture(state.buffers, graph, warm_up, work)
         state.tree = tree
         state.finished.copy_(finished)
         return graph, record
+
+
+def capture(buffers: Buffers, graph: torch.cuda.CUDAGraph, warm_up: Callable[[], None], work: Callable[[], R]) -> R:
+    """Warm up, then capture `work`, both on the stream of the buffers: what a library keeps per stream is made before the
+    capture. Returns what `work` does, whose values a replay writes."""
+    current = torch.cuda.current_stream()
+    buffers.stream.wait_stream(current)
+    with torch.cuda.stream(buffers.stream):
+        warm_up()
+    with torch.cuda.graph(graph, pool=buffers.pool, stream=buffers.stream, capture_error_mode="thread_local"):
+        captured = work()
+    current.wait_stream(buffers.stream)
+    return captured
 
 
 def make_runner(view: DecoderView, graphs: bool | None, impl: str | Mapping[str, str] | None) -> StepRunner:

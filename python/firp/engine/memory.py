@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from firp.decoder.view import DecoderView
+from firp.drafting.trees import TreeConfig
 from firp.engine.buffers import allocated_slots
-from firp.engine.prefill import CHUNK_TOKENS, most_rows
+from firp.engine.prefill import CAPTURED_ROWS, CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
-
-if TYPE_CHECKING:
-    from firp.engine.engine import Engine
 
 GIB = 1 << 30
 
@@ -29,7 +27,7 @@ class MemoryPlan:
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
-        graphs: scores and scratch in the pool that captured steps share; 0 where steps are not captured.
+        graphs: scores and scratch in the pool that captured steps and prompts share; 0 where nothing is captured.
     """
 
     weights: int
@@ -89,17 +87,21 @@ def plan_memory(
     # Sampling holds processed scores, sorted ones and probabilities in float32, drafting the scores of k rows.
     wide = batch_size * (3 * num_nodes + 2 * num_offsets) * vocab * 4
     per_row = (4 * width + 3 * config.intermediate_size + 2 * (heads + 2 * kv_heads) * head_width) * size
-    rows_together = min(prefill_rows, slots * batch_size)
-    # Keys and values spread over their groups, and a mask of one prompt's chunk.
-    attended = 2 * heads * head_width * max(slots, rows_together) * size + min(rows_together, slots) * slots
-    prefill = rows_together * per_row + attended
+
+    def passing(rows: int, reach: int) -> int:
+        """Rows of prompts: keys and values spread over their groups, and a mask of one prompt's chunk, among them."""
+        attended = 2 * heads * head_width * max(reach, rows) * size + min(rows, reach) * reach
+        return rows * per_row + attended
+
+    steps, together = batch_size * rows * per_row, slots * batch_size
+    captured = min(CAPTURED_ROWS, together)
     return MemoryPlan(
         weights=weights,
         predictor=(num_offsets * width * (width + 4 * refiner_width) + 2 * vocab * transition_rank) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
-        scratch=max(prefill, batch_size * rows * per_row),
-        graphs=logits + wide + batch_size * rows * per_row if captures else 0,
+        scratch=max(steps, passing(min(prefill_rows, together), slots)),
+        graphs=logits + wide + max(steps, passing(captured, captured)) if captures else 0,
     )
 
 
@@ -112,19 +114,20 @@ def gib(number: int) -> str:
     return f"{number / GIB:.2f} GiB"
 
 
-def check_memory(engine: Engine, batch_size: int, slots: int) -> None:
-    """Raise ValueError, with the numbers, if a run of B sequences of `slots` slots will not fit the engine's device."""
-    view = engine.view
-    tree = {}
-    if engine.tree is not None:
-        tree = {
-            "num_nodes": engine.tree.num_nodes,
-            "num_lookahead": engine.tree.num_lookahead,
-            "num_offsets": engine.num_offsets,
-        }
+def check_memory(
+    view: DecoderView, batch_size: int, slots: int, tree: TreeConfig | None, num_offsets: int, captures: bool
+) -> None:
+    """Raise ValueError, with the numbers, if a run of B sequences of `slots` slots will not fit the model's device.
+
+    Args:
+        tree: the draft tree; None decodes plainly.
+        num_offsets: k.
+        captures: whether steps are captured as graphs.
+    """
+    num_nodes, num_lookahead = (1, 0) if tree is None else (tree.num_nodes, tree.num_lookahead)
     plan = plan_memory(
-        view.config, view.dtype, slots, batch_size, captures=engine.captures,
-        prefill_rows=most_rows(view.device, slots, batch_size), **tree,
+        view.config, view.dtype, slots, batch_size, num_nodes, num_lookahead, num_offsets, captures=captures,
+        prefill_rows=most_rows(view.device, slots, batch_size),
     )  # fmt: skip
     available = available_memory(view.device)
     if plan.run > available:

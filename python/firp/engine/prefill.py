@@ -18,6 +18,10 @@ from firp_kernels.bitmask import pack_ancestors
 # Rows that pass the model at once. A CPU gains nothing from more; on a GPU layers of small models are bound by launches.
 CHUNK_TOKENS = 1024
 GPU_CHUNK_TOKENS = 4096
+# Prompts and rows, padding included, of a pass that is captured: past them a GPU is busy for longer than launches take.
+CAPTURED_PROMPTS = 8
+CAPTURED_ROWS = 2048
+SMALLEST_LENGTH = 32
 # Rows of a chunk that `tree_attention` takes at a time; measured on a CPU, where 16, 32 and 128 are no faster.
 CHAIN_ROWS = 64
 
@@ -31,6 +35,13 @@ def most_rows(device: torch.device, slots: int, batch_size: int) -> int:
     """Rows that pass the model at once at most, for prompts of up to `slots` tokens in the batches of `prefill`."""
     prompts_together = batch_size if device.type == "cuda" else 1
     return min(default_chunk(device), slots * prompts_together)
+
+
+def padded_length(length: int) -> int:
+    """Tokens that captured prompts of up to `length` are padded to: an eighth of a power of two at a time, so that few
+    lengths serve all and a long prompt is padded by little."""
+    step = max(SMALLEST_LENGTH, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
 
 
 def prompt_batches(lengths: list[int], rows: int) -> list[list[int]]:
@@ -136,6 +147,9 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, 
     )
 
 
+Batch = Callable[[list[Tensor], list[int]], None]
+
+
 @torch.no_grad()
 def prefill(
     view: DecoderView,
@@ -143,6 +157,7 @@ def prefill(
     cache: Tensor,
     chunk_tokens: int | None = None,
     tree_attention: Callable[..., Tensor] | None = None,
+    batch: Batch | None = None,
 ) -> None:
     """Write keys and values of prompts into a cache, in chunks.
 
@@ -154,11 +169,16 @@ def prefill(
         cache: [L, 2, B, S, Hkv, D].
         chunk_tokens: rows that pass the model at once, padding included; None takes the device's default.
         tree_attention: see `PrefillAttention`; on a CPU.
+        batch: passes prompts together into their places of the cache; None takes `prefill_batch`.
     """
     chunk_tokens = chunk_tokens or default_chunk(view.device)
     together = chunk_tokens if view.device.type == "cuda" else 1
     for places in prompt_batches([len(prompt) for prompt in prompts], together):
-        prefill_batch(view, [prompts[place] for place in places], cache, places, chunk_tokens, tree_attention)
+        rows = [prompts[place] for place in places]
+        if batch is None:
+            prefill_batch(view, rows, cache, places, chunk_tokens, tree_attention)
+        else:
+            batch(rows, places)
 
 
 @torch.no_grad()
@@ -184,7 +204,11 @@ def prefill_batch(
     chunk_tokens = tokens.shape[1] if together else chunk_tokens
     for start in range(0, tokens.shape[1], chunk_tokens):
         chunk = tokens[:, start : start + chunk_tokens]
-        position_ids = torch.arange(start, start + chunk.shape[1], device=device).expand(chunk.shape)
-        hidden = view.embed(chunk)
-        step = PrefillAttention(cache, rows, start, tree_attention)
-        view.run_layers(hidden, view.rotary(hidden, position_ids, lengths), step, 0, view.num_layers)
+        pass_chunk(view, chunk, lengths, PrefillAttention(cache, rows, start, tree_attention))
+
+
+def pass_chunk(view: DecoderView, tokens: Tensor, lengths: Tensor, step: PrefillAttention) -> None:
+    """Pass the tokens [n, T] of prompts of the lengths [n], last tokens included, through all layers."""
+    position_ids = torch.arange(step.start, step.start + tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    hidden = view.embed(tokens)
+    view.run_layers(hidden, view.rotary(hidden, position_ids, lengths), step, 0, view.num_layers)
