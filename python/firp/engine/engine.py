@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 import firp_kernels
 from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
+from firp.decoder.joint_linears import JointLinears
 from firp.decoder.model_rules import head_counts
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.rotary import check_lengths as check_positions
@@ -76,6 +77,7 @@ class Engine:
         # The reference is torch throughout, the model's own linear layers and norms included.
         adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
         self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
+        self._joint = JointLinears(self.view) if impl is None else None
         self.num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.predictor = predictor
         self.tree = None
@@ -182,6 +184,8 @@ class Engine:
             lengths=committed,
             plain=plain,
         )
+        if self._joint is not None:
+            self._joint.refresh()
         # Last: copies from the host would wait for it on a GPU.
         self._runner.prefill(self, buffers, [prompt[:-1] for prompt in prompts], chunk_tokens)
         return state
@@ -220,7 +224,9 @@ class Engine:
         """
         if max_len < 2:
             raise ValueError(f"max_len: got {max_len}, expected at least 2")
-        for size in tqdm(sorted(batch_sizes, reverse=True), desc="warm up", unit="batch", disable=None if progress else True):
+        for size in tqdm(
+            sorted(batch_sizes, reverse=True), desc="warm up", unit="batch", disable=None if progress else True
+        ):
             warm_up(self, self._runner, size, max_len)
 
     @on_own_device
