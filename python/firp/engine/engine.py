@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 import firp_kernels
 from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
+from firp.decoder.joint_linears import JointLinears
 from firp.decoder.model_rules import head_counts
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.rotary import check_lengths as check_positions
@@ -75,6 +76,7 @@ class Engine:
         # The reference is torch throughout, the model's own linear layers and norms included.
         adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
         self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
+        self._joint = JointLinears(self.view) if impl is None else None
         self.predictor = predictor
         self.tree = tree
         drafters = None
@@ -172,6 +174,8 @@ class Engine:
             lengths=committed,
             plain=plain,
         )
+        if self._joint is not None:
+            self._joint.refresh()
         # Last: copies from the host would wait for it on a GPU.
         self._runner.prefill(self._step, buffers, [prompt[:-1] for prompt in prompts], chunk_tokens)
         return state
