@@ -9,7 +9,8 @@ import firp
 import numpy as np
 import pytest
 import torch
-from firp.train.trainer import CHECKPOINT, LOG, ROWS, TrainConfig, Trainer
+from firp.train.config import TrainConfig
+from firp.train.trainer import CHECKPOINT, LOG, ROWS, Trainer
 from models import tiny_model
 
 TEXT = {

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from firp.cli import options
+from firp.train.config import TrainConfig
 from firp.train.distill import DistillConfig
 from firp.train.distill import distill as run_distill
-from firp.train.trainer import TrainConfig, Trainer
+from firp.train.trainer import Trainer
 
 
 def distill(

@@ -9,13 +9,11 @@ rows beside others and alone, and with changes too small for a coarse grid.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from firp.decoder.view import DecoderView
+from transformers import PretrainedConfig, PreTrainedModel
 
 # Largest difference, relative to the largest value, that is rounding where another number of rows takes another kernel.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -33,8 +31,31 @@ class OwnRowOnly:
         return value * (query * key * scale).sum(-1, keepdim=True).sigmoid()
 
 
+class View(Protocol):
+    """What is tried of a model: `firp.decoder.view.DecoderView`."""
+
+    model: PreTrainedModel
+    config: PretrainedConfig
+    layers: list[nn.Module]
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def embed(self, tokens: Tensor) -> Tensor: ...
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
 @torch.no_grad()
-def check_rows(view: DecoderView, names: list[str]) -> None:
+def check_rows(view: View, names: list[str]) -> None:
     """Try the modules `names` of the view's model.
 
     Raises:
