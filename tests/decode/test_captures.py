@@ -268,7 +268,8 @@ def test_copies_that_take_too_much_are_left_off(cuda, monkeypatch):
     bytes_copied = sum(
         linear.weight.nbytes
         for layer in model.model.layers
-        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.mlp.gate_proj, layer.mlp.up_proj)
+        for part, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj")), (layer.mlp, ("gate_proj", "up_proj")))
+        for linear in map(part.get_submodule, names)
     )  # fmt: skip
     for free, joined in ((4 * bytes_copied, True), (4 * bytes_copied - 4, False)):
         monkeypatch.setattr("firp.decoder.joint_linears.available_memory", lambda device, free=free: free)

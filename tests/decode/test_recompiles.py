@@ -34,7 +34,9 @@ def graphs(monkeypatch):
 
 @pytest.mark.parametrize("joined", [False, True], ids=["Hugging Face's linears", "joint linears"])
 def test_eight_batch_sizes_in_few_graphs(graphs, monkeypatch, joined):
-    """Plain and drafting runs, and one with a repetition penalty, which needs the host; tokens are those of eager layers."""
+    """Plain and drafting runs, and one with a repetition penalty, which needs the host; tokens are those of eager
+    layers.
+    """
     monkeypatch.setattr("firp.decoder.joint_linears._joinable", lambda *linears: joined)
     model = tiny_model(1, vocab=50, dtype=torch.float32)
     predictor = tiny_predictor(model, 1)

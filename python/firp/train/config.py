@@ -19,14 +19,14 @@ class TrainConfig:
         batch_size: sequences a step.
         anchors: anchors drawn from each sequence.
         max_length: sequences are cut to this many tokens.
-        learning_rate: peak of AdamW's for the maps, after a linear warm-up of `warmup` steps; then a cosine to a tenth. 0
-            keeps the maps of `start_from` and trains the transition or the refiner alone.
+        learning_rate: peak of AdamW's for the maps, after a linear warm-up of `warmup` steps; then a cosine to a tenth.
+            0 keeps the maps of `start_from` and trains the transition or the refiner alone.
         transition_rank: r of the token transition; 0 trains none.
         transition_learning_rate: the same for the transition.
         refiner_width: w of the refiner; 0 trains none. A predictor has a transition or a refiner, not both.
         refiner_learning_rate: the same for the refiner.
         offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
-        ridge_tokens: tokens behind the closed-form start; 0 starts from the identity.
+        ridge_tokens: tokens of the closed-form start; 0 starts from the identity.
         start_from: folder or hub id of a predictor to go on from, instead of the closed form.
         held_out: sequences kept for accuracy.
         seed: of data order and anchors.

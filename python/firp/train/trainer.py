@@ -71,10 +71,11 @@ class Trainer:
         self.store = self.open_store() if config.keep_rows else None
 
     def run(self, time_limit_s: float | None = None, checkpoint_every: int = 50, evaluate_every: int = 200) -> bool:
-        """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint, or with part of the rows kept.
+        """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint, or with part of the rows
+        kept.
 
         Returns:
-            True when all steps are done; the predictor then lies in `output`.
+            True when all steps are done; the predictor is then in `output`.
 
         Raises:
             OSError: the disk refuses a file (the last checkpoint stays), or another process trains in the same folder.
