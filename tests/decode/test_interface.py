@@ -231,12 +231,13 @@ def test_finished_sequences_leave_the_batch():
         ids, mask = ragged_batch(random.Random(seed), 6, 7)
         sizes = []
 
-        class Watched(firp.Engine):
-            def forward(self, state, sizes=sizes):
-                sizes.append(state.batch_size)
-                return super().forward(state)
+        engine = firp.Engine(model, draft["predictor"], draft["tree"])
 
-        engine = Watched(model, draft["predictor"], draft["tree"])
+        def forward(state, sizes=sizes, forward=engine._step.forward):
+            sizes.append(state.batch_size)
+            return forward(state)
+
+        engine._step.forward = forward
         out = firp.generate(model, ids, attention_mask=mask, engine=engine, return_dict_in_generate=True, **GREEDY)
         assert new_tokens(out.sequences, ids.shape[1]) == hf_alone(model, ids, mask, **GREEDY)
         assert sizes == sorted(sizes, reverse=True) and sizes[0] == 6 and out.stats.steps == sum(sizes)
