@@ -26,7 +26,7 @@ from firp.engine.chooser import Chooser, Greedy
 from firp.engine.graphs import StepRunner, make_runner
 from firp.engine.layers import compiles, layer_function, run_layers
 from firp.engine.memory import check_memory
-from firp.engine.rows import few_rows, pseudo_scores, row_positions
+from firp.engine.rows import few_rows, fuse_beside_layers, pseudo_scores
 from firp.engine.state import DecodeState, StepRecord
 from firp.engine.warm_up import warm_up
 from firp_kernels import Emitted
@@ -77,7 +77,7 @@ class Engine:
         # The reference is torch throughout, the model's own linear layers and norms included.
         adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
         self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
-        self._joint = JointLinears(self.view) if impl is None else None
+        self._joint = JointLinears(self.view, self.view.layers if impl is None else [])
         self.num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.predictor = predictor
         self.tree = None
@@ -85,11 +85,11 @@ class Engine:
         self._drafters: dict[int, Drafter | None] = {}
         self._spare: list[Buffers] = []
         self._runner: StepRunner = make_runner(self.view, graphs, impl)
-        own_attention = (
-            impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
-        )
+        on_cpu = impl is None and self.view.device.type == "cpu"
+        own_attention = on_cpu and owner("tree_attention", "cpu") == "extension"
         self.prefill_attention = self.ops.tree_attention if own_attention else None
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
+        self._row_rotary = fuse_beside_layers(self.view, self._layer.compiled)
         if predictor is not None:
             predictor.check_model(model)
             self._shrinks = tree is None
@@ -106,13 +106,11 @@ class Engine:
 
         A tree that was asked for serves every batch size; the predictor's own shrinks as the batch grows.
         """
-        if self.predictor is None:
-            return None
-        if batch_size not in self._drafters:
+        if self.predictor is not None and batch_size not in self._drafters:
             config = self.tree.for_batch(batch_size) if self._shrinks else self.tree
             plain = config.num_nodes == 1
             self._drafters[batch_size] = None if plain else Drafter(config, self.num_offsets, self.ops, self.transition)
-        return self._drafters[batch_size]
+        return self._drafters.get(batch_size)
 
     @property
     def captures(self) -> bool:
@@ -122,9 +120,7 @@ class Engine:
     @property
     def max_rows(self) -> int:
         """Cache slots one step writes at most: N + P * k."""
-        if self.tree is None:
-            return 1
-        return self.tree.num_nodes + self.tree.num_lookahead * self.num_offsets
+        return 1 if self.tree is None else self.tree.num_nodes + self.tree.num_lookahead * self.num_offsets
 
     def check_lengths(self, prompt_lengths: list[int], max_new_tokens: int) -> None:
         """Raise ValueError, with the numbers, for a request that cannot be decoded."""
@@ -184,8 +180,7 @@ class Engine:
             lengths=committed,
             plain=plain,
         )
-        if self._joint is not None:
-            self._joint.refresh()
+        self._joint.refresh()
         # Last: copies from the host would wait for it on a GPU.
         self._runner.prefill(self, buffers, [prompt[:-1] for prompt in prompts], chunk_tokens)
         return state
@@ -200,9 +195,9 @@ class Engine:
         del spare
         capacity = allocated_slots(slots)
         check_memory(self, batch_size, capacity)
-        _, kv_heads, width = head_counts(self.view.config)
+        heads = head_counts(self.view.config)[1:]
         buffers = Buffers.allocate(
-            self.view.num_layers, batch_size, capacity, kv_heads, width, self.view.dtype, self.view.device
+            self.view.num_layers, batch_size, capacity, *heads, self.view.dtype, self.view.device
         )
         buffers.addresses = addresses
         return buffers
@@ -291,9 +286,8 @@ class Engine:
         """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
         tree, view, k = state.tree, self.view, self.num_offsets
         num_nodes, num_lookahead = tree.size
-        positions = row_positions(tree, state.context_lens, k)
         hidden = view.embed(tree.tokens)
-        cos, sin = view.rotary(hidden, positions)
+        cos, sin = self._row_rotary(hidden, tree.depths, tree.lookahead, state.context_lens, k)
 
         def layers(hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:
             return run_layers(
@@ -314,6 +308,8 @@ class Engine:
         `pseudo` holds the rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
         """
         drafter = None if state.plain else self.drafter(state.batch_size)
+        if drafter is None and state.tree.size == (1, 0):
+            return state.tree.of_roots(emitted.root)
         if pseudo.shape[1] == 0 or drafter is None:
             return first_tree(emitted.root, drafter, self._layer.compiled)
         scores, rows = pseudo_scores(self.view, pseudo, are_logits, emitted.rows)
