@@ -19,11 +19,9 @@ import typer
 from firp.generation.batch import cut_after_stop, left_padded, stop_ids
 from firp.tools.environment import environment
 from firp.tools.files import write_atomically
-from firp.tools.prompt_files import encode, load_prompts
+from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from rich.console import Console
 from rich.table import Table
-
-PROMPTS = Path(__file__).parent / "prompts.jsonl"
 
 
 def main(
@@ -39,7 +37,7 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     base, tokenizer = firp.load_model(model, dtype)
-    prompts = load_prompts(PROMPTS, batch_size)
+    prompts = load_prompts(OWN_PROMPTS, batch_size)
     batch = left_padded(
         [encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts],
         tokenizer.pad_token_id,

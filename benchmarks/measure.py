@@ -16,8 +16,8 @@ from benchmarks.case import Call, Case, num_bytes, tensors_of, with_tensors
 from benchmarks.timing import Rates, Timed, interleave, num_sets, start
 from firp_kernels import registry
 
-# References that read the device from the host: on CUDA they are timed as they run, not in a graph.
-READ_FROM_HOST = ("tree_attention", "write_and_attend", "commit_cache")
+# References that read the device from the host or copy to it: on CUDA they are timed as they run, not in a graph.
+NOT_CAPTURABLE = ("tree_attention", "write_and_attend", "commit_cache", "draft_tree")
 UNAVAILABLE, WRONG, FAILED, WITHHELD, OK = "unavailable", "wrong", "failed", "withheld", "ok"
 
 
@@ -47,7 +47,7 @@ def contenders(case: Case, impls: tuple[str, ...] | None, device: str) -> list[C
     """Implementations of ours (default: the device's owner, and the reference), then the alternatives."""
     made = []
     for impl in impls or dict.fromkeys((registry.owner(case.op, device), "reference")):
-        capturable = not (impl == "reference" and case.op in READ_FROM_HOST)
+        capturable = not (impl == "reference" and case.op in NOT_CAPTURABLE)
         try:
             function, missing = implementation(case.op, impl, device), None
         except (ValueError, RuntimeError) as error:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu import figures
 
-WORKERS = 12
+WORKERS = 15
 # The two that compile for other architectures, at length, and need no GPU.
 COMPILE_TESTS = ("tests/kernels/test_compile.py", "tests/kernels/test_cuda_compiles.py")
 # Ops with a CUDA or Triton kernel of their own, the most important last: it takes the longest.
@@ -87,7 +87,9 @@ def _smoke(dry: bool) -> Stage:
 def _pytest(workers: int, *arguments: str) -> Command:
     # A test that hangs in a kernel ends its worker, not the stage.
     limit = ("--timeout", "120", "--timeout-method", "thread") if importlib.util.find_spec("pytest_timeout") else ()
-    options = ("-p", "no:cacheprovider", "--continue-on-collection-errors", "-rf", "-n", str(workers))
+    options = ["-p", "no:cacheprovider", "-p", "no:benchmark", "--continue-on-collection-errors", "-rf"]
+    # Costs differ a hundredfold by what a test compiles: workers that are done take from those that are not.
+    options += ["-n", str(workers), "--dist", "worksteal", "--durations", "15"]
     return _python("-m", "pytest", *options, *limit, *arguments)
 
 

@@ -10,7 +10,7 @@ namespace firp {
 namespace {
 
 void commit_cache(
-    at::Tensor cache, at::Tensor context_lens, const at::Tensor& path, const at::Tensor& num_accepted,
+    const at::Tensor& cache, const at::Tensor& context_lens, const at::Tensor& path, const at::Tensor& num_accepted,
     const at::Tensor& finished) {
   check_commit_cache(cache, context_lens, path, num_accepted, finished);
   const int64_t batch = cache.size(2);

@@ -17,13 +17,19 @@ using at::Tensor;
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> emit_tokens(
     const Tensor& path, const Tensor& num_accepted, const Tensor& bonus, const Tensor& last_slot, const Tensor& levels_up,
     const Tensor& status, const Tensor& tokens, const Tensor& stop_tokens, const Tensor& context_lens,
-    const Tensor& finished, Tensor& remaining, int64_t num_offsets, int64_t num_embeddings, int64_t max_context) {
+    const Tensor& finished, const Tensor& remaining, int64_t num_offsets, int64_t num_embeddings, int64_t max_context) {
   check_same_device(
       {{"path", path},
+       {"num_accepted", num_accepted},
+       {"bonus", bonus},
+       {"last_slot", last_slot},
+       {"levels_up", levels_up},
+       {"status", status},
        {"tokens", tokens},
        {"stop_tokens", stop_tokens},
        {"context_lens", context_lens},
-       {"finished", finished}});
+       {"finished", finished},
+       {"remaining", remaining}});
   check_shape("path", path, {kAny, kAny});
   const int64_t batch = path.size(0), width = path.size(1);
   TORCH_CHECK_VALUE(width >= 1, "path: got shape ", shape_text(path.sizes()), ", expected at least the root");

@@ -18,17 +18,16 @@ void run(const at::Tensor& input, const at::Tensor& weight, const at::Tensor* bi
 }
 
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  check_same_device({{"input", input}, {"weight", weight}, {"bias", bias ? *bias : input}});
   check_shape("weight", weight, {kAny, kAny});
   const int64_t width = weight.size(1);
   check_last("input", input, width);
   check_float("input", input);
   check_dtype("weight", weight, input.scalar_type());
   if (bias) {
-    check_same_device({{"input", input}, {"bias", *bias}});
     check_shape("bias", *bias, {weight.size(0)});
     check_dtype("bias", *bias, input.scalar_type());
   }
-  check_same_device({{"input", input}, {"weight", weight}});
   const bool has_kernel = input.scalar_type() == at::kFloat || input.scalar_type() == at::kBFloat16;
   if (!has_kernel) return at::linear(input, weight, bias);
 

@@ -8,7 +8,7 @@ namespace firp {
 namespace {
 
 template <typename T>
-void run(at::Tensor& rows, const at::Tensor& cos, const at::Tensor& sin) {
+void run(const at::Tensor& rows, const at::Tensor& cos, const at::Tensor& sin) {
   const int64_t count = rows.size(1), heads = rows.size(2), head_dim = rows.size(3);
   for (int64_t b = 0; b < rows.size(0); ++b) {
     for (int64_t r = 0; r < count; ++r) {
@@ -22,7 +22,7 @@ void run(at::Tensor& rows, const at::Tensor& cos, const at::Tensor& sin) {
   }
 }
 
-void rotary(at::Tensor rows, const at::Tensor& cos, const at::Tensor& sin) {
+void rotary(const at::Tensor& rows, const at::Tensor& cos, const at::Tensor& sin) {
   check_same_device({{"rows", rows}, {"cos", cos}, {"sin", sin}});
   check_shape("rows", rows, {kAny, kAny, kAny, kAny});
   const int64_t head_dim = rows.size(3);

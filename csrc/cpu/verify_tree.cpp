@@ -17,14 +17,18 @@ using at::Tensor;
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> verify_tree(
     const Tensor& scores, const std::optional<Tensor>& uniforms, const Tensor& tokens, const Tensor& parents,
     const Tensor& lookahead, int64_t max_depth) {
-  check_same_device({{"scores", scores}, {"tokens", tokens}, {"parents", parents}, {"lookahead", lookahead}});
+  check_same_device(
+      {{"scores", scores},
+       {"uniforms", uniforms ? *uniforms : scores},
+       {"tokens", tokens},
+       {"parents", parents},
+       {"lookahead", lookahead}});
   check_shape("scores", scores, {kAny, kAny, kAny});
   const int64_t batch = scores.size(0), num_nodes = scores.size(1), vocab = scores.size(2);
   TORCH_CHECK_VALUE(
       num_nodes >= 1 && vocab >= 1, "scores: got shape ", shape_text(scores.sizes()), ", expected at least one node and token");
   TORCH_CHECK_VALUE(max_depth >= 0, "max_depth: got ", max_depth, ", expected at least 0");
   if (uniforms) {
-    check_same_device({{"scores", scores}, {"uniforms", *uniforms}});
     check_shape("uniforms", *uniforms, {batch, max_depth + 1});
     check_dtype("uniforms", *uniforms, at::kFloat);
   }

@@ -11,7 +11,7 @@ namespace {
 
 using at::Tensor;
 
-using WriteCache = void(const Tensor&, const Tensor&, Tensor, Tensor, const Tensor&);
+using WriteCache = void(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
 using TreeAttention = Tensor(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, double,
     std::optional<int64_t>);
@@ -22,10 +22,18 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 }
 
 Tensor write_and_attend(
-    const Tensor& query, const Tensor& key, const Tensor& value, Tensor layer_cache, const Tensor& context_lens,
+    const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& layer_cache, const Tensor& context_lens,
     const Tensor& depths, const Tensor& ancestors, const Tensor& lookahead, int64_t num_offsets, double scale,
     std::optional<int64_t> sliding_window) {
-  check_same_device({{"query", query}, {"key", key}, {"value", value}, {"layer_cache", layer_cache}});
+  check_same_device(
+      {{"query", query},
+       {"key", key},
+       {"value", value},
+       {"layer_cache", layer_cache},
+       {"context_lens", context_lens},
+       {"depths", depths},
+       {"ancestors", ancestors},
+       {"lookahead", lookahead}});
   check_shape("key", key, {kAny, kAny, kAny, kAny});
   check_shape("layer_cache", layer_cache, {2, key.size(0), kAny, key.size(2), key.size(3)});
   check_shape("query", query, {key.size(0), key.size(1), kAny, key.size(3)});

@@ -8,7 +8,7 @@
 namespace firp {
 namespace {
 
-void copy_rows(const at::Tensor& rows, at::Tensor& cache, const at::Tensor& context_lens) {
+void copy_rows(const at::Tensor& rows, const at::Tensor& cache, const at::Tensor& context_lens) {
   const at::Tensor from = rows.stride(3) == 1 ? rows : rows.contiguous();
   const int64_t size = from.element_size();
   const cpu::WriteCache args{
@@ -29,7 +29,7 @@ void copy_rows(const at::Tensor& rows, at::Tensor& cache, const at::Tensor& cont
 }
 
 void write_cache(
-    const at::Tensor& key, const at::Tensor& value, at::Tensor key_cache, at::Tensor value_cache,
+    const at::Tensor& key, const at::Tensor& value, const at::Tensor& key_cache, const at::Tensor& value_cache,
     const at::Tensor& context_lens) {
   check_same_device(
       {{"key", key}, {"value", value}, {"key_cache", key_cache}, {"value_cache", value_cache}, {"context_lens", context_lens}});

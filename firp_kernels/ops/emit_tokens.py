@@ -109,7 +109,10 @@ def check(
     tokens: Tensor, stop_tokens: Tensor, context_lens: Tensor, finished: Tensor, remaining: Tensor,
     num_offsets: int, num_embeddings: int, max_context: int,
 ) -> None:  # fmt: skip
-    checks.same_device(path=path, tokens=tokens, stop_tokens=stop_tokens, context_lens=context_lens, finished=finished)
+    checks.same_device(
+        path=path, num_accepted=num_accepted, bonus=bonus, last_slot=last_slot, levels_up=levels_up, status=status,
+        tokens=tokens, stop_tokens=stop_tokens, context_lens=context_lens, finished=finished, remaining=remaining,
+    )  # fmt: skip
     checks.shape("path", path, None, None)
     batch, width = path.shape
     if not width:

@@ -59,9 +59,15 @@ def fake(query: Tensor, *_) -> Tensor:
     return query.new_empty(query.shape)
 
 
-def check(query: Tensor, key: Tensor, value: Tensor, layer_cache: Tensor, *_) -> None:
-    """What the checks of the two parts, which follow, would report of an argument that is not theirs."""
-    checks.same_device(query=query, key=key, value=value, layer_cache=layer_cache)
+def check(
+    query: Tensor, key: Tensor, value: Tensor, layer_cache: Tensor, context_lens: Tensor, depths: Tensor,
+    ancestors: Tensor, lookahead: Tensor,
+) -> None:  # fmt: skip
+    """What the checks of the two parts would report too late, or of an argument that is not theirs."""
+    checks.same_device(
+        query=query, key=key, value=value, layer_cache=layer_cache, context_lens=context_lens, depths=depths,
+        ancestors=ancestors, lookahead=lookahead,
+    )  # fmt: skip
     checks.shape("key", key, None, None, None, None)
     checks.shape("layer_cache", layer_cache, 2, key.shape[0], None, *key.shape[2:])
     checks.shape("query", query, *key.shape[:2], None, key.shape[3])
@@ -74,7 +80,7 @@ def composed(
     ancestors: Tensor, lookahead: Tensor, num_offsets: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
     """The op made of `ops.write_cache` and `ops.tree_attention`."""
-    check(query, key, value, layer_cache)
+    check(query, key, value, layer_cache, context_lens, depths, ancestors, lookahead)
     key_cache, value_cache = layer_cache.unbind(0)
     ops.write_cache(key, value, key_cache, value_cache, context_lens)
     return ops.tree_attention(

@@ -155,7 +155,7 @@ def watch_step(
         vocab = view.decoder.embed_tokens.weight.shape[0]
         return tuple(torch.empty(vocab, transition.shape[2], dtype=view.dtype, device=DEVICE) for _ in range(2))
 
-    monkeypatch.setattr("firp.engine.engine.token_tables", tables if predictor is not None else None)
+    monkeypatch.setattr("firp.drafting.drafters.token_tables", tables if predictor is not None else None)
     # What a model is checked by compares values.
     monkeypatch.setattr("firp.decoder.view.check_model", lambda model: Seen())
     monkeypatch.setattr("firp.decoder.rotary.LengthRotary.check", lambda self: None)
@@ -163,10 +163,11 @@ def watch_step(
         engine = Engine(model, predictor, tree, graphs=False, compile=False, **options)
         state = _state(engine, batch_size, drafted)
         chooser: Chooser = firp.engine.chooser.Greedy(engine.ops) if choose is None else choose(engine)
-        if again:
-            engine.run_step(state, chooser)
-        with Watch() as watch, torch.no_grad():
-            engine.run_step(state, chooser)
+        with torch.no_grad():
+            if again:
+                engine._step.run(state, chooser)
+            with Watch() as watch:
+                engine._step.run(state, chooser)
     return watch
 
 

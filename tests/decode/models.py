@@ -128,6 +128,19 @@ def tiny_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_
     return predictor
 
 
+def refined_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_offsets: int = 3, layer: int = 2):
+    """A predictor with a refiner, useful or hostile."""
+    predictor = firp.FirpPredictor.for_model(model, num_offsets, layer, refiner_width=9).to(model.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in predictor.named_parameters():
+            if kind == "random":
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            elif name != "weight":
+                parameter.fill_({"zero": 0.0, "nan": float("nan"), "inf": float("inf"), "huge": 1e30}[kind])
+    return predictor
+
+
 def random_tree(rng: random.Random, num_offsets: int = 3) -> firp.TreeConfig:
     """A random size and kind; static trees have random prefix-closed rank paths half of the time."""
     num_nodes = rng.choice((1, 2, 3, 5, 8, 13, 33))

@@ -84,10 +84,14 @@ def test_joint_frequencies_are_the_models_own(model, expected, shape, pytestconf
     assert chi_square(counts, expected[chain]) > 1e-4
 
 
-class Watched(firp.Engine):
-    """Keeps the probability with which the predictor proposed each node: the q of min(1, p / q)."""
+class Watched:
+    """A draft of an engine's step that keeps the probability with which each node was proposed: q of min(1, p / q)."""
 
-    def draft(self, state, *others):
+    def __init__(self, engine):
+        self.ops, self.draft = engine.ops, engine._step.draft
+        engine._step.draft = self
+
+    def __call__(self, state, *others):
         top_marginals, kept = self.ops.top_marginals, []
 
         def keep(*arguments):
@@ -96,7 +100,7 @@ class Watched(firp.Engine):
 
         self.ops.top_marginals = keep
         try:
-            tree = super().draft(state, *others)
+            tree = self.draft(state, *others)
         finally:
             self.ops.top_marginals = top_marginals
         self.proposed = torch.ones(BATCH, tree.tokens.shape[1])
@@ -110,9 +114,9 @@ class Watched(firp.Engine):
 class Biased(Typical):
     """Accepts a draft with probability min(1, p / q), as if it had been drawn from q, and not chosen."""
 
-    def __init__(self, engine, *others):
+    def __init__(self, watched, *others):
         super().__init__(TypicalAcceptance(), *others)
-        self.engine = engine
+        self.watched = watched
         self.coins = torch.Generator().manual_seed(0)
 
     def probabilities(self, scores, state):
@@ -121,19 +125,20 @@ class Biased(Typical):
 
     def acceptable(self, before, drafts):
         chance = before.gather(-1, drafts[..., None])[..., 0]
-        proposed = self.engine.proposed[self.sequence] if drafts.shape[1] > 1 else torch.ones_like(chance)
+        proposed = self.watched.proposed[self.sequence] if drafts.shape[1] > 1 else torch.ones_like(chance)
         return torch.rand(chance.shape, generator=self.coins) < chance / proposed
 
 
 @pytest.mark.parametrize("chain", range(len(CHAINS)))
 def test_a_biased_rule_fails_this_test(model, expected, monkeypatch, chain):
-    engine = Watched(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
+    engine = firp.Engine(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
+    watched = Watched(engine)
     assert chi_square(draw(engine, 20_000, **CHAINS[chain]), expected[chain]) > 1e-4
 
     def biased(engine, processors, seed, acceptance, out, prompts, pad_token):
-        return Biased(engine, engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)
+        return Biased(watched, engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)
 
-    monkeypatch.setattr(importlib.import_module("firp.generate"), "_chooser", biased)
+    monkeypatch.setattr(importlib.import_module("firp.generation.generate"), "_chooser", biased)
     assert chi_square(draw(engine, 20_000, **CHAINS[chain]), expected[chain]) < 1e-12
 
 

@@ -141,16 +141,16 @@ class Recorded(GraphRunner):
     def __init__(self):
         self.captured = 0
 
-    def _capture(self, engine, state, choose):
+    def _capture(self, step, state, choose):
         self.captured += 1
         held, tree, finished = dataclasses.replace(state), state.tree, state.finished.clone()
         state.finished.fill_(True)
-        record = engine.run_step(held, choose)
+        record = step.run(held, choose)
         state.finished.copy_(finished)
 
         def replay():
             held.tree = tree
-            new = engine.run_step(held, choose)
+            new = step.run(held, choose)
             tree.copy_(held.tree)
             for name in ("tokens", "counts", "finished", "status", "path"):
                 getattr(record, name).copy_(getattr(new, name))
@@ -188,7 +188,7 @@ def test_compiled_layers_equal_eager_ones_and_settle():
     graphs = []
     for _ in range(4):
         other = copy.deepcopy(state)
-        rows, same = eager.forward(state), compiled.forward(other)
+        rows, same = eager._step.forward(state), compiled._step.forward(other)
         torch.testing.assert_close(same, rows, rtol=1e-4, atol=1e-4)
         written = int(state.context_lens[0]) + state.tree.size[0]
         torch.testing.assert_close(

@@ -74,6 +74,6 @@ def test_linears_that_are_not_plain_stay(cuda):
     model.model.layers[0].self_attn.q_proj.to(torch.bfloat16)
     model.model.layers[1].mlp.up_proj = type("Adapted", (torch.nn.Linear,), {})(32, 64, bias=False)
     layers = [make_layer_view(layer, i, None) for i, layer in enumerate(model.model.layers)]
-    JointLinears(SimpleNamespace(device=torch.device("cuda")), layers)
+    JointLinears(SimpleNamespace(device=torch.device("cuda"), layers=layers))
     kinds = [(type(layer.self_attn).__name__, type(layer.mlp).__name__) for layer in layers]
     assert kinds[:2] == [("LlamaAttention", "JointMLP"), ("JointAttention", "LlamaMLP")]

@@ -17,7 +17,7 @@ def test_weights_and_cache_are_counted_to_the_byte(family, tied):
     state = engine.start([torch.tensor([4, 5, 6])] * 2, 50, [])
     plan = memory.plan_memory(model.config, torch.bfloat16, memory.slots_for(53, engine.max_rows), 2, 8, 3, 3)
     assert plan.cache == state.buffers.cache.numel() * 2
-    assert plan.predictor == engine.weight.numel() * 2
+    assert plan.predictor == engine._step.drafters.weight.numel() * 2
     assert plan.total == plan.weights + plan.predictor + plan.run
     assert plan.scores >= 2 * (8 + 9) * 7 * 2
 
@@ -37,7 +37,7 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     model = tiny_model(1)
     engine = firp.Engine(model, tiny_predictor(model, 1))
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
-    monkeypatch.setattr(engine, "run_step", None)
+    monkeypatch.setattr(engine._step, "run", None)
     monkeypatch.setattr(engine._runner, "prefill", None)
     with pytest.raises(
         ValueError,

@@ -13,9 +13,9 @@ from models import tiny_model, tiny_predictor
 
 PROMPT = [4, 5, 6, 4]
 # One row or many, one sequence or many: 6 of layers, below the insertion layer and above, 4 of rotary positions and 4 of
-# the final norm for all batch sizes, counted. 6 again where a small batch borrows the buffers of a large one, whose
+# the final norm for all batch sizes, counted. 7 more where a small batch borrows the buffers of a large one, whose
 # strides differ.
-GRAPHS, GRAPHS_OVER_LARGER_BUFFERS = 14, 6
+GRAPHS, GRAPHS_OVER_LARGER_BUFFERS = 14, 7
 
 
 @pytest.fixture

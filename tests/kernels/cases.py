@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from firp_kernels.bitmask import pack_ancestors
-from firp_kernels.ops import draft_tree
+from firp_kernels.ops import draft_tree, top_marginals, verify_tree
 
 
 def random_tree(rng: random.Random, batch: int, num_nodes: int, kind: str = "random") -> tuple[Tensor, Tensor, Tensor]:
@@ -151,6 +151,38 @@ def projection_case(seed: int, dtype: torch.dtype) -> list:
             weight.transpose(1, 2).contiguous().transpose(1, 2),
         )
     return [hidden, weight, lookahead]
+
+
+def example_arguments(seed: int) -> dict[str, tuple]:
+    """Arguments of every op, small and in float32."""
+    attention, draft = attention_case(seed, torch.float32, None), draft_case(seed)
+    verify = verify_case(seed, torch.float32, seed % 2 == 1)
+    query, key = attention[0], attention[1].nan_to_num()
+    verified = verify_tree.reference(*verify)
+    path, accepted = verified[:2]
+    batch, rows = verify[2].shape
+    hidden, which = torch.randn(2, 5, 8), torch.tensor([[0, 4], [2, 2]])
+    marginals = top_marginals.reference(hidden, which, 3)
+    written = key[:, :2].contiguous(), key[:, :2].contiguous(), key.clone(), key.clone()
+    lens, done = torch.full((batch,), 2, dtype=torch.int32), torch.zeros(batch, dtype=torch.bool)
+    step = key[:, : query.shape[1]].contiguous()
+    return {
+        "tree_attention": attention,
+        "write_and_attend": (query, step, step.clone(), torch.stack([key, key]), *attention[3:]),
+        "draft_tree": draft,
+        "verify_tree": verify,
+        "emit_tokens": (*verified, verify[2], path[0].long(), lens, done, lens.long(), 3, 40, 50),
+        "write_cache": (*written, torch.zeros(query.shape[0], dtype=torch.int32)),
+        "commit_cache": (torch.randn(2, 2, batch, rows + 4, 1, 4), lens, path, accepted, done),
+        "predictor_projection": (hidden, torch.randn(3, 8, 8), torch.tensor([[0, 4], [2, -1]], dtype=torch.int32)),
+        "linear": (hidden, torch.randn(6, 8), torch.randn(6)),
+        "joint_linear": (hidden, [torch.randn(6, 8), torch.randn(3, 8)], [torch.randn(6), torch.randn(3)]),
+        "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),
+        "rms_norm": (hidden, torch.randn(8), 1e-5),
+        "top_marginals": (hidden, which, 3),
+        "condition_marginals": (*marginals, torch.tensor([0, 7]), hidden[0, :1].repeat(8, 1), torch.randn(8, 8), 2),
+        "rotary": (torch.randn(2, 5, 3, 8), hidden.cos(), hidden.sin()),
+    }
 
 
 def in_double(args: list) -> list:

@@ -170,10 +170,10 @@ def test_distillation_goes_on_after_a_full_disk(text, tmp_path, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(module, "_save", filling)
         kept = np.savez_compressed
-        with pytest.raises(OSError, match=r"cannot write .*000002.npz: No space left on device"):
+        with pytest.raises(OSError, match=r"cannot write .*000001.npz: No space left on device"):
             distill(text(), output, progress=False)
         monkeypatch.setattr(np, "savez_compressed", kept)
-    assert sorted(os.listdir(tmp_path / "text.npz.parts")) == ["000000.npz", "000001.npz", "config.json"]
+    assert sorted(os.listdir(tmp_path / "text.npz.parts")) == ["000002.npz", "000003.npz", "config.json"]
     assert distill(text(), output, progress=False) == output
     assert sorted(os.listdir(tmp_path)) == ["prompts.jsonl", "text.npz"]
     with np.load(output) as arrays:

@@ -28,16 +28,17 @@ def setup(tmp_path, monkeypatch):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("keep_rows", [False, True])
-def test_resume_is_exact(setup, tmp_path, keep_rows):
-    config = setup(keep_rows=keep_rows)
+@pytest.mark.parametrize("changes", [{}, {"keep_rows": True}, {"transition_rank": 0, "refiner_width": 8}])
+def test_resume_is_exact(setup, tmp_path, changes):
+    config = setup(**changes)
     whole = Trainer(config, tmp_path / "whole", progress=False)
     assert whole.run()
     while not Trainer(config, tmp_path / "parts", progress=False).run(time_limit_s=0.0):
         pass
     whole, parts = (firp.load_predictor(tmp_path / name) for name in ("whole", "parts"))
-    assert torch.equal(whole.weight, parts.weight) and torch.equal(whole.transition, parts.transition)
-    assert whole.transition[1].any()
+    tensors = dict(whole.named_parameters())
+    assert all(torch.equal(tensor, getattr(parts, name)) for name, tensor in tensors.items())
+    assert tensors["refiner_outputs" if config.refiner_width else "transition"][-1].any()
     logs = [(tmp_path / name / "train_log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     assert len(logs[0]) == len(logs[1])
 

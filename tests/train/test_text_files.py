@@ -124,7 +124,7 @@ def run_distill(tmp_path, monkeypatch):
 
 def test_distilling_goes_on_with_the_batches_that_are_there(run_distill, tmp_path):
     with pytest.raises(Stopped):
-        run_distill(stop=2)
+        run_distill(stop=0)
     assert len(list((tmp_path / "text.npz.parts").glob("*.npz"))) == 2
     dataset = load_dataset(run_distill())
     assert len(dataset) == 6 and [dataset.sequence(i)[3].item() for i in range(6)] == [5, 5, 6, 6, 7, 7]
@@ -145,7 +145,7 @@ def part(change):
 PARTS = {
     "an empty part": (lambda parts: (parts / "000001.npz").write_bytes(b""), "000001.npz is no batch of this run"),
     "half a part": (lambda parts: (parts / "000001.npz").write_bytes((parts / "000001.npz").read_bytes()[:99]), "000001.npz is no batch of this run"),
-    "another batch's part": (lambda parts: shutil.copy(parts / "000000.npz", parts / "000001.npz"), "ids: got those of other prompts"),
+    "another batch's part": (lambda parts: shutil.copy(parts / "000002.npz", parts / "000001.npz"), "ids: got those of other prompts"),
     "a part without answers": (part(lambda arrays: arrays.pop("tokens")), "tokens"),
     "a part of other prompts": (part(lambda arrays: arrays["tokens"].fill(9)), "tokens: got other prompts"),
     "a part of shorter text": (part(lambda arrays: arrays.update(tokens=arrays["tokens"][:-1])), "offsets: got 0 to 10, expected 0 to 9"),
@@ -162,7 +162,7 @@ PARTS = {
 def test_damaged_or_foreign_batches_are_named(run_distill, tmp_path, case):
     spoil, message = PARTS[case]
     with pytest.raises(Stopped):
-        run_distill(stop=2)
+        run_distill(stop=0)
     spoil(tmp_path / "text.npz.parts")
     with pytest.raises(ValueError) as caught:
         run_distill()
@@ -173,6 +173,6 @@ def test_damaged_or_foreign_batches_are_named(run_distill, tmp_path, case):
 
 def test_batches_of_other_settings_are_refused(run_distill):
     with pytest.raises(Stopped):
-        run_distill(stop=2)
+        run_distill(stop=0)
     with pytest.raises(ValueError, match=r"^seed: got 1, but .* was begun with 0"):
         run_distill(seed=1)

@@ -8,12 +8,12 @@ import torch
 from firp.decoder.view import DecoderView
 from firp.drafting.transition import token_tables
 from firp.tune.acceptance import greedy_answers, record, replay
-from models import random_tree, tiny_model, tiny_predictor
+from models import random_tree, refined_predictor, tiny_model, tiny_predictor
 
 
-def setup(seed, family="llama", vocab=7):
+def setup(seed, family="llama", vocab=7, make=tiny_predictor):
     model = tiny_model(seed, family=family, vocab=vocab)
-    predictor = tiny_predictor(model, seed)
+    predictor = make(model, seed)
     rng = random.Random(seed)
     prompts = [torch.tensor([rng.randrange(4, vocab) for _ in range(rng.randint(1, 9))]) for _ in range(4)]
     return model, predictor, prompts, rng
@@ -55,9 +55,21 @@ def test_replay_counts_the_steps_that_decoding_takes(family):
             assert replayed(recordings, tree, k, model, predictor) == expected, (seed, tree)
 
 
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_replay_counts_the_steps_that_decoding_with_a_refiner_takes(family):
+    for seed in range(3):
+        model, predictor, prompts, rng = setup(seed, family, vocab=19, make=refined_predictor)
+        recordings = recordings_of(model, predictor, prompts, 30, num_ranks=16)
+        for _ in range(5):
+            tree = random_tree(rng)
+            expected = decoded(model, predictor, prompts, tree, 30)
+            assert replayed(recordings, tree, 3, model, predictor) == expected, (seed, tree)
+
+
+@pytest.mark.parametrize("make", [tiny_predictor, refined_predictor])
 @pytest.mark.parametrize("k", [1, 2])
-def test_fewer_offsets_replay_from_the_same_recording(k):
-    model, predictor, prompts, _ = setup(5)
+def test_fewer_offsets_replay_from_the_same_recording(k, make):
+    model, predictor, prompts, _ = setup(5, make=make)
     recordings = recordings_of(model, predictor, prompts, 24)
     for tree in (firp.TreeConfig(6, 2), firp.TreeConfig(5, 5, "static"), firp.TreeConfig(12, 1)):
         assert replayed(recordings, tree, k, model, predictor) == decoded(

@@ -18,15 +18,13 @@ from firp.cli import options
 from firp.drafting.tuned import own_tree
 from firp.tools.files import check_writable, write_atomically
 from firp.tools.models import load_model
-from firp.tools.prompt_files import load_prompts
-
-OWN_PROMPTS = Path(__file__).resolve().parents[3] / "benchmarks/prompts.jsonl"
+from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
 
 
 def bench(
     model: options.Model = "smollm2-135m",
     predictor: options.Predictor = None,
-    prompts: Annotated[Path, typer.Option(help="JSONL file; default: the project's own.")] = OWN_PROMPTS,
+    prompts: options.Prompts = OWN_PROMPTS,
     limit: Annotated[int | None, typer.Option(help="Prompts taken, spread evenly over the file.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 96,
     dtype: options.Dtype = "bfloat16",

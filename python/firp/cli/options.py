@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -12,6 +13,7 @@ from firp.drafting.trees import TreeConfig
 
 Model = Annotated[str, typer.Option(help="Base model: a folder, a hub id, or smollm2-135m.")]
 Predictor = Annotated[str | None, typer.Option(help="Folder or hub id; default: the one shipped for the model.")]
+Prompts = Annotated[Path, typer.Option(help="JSONL file.", show_default="the project's own")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")]
 Nodes = Annotated[int | None, typer.Option("--nodes", "-N", help="Draft tree nodes, root included.")]

@@ -43,8 +43,11 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     anchors: Annotated[int, typer.Option(help="Anchors drawn from each sequence.")] = 64,
     max_length: Annotated[int, typer.Option(help="Sequences are cut to this many tokens.")] = 512,
-    learning_rate: Annotated[float, typer.Option(help="Peak of AdamW's for the maps; 0: the transition alone.")] = 5e-4,
-    transition_rank: Annotated[int, typer.Option(help="r of the token transition; 0: none.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Peak of AdamW's for the maps; 0: all but the maps.")] = 5e-4,
+    transition_rank: Annotated[
+        int | None, typer.Option(help="r of the token transition; 0: none. Default: 64, or 0 with a refiner.")
+    ] = None,
+    refiner_width: Annotated[int, typer.Option(help="w of the refiner, which replaces the transition; 0: none.")] = 0,
     ridge_tokens: Annotated[int, typer.Option(help="Tokens behind the closed-form start; 0: identity.")] = 100_000,
     start_from: Annotated[str | None, typer.Option(help="Predictor to go on from instead.")] = None,
     held_out: Annotated[int, typer.Option(help="Sequences kept for accuracy.")] = 64,
@@ -57,10 +60,12 @@ def train(
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
 ) -> None:
     """Train a predictor; run the same command again to resume exactly."""
+    if transition_rank is None:
+        transition_rank = 0 if refiner_width else 64
     config = TrainConfig(
         model=model, data=data, insertion_layer=insertion_layer, num_offsets=num_offsets, steps=steps,
         batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
-        transition_rank=transition_rank, ridge_tokens=ridge_tokens, start_from=start_from, held_out=held_out, seed=seed,
+        transition_rank=transition_rank, refiner_width=refiner_width, ridge_tokens=ridge_tokens, start_from=start_from, held_out=held_out, seed=seed,
         dtype=dtype, keep_rows=keep_rows,
     )  # fmt: skip
     trainer = Trainer(config, output, options.choose_device(device))

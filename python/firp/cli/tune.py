@@ -10,12 +10,11 @@ import torch
 import typer
 
 from firp.cli import options
-from firp.cli.bench import OWN_PROMPTS
 from firp.drafting.tuned import FILE_NAME, machine, save_tuned
 from firp.tools.environment import environment
 from firp.tools.files import check_writable, write_atomically
 from firp.tools.models import load_model
-from firp.tools.prompt_files import encode, load_prompts
+from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from firp.tune import report
 from firp.tune.tuner import TuneConfig, Tuner
 
@@ -29,7 +28,7 @@ def _joined(values: tuple) -> str:
 def tune(
     model: options.Model = "smollm2-135m",
     predictor: options.Predictor = None,
-    prompts: Annotated[Path, typer.Option(help="JSONL file; default: the project's own.")] = OWN_PROMPTS,
+    prompts: options.Prompts = OWN_PROMPTS,
     limit: Annotated[int, typer.Option(help="Prompts taken, spread evenly over the file.")] = 24,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = DEFAULTS.max_new_tokens,
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated; a tree is chosen for each.")] = _joined(

@@ -128,10 +128,10 @@ def _copied_bytes(layer: nn.Module, names: dict[str, type]) -> int:
 
 
 class JointLinears:
-    """The joint linears of a view's `layers`, put in place where these allow it and the copies fit."""
+    """The joint linears of a view's layers, put in place where the layers allow it and the copies fit."""
 
-    def __init__(self, view: DecoderView, layers: list[nn.Module]) -> None:
-        blocks = [(layer, names) for layer in layers if (names := _blocks(layer))]
+    def __init__(self, view: DecoderView) -> None:
+        blocks = [(layer, names) for layer in view.layers if (names := _blocks(layer))]
         copied = sum(_copied_bytes(layer, names) for layer, names in blocks)
         self._copies: list[Tensor] = []
         self._weights: list[Tensor] = []

@@ -203,6 +203,15 @@ class DecoderView:
             )
         return hidden
 
+    def scores_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Scores [B, n, m] float32 of tokens [B, m] for hidden rows [B, n, d] after the last layer.
+
+        Without the head's bias: for drafts, not for choices.
+        """
+        weight = self.model.get_output_embeddings().weight[tokens]
+        scores = self.norm(hidden).float() @ weight.float().mT
+        return scores * self.score_factor / self.score_divisor
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., d] after the last layer to scores [..., V], by the model's own norm and head."""
         scores = self.head(self.norm(hidden))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from firp.drafting.predictor_file import find_files, read_fields, read_tensors
+from firp.drafting.refiner import Refiner
 from firp.drafting.trees import MAX_NODES, TreeConfig
 
 MAX_WIDTH = 1 << 20
+MAX_REFINER_WIDTH = 1 << 14
 MAX_VOCABULARY = (1 << 31) - 1
 SHIPPED = Path(__file__).parents[1] / "predictors"
 
@@ -45,11 +49,14 @@ class FirpPredictor(
         num_lookahead: P, nodes that get pseudo rows.
         tree_kind: "dynamic" or "static".
         transition_rank: r of the token transition; 0 has none.
+        refiner_width: w of the refiner (`firp.drafting.refiner`); 0 has none. It replaces a transition.
 
     Attributes:
         weight: [k, d, d].
         transition: [2, d, r] maps from embeddings to the factors of a token as the one before and as the one that
             follows; zeros change nothing. None without a transition.
+        refiner_inputs, refiner_bias, refiner_outputs: [k, 3, w, d], [k, w], [k, d, w], as `Refiner` takes them. None
+            without a refiner.
 
     Raises:
         ValueError: an argument out of range.
@@ -68,6 +75,7 @@ class FirpPredictor(
         num_lookahead: int = 2,
         tree_kind: str = "dynamic",
         transition_rank: int = 0,
+        refiner_width: int = 0,
     ) -> None:
         super().__init__()
         sizes = (
@@ -83,6 +91,12 @@ class FirpPredictor(
             )
         if not 0 <= transition_rank <= hidden_size:
             raise ValueError(f"transition_rank: got {transition_rank}, expected 0..{hidden_size} (hidden_size)")
+        if not 0 <= refiner_width <= MAX_REFINER_WIDTH:
+            raise ValueError(f"refiner_width: got {refiner_width}, expected 0..{MAX_REFINER_WIDTH}")
+        if refiner_width and transition_rank:
+            raise ValueError(
+                f"refiner_width: got {refiner_width} beside transition_rank {transition_rank}, expected 0 for one of them"
+            )
         TreeConfig(num_nodes, num_lookahead, tree_kind)
         self.num_offsets = num_offsets
         self.hidden_size = hidden_size
@@ -95,9 +109,14 @@ class FirpPredictor(
         self.num_lookahead = num_lookahead
         self.tree_kind = tree_kind
         self.transition_rank = transition_rank
+        self.refiner_width = refiner_width
         self.folder: Path | None = None  # where it was loaded from, if a folder
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
         self.transition = nn.Parameter(torch.zeros(2, hidden_size, transition_rank)) if transition_rank else None
+        width = refiner_width
+        self.refiner_inputs = nn.Parameter(torch.zeros(num_offsets, 3, width, hidden_size)) if width else None
+        self.refiner_bias = nn.Parameter(torch.zeros(num_offsets, width)) if width else None
+        self.refiner_outputs = nn.Parameter(torch.zeros(num_offsets, hidden_size, width)) if width else None
 
     @property
     def tree(self) -> TreeConfig:
@@ -162,6 +181,16 @@ class FirpPredictor(
         """Hidden states [..., d] at the insertion layer to pseudo rows [..., k, d]."""
         return torch.einsum("kod,...d->...ko", self.weight, hidden)
 
+    def refiner(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        linear: Callable[[Tensor, Tensor], Tensor] = functional.linear,
+    ) -> Refiner:
+        """The refiner, which the predictor must have, with its weights on `device` in `dtype`, still of their graph."""
+        tensors = (self.refiner_inputs, self.refiner_bias, self.refiner_outputs)
+        return Refiner(*(tensor.to(device, dtype) for tensor in tensors), linear)
+
     def first_offsets(self, num_offsets: int) -> FirpPredictor:
         """This predictor with its first k offsets alone, over the same weights.
 
@@ -176,10 +205,13 @@ class FirpPredictor(
             other = FirpPredictor(
                 num_offsets, self.hidden_size, self.insertion_layer, self.num_layers, self.vocab_size,
                 self.architecture, self.base_model, self.num_nodes, self.num_lookahead, self.tree_kind,
-                self.transition_rank,
+                self.transition_rank, self.refiner_width,
             )  # fmt: skip
         other.weight = nn.Parameter(self.weight[:num_offsets].detach(), self.weight.requires_grad)
         other.transition = self.transition
+        for name in ("refiner_inputs", "refiner_bias", "refiner_outputs") if self.refiner_width else ():
+            own = getattr(self, name)
+            setattr(other, name, nn.Parameter(own[:num_offsets].detach(), own.requires_grad))
         return other.train(self.training)
 
     def check_model(self, model: PreTrainedModel) -> None:

@@ -165,6 +165,7 @@ class Drafter:
         num_offsets: k.
         ops: the ops to use, from `firp_kernels.bind`.
         transition: tables of the predictor's token transition (`firp.drafting.transition`), if it has one.
+        refined: whether marginals come from a refiner, given the token before.
     """
 
     def __init__(
@@ -173,8 +174,10 @@ class Drafter:
         num_offsets: int,
         ops: SimpleNamespace,
         transition: tuple[Tensor, Tensor] | None = None,
+        refined: bool = False,
     ) -> None:
         self.config = config
+        self.refined = refined
         self.num_offsets = num_offsets
         self.ops = ops
         self.transition = transition
@@ -183,8 +186,9 @@ class Drafter:
 
     @property
     def num_ranks(self) -> int:
-        """K, how many candidates of a depth to draft from; a transition can raise a low one."""
-        return self._drafted_ranks if self.transition is None else max(MAX_RANKS, self._drafted_ranks)
+        """K, how many candidates of a depth to draft from; the token before can raise a low one."""
+        raised = self.transition is not None or self.refined
+        return max(MAX_RANKS, self._drafted_ranks) if raised else self._drafted_ranks
 
     @property
     def _drafted_ranks(self) -> int:
@@ -193,11 +197,23 @@ class Drafter:
             return 1 + max((rank for path in self.paths for rank in path), default=0)
         return min(max(self.config.num_nodes - 1, 1), MAX_RANKS)
 
-    def draft(self, probabilities: Tensor, candidates: Tensor, root_token: Tensor, num_offsets: Tensor) -> DraftTree:
-        """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable."""
+    def draft(
+        self,
+        probabilities: Tensor,
+        candidates: Tensor,
+        root_token: Tensor,
+        num_offsets: Tensor,
+        conditioned: tuple[Tensor, Tensor] | None = None,
+    ) -> DraftTree:
+        """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable.
+
+        `conditioned` are those of a refiner given the token before, [B, k, K, K], with their order.
+        """
         config, order = self.config, None
-        if self.transition is not None:
-            ranks = min(self._drafted_ranks, candidates.shape[2])
+        ranks = min(self._drafted_ranks, candidates.shape[2])
+        if conditioned is not None:
+            probabilities, order = (part[..., :ranks].contiguous() for part in conditioned)
+        elif self.transition is not None:
             probabilities, order = self.ops.condition_marginals(
                 probabilities, candidates, root_token, *self.transition, ranks
             )

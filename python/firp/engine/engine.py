@@ -17,19 +17,18 @@ from firp.decoder.model_rules import head_counts
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.rotary import check_lengths as check_positions
 from firp.decoder.view import DecoderView
+from firp.drafting.drafters import Drafters
 from firp.drafting.predictor import FirpPredictor, check_drafting
-from firp.drafting.transition import token_tables
-from firp.drafting.trees import Drafter, DraftTree, TreeConfig, first_tree
+from firp.drafting.trees import Drafter, TreeConfig, first_tree
 from firp.drafting.tuned import HEADS, own_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.engine.chooser import Chooser, Greedy
 from firp.engine.graphs import StepRunner, make_runner
-from firp.engine.layers import compiles, layer_function, run_layers
+from firp.engine.layers import compiles, layer_function
 from firp.engine.memory import check_memory
-from firp.engine.rows import few_rows, fuse_beside_layers, pseudo_scores
+from firp.engine.prefill import padded_length
 from firp.engine.state import DecodeState, StepRecord
-from firp.engine.warm_up import warm_up
-from firp_kernels import Emitted
+from firp.engine.step import Step
 from firp_kernels.registry import owner
 
 
@@ -77,40 +76,31 @@ class Engine:
         # The reference is torch throughout, the model's own linear layers and norms included.
         adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
         self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
-        self._joint = JointLinears(self.view, self.view.layers if impl is None else [])
-        self.num_embeddings = model.get_input_embeddings().weight.shape[0]
+        self._joint = JointLinears(self.view) if impl is None else None
         self.predictor = predictor
-        self.tree = None
-        self.num_offsets = 0
-        self._drafters: dict[int, Drafter | None] = {}
-        self._spare: list[Buffers] = []
-        self._runner: StepRunner = make_runner(self.view, graphs, impl)
-        on_cpu = impl is None and self.view.device.type == "cpu"
-        own_attention = on_cpu and owner("tree_attention", "cpu") == "extension"
-        self.prefill_attention = self.ops.tree_attention if own_attention else None
-        self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
-        self._row_rotary = fuse_beside_layers(self.view, self._layer.compiled)
+        self.tree = tree
+        drafters = None
         if predictor is not None:
             predictor.check_model(model)
-            self._shrinks = tree is None
             if tree is None:
-                self.predictor, tree, tuned_head = own_tree(predictor, self.view.device, self.view.dtype)
+                self.predictor, self.tree, tuned_head = own_tree(predictor, self.view.device, self.view.dtype)
                 self.head = head or tuned_head
-            self.num_offsets = self.predictor.num_offsets
-            self.tree = tree
-            self.weight = self.predictor.weight.detach().to(self.view.device, self.view.dtype)
-            self.transition = token_tables(self.view, self.predictor.transition)
+            drafters = Drafters(self.view, self.ops, self.predictor, self.tree, shrinks=tree is None)
+        self._spare: list[Buffers] = []
+        self._runner: StepRunner = make_runner(self.view, graphs, impl)
+        own_attention = (
+            impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
+        )
+        prefill_attention = self.ops.tree_attention if own_attention else None
+        layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
+        self._step = Step(self.view, self.ops, layer, drafters, self.head, prefill_attention)
 
     def drafter(self, batch_size: int) -> Drafter | None:
         """What drafts for a batch of this size; None where it decodes plainly.
 
         A tree that was asked for serves every batch size; the predictor's own shrinks as the batch grows.
         """
-        if self.predictor is not None and batch_size not in self._drafters:
-            config = self.tree.for_batch(batch_size) if self._shrinks else self.tree
-            plain = config.num_nodes == 1
-            self._drafters[batch_size] = None if plain else Drafter(config, self.num_offsets, self.ops, self.transition)
-        return self._drafters.get(batch_size)
+        return self._step.drafter(batch_size)
 
     @property
     def captures(self) -> bool:
@@ -118,9 +108,14 @@ class Engine:
         return self._runner.captures
 
     @property
+    def num_offsets(self) -> int:
+        """k, 0 where nothing is drafted."""
+        return self._step.num_offsets
+
+    @property
     def max_rows(self) -> int:
         """Cache slots one step writes at most: N + P * k."""
-        return 1 if self.tree is None else self.tree.num_nodes + self.tree.num_lookahead * self.num_offsets
+        return self._step.max_rows
 
     def check_lengths(self, prompt_lengths: list[int], max_new_tokens: int) -> None:
         """Raise ValueError, with the numbers, for a request that cannot be decoded."""
@@ -165,13 +160,12 @@ class Engine:
         size, device = len(prompts), self.view.device
         buffers = self._buffers(size, max(lengths) + max_new_tokens + self.max_rows)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
-        drafter = None if plain else self.drafter(size)
         committed = [length - 1 for length in lengths]
         state = DecodeState(
             buffers=buffers,
             cache=buffers.cache[:, :, :size],
             context_lens=buffers.context_lens[:size].copy_(torch.tensor(committed)),
-            tree=first_tree(roots, drafter, self._layer.compiled),
+            tree=first_tree(roots, self._step.drafter(size, plain), self._step.layer.compiled),
             sequence=buffers.sequence[:size].copy_(torch.arange(size, device=device)),
             finished=buffers.finished[:size].fill_(False),
             remaining=buffers.remaining[:size].fill_(max_new_tokens),
@@ -180,9 +174,10 @@ class Engine:
             lengths=committed,
             plain=plain,
         )
-        self._joint.refresh()
+        if self._joint is not None:
+            self._joint.refresh()
         # Last: copies from the host would wait for it on a GPU.
-        self._runner.prefill(self, buffers, [prompt[:-1] for prompt in prompts], chunk_tokens)
+        self._runner.prefill(self._step, buffers, [prompt[:-1] for prompt in prompts], chunk_tokens)
         return state
 
     def _buffers(self, batch_size: int, slots: int) -> Buffers:
@@ -194,10 +189,10 @@ class Engine:
             return spare
         del spare
         capacity = allocated_slots(slots)
-        check_memory(self, batch_size, capacity)
-        heads = head_counts(self.view.config)[1:]
+        check_memory(self.view, batch_size, capacity, self.tree, self.num_offsets, self.captures)
+        _, kv_heads, width = head_counts(self.view.config)
         buffers = Buffers.allocate(
-            self.view.num_layers, batch_size, capacity, *heads, self.view.dtype, self.view.device
+            self.view.num_layers, batch_size, capacity, kv_heads, width, self.view.dtype, self.view.device
         )
         buffers.addresses = addresses
         return buffers
@@ -222,7 +217,21 @@ class Engine:
         for size in tqdm(
             sorted(batch_sizes, reverse=True), desc="warm up", unit="batch", disable=None if progress else True
         ):
-            warm_up(self, self._runner, size, max_len)
+            self._warm_up(size, max_len)
+
+    def _warm_up(self, batch_size: int, max_len: int) -> None:
+        """Pass prompts of every padded length, and take steps over every bucket of the cache."""
+        state = self.start([torch.zeros(1, dtype=torch.int64)] * batch_size, max_len - 1, [])
+        if self.captures:
+            for length in sorted({padded_length(length) for length in range(1, max_len)}):
+                prompt = torch.zeros(min(length, max_len - 1), dtype=torch.int64)
+                self._runner.prefill(self._step, state.buffers, [prompt] * batch_size, None)
+        buckets = {state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}
+        for slots in sorted(buckets):
+            state.use_slots(slots)
+            for _ in range(2):  # The first tree is the root alone.
+                self.step(state)
+        self.release(state)
 
     @on_own_device
     def release(self, state: DecodeState) -> None:
@@ -238,30 +247,7 @@ class Engine:
             state: changed in place.
             choose: turns scores into tokens (`firp.sampling.choosers`); None is greedy.
         """
-        return self._runner.step(self, state, choose or Greedy(self.ops))
-
-    @plain_tensors
-    @on_own_device
-    def run_step(self, state: DecodeState, choose: Chooser) -> StepRecord:
-        """The step itself: device work in static shapes, which a graph may capture where the chooser is `on_device`."""
-        rows, num_nodes = self.forward(state), state.tree.tokens.shape[1]
-        shares_head = few_rows(rows, num_nodes) if self.head is None else self.head == "one-pass"
-        logits = self.view.logits(rows if shares_head else rows[:, :num_nodes])
-        pseudo = (logits if shares_head else rows)[:, num_nodes:]
-        logits = logits[:, :num_nodes]
-        max_depth = self.num_offsets if num_nodes > 1 else 0
-        chosen, scores = choose(logits, state, max_depth)
-        emitted = self.ops.emit_tokens(
-            *chosen, state.tree.tokens, state.stop_tokens, state.context_lens, state.finished, state.remaining,
-            self.num_offsets, self.num_embeddings, state.buffers.capacity - self.max_rows,
-        )  # fmt: skip
-        self.ops.commit_cache(state.cache, state.context_lens, chosen.path, emitted.kept, state.finished)
-        state.finished.copy_(emitted.finished)
-        state.tree = self.draft(state, pseudo, shares_head, emitted)
-        tokens, counts, finished = emitted.tokens, emitted.counts, emitted.finished
-        packed = None if tokens.device.type == "cpu" else emitted.packed
-        held = (logits, scores) if state.keeps_scores else (None, None)
-        return StepRecord(tokens, counts, finished, chosen.status, chosen.path, *held, packed)
+        return self._runner.step(self._step, state, choose or Greedy(self.ops))
 
     @plain_tensors
     @on_own_device
@@ -272,48 +258,11 @@ class Engine:
             For each place of the new batch, the slot whose sequence it now holds.
         """
         places = state.keep(slots)
-        if state.tree.size[1] == 0 and not state.plain and self.drafter(state.batch_size) is not None:
-            state.tree = first_tree(state.tree.tokens[:, 0], self.drafter(state.batch_size), self._layer.compiled)
+        drafter = self._step.drafter(state.batch_size, state.plain)
+        if state.tree.size[1] == 0 and drafter is not None:
+            state.tree = first_tree(state.tree.tokens[:, 0], drafter, self._step.layer.compiled)
         return places
 
     def compacted_size(self, batch_size: int) -> int:
         """Sequences a batch is cut to when `batch_size` go on: the next power of two where every size is captured."""
         return next_power_of_two(batch_size) if self.captures else batch_size
-
-    @plain_tensors
-    @on_own_device
-    def forward(self, state: DecodeState) -> Tensor:
-        """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
-        tree, view, k = state.tree, self.view, self.num_offsets
-        num_nodes, num_lookahead = tree.size
-        hidden = view.embed(tree.tokens)
-        cos, sin = self._row_rotary(hidden, tree.depths, tree.lookahead, state.context_lens, k)
-
-        def layers(hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:
-            return run_layers(
-                self._layer, view.layers[start:stop], hidden, position_embeddings, state.cache[start:stop],
-                state.context_lens, tree, k,
-            )  # fmt: skip
-
-        if not num_lookahead:
-            return layers(hidden, (cos, sin), 0, view.num_layers)
-        below = self.predictor.insertion_layer
-        hidden = layers(hidden, (cos[:, :num_nodes], sin[:, :num_nodes]), 0, below)
-        hidden = self.ops.predictor_projection(hidden, self.weight, tree.lookahead)
-        return layers(hidden, (cos, sin), below, view.num_layers)
-
-    def draft(self, state: DecodeState, pseudo: Tensor, are_logits: bool, emitted: Emitted) -> DraftTree:
-        """Next tree from the pseudo rows of the lookahead node nearest to the last accepted one.
-
-        `pseudo` holds the rows' scores [B, P*k, V] where `are_logits`, else their hidden states [B, P*k, d].
-        """
-        drafter = None if state.plain else self.drafter(state.batch_size)
-        if drafter is None and state.tree.size == (1, 0):
-            return state.tree.of_roots(emitted.root)
-        if pseudo.shape[1] == 0 or drafter is None:
-            return first_tree(emitted.root, drafter, self._layer.compiled)
-        scores, rows = pseudo_scores(self.view, pseudo, are_logits, emitted.rows)
-        if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
-            scores = scores[..., : self.num_embeddings].contiguous()
-        probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
-        return drafter.draft(probabilities, candidates, emitted.root, emitted.usable)

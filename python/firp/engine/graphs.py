@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,10 +25,8 @@ from firp.engine.prefill import (
     prefill_batch,
 )
 from firp.engine.state import DecodeState, StepRecord
+from firp.engine.step import Step
 from firp_kernels import registry
-
-if TYPE_CHECKING:
-    from firp.engine.engine import Engine
 
 # Every op of a step, and whether its reference reads values back on a GPU, which no capture allows.
 STEP_OPS = {
@@ -44,7 +42,7 @@ R = TypeVar("R")
 
 
 class StepRunner(Protocol):
-    """Fills the cache with prompts and runs the steps behind them. It is handed the engine at each step: an engine that held itself would outlive its last user.
+    """Fills the cache with prompts and runs the steps after them.
 
     Attributes:
         captures: whether steps are captured, so that every new shape costs a capture.
@@ -52,10 +50,10 @@ class StepRunner(Protocol):
 
     captures: bool
 
-    def prefill(self, engine: Engine, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
+    def prefill(self, step: Step, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
         """Fill the first places of the cache with the prompts, each [T] int64 without its last token."""
 
-    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord: ...
+    def step(self, step: Step, state: DecodeState, choose: Chooser) -> StepRecord: ...
 
 
 class EagerRunner:
@@ -63,11 +61,11 @@ class EagerRunner:
 
     captures = False
 
-    def prefill(self, engine: Engine, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
-        prefill(engine.view, prompts, buffers.cache, chunk_tokens, engine.prefill_attention)
+    def prefill(self, step: Step, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
+        prefill(step.view, prompts, buffers.cache, chunk_tokens, step.prefill_attention)
 
-    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
-        return engine.run_step(state, choose)
+    def step(self, step: Step, state: DecodeState, choose: Chooser) -> StepRecord:
+        return step.run(state, choose)
 
 
 @dataclass(frozen=True)
@@ -98,24 +96,24 @@ class GraphRunner:
 
     captures = True
 
-    def prefill(self, engine: Engine, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
-        view = engine.view
+    def prefill(self, step: Step, buffers: Buffers, prompts: list[Tensor], chunk_tokens: int | None) -> None:
+        view = step.view
 
         def batch(prompts: list[Tensor], places: list[int]) -> None:
             shape = len(prompts), padded_length(max(map(len, prompts)))
             if shape[0] > CAPTURED_PROMPTS or shape[0] * shape[1] > CAPTURED_ROWS:
                 prefill_batch(view, prompts, buffers.cache, places, default_chunk(view.device))
             else:
-                self._replay_prompts(engine, buffers, prompts, places, shape)
+                self._replay_prompts(step, buffers, prompts, places, shape)
 
         # Modules of other libraries may wait for the host where rows are many, though they do not for those of a step.
         captured = chunk_tokens is None and view.only_known_modules
         prefill(view, prompts, buffers.cache, chunk_tokens, batch=batch if captured else None)
 
     def _replay_prompts(
-        self, engine: Engine, buffers: Buffers, prompts: list[Tensor], places: list[int], shape: tuple[int, int]
+        self, step: Step, buffers: Buffers, prompts: list[Tensor], places: list[int], shape: tuple[int, int]
     ) -> None:
-        device = engine.view.device
+        device = step.view.device
         held = buffers.prefills.get(shape)
         new = held is None
         if new:
@@ -128,30 +126,30 @@ class GraphRunner:
 
         def fill() -> None:
             lengths, places = held.lengths_and_places
-            pass_chunk(engine.view, held.tokens, lengths, PrefillAttention(buffers.cache, places, 0, None))
+            pass_chunk(step.view, held.tokens, lengths, PrefillAttention(buffers.cache, places, 0, None))
 
         # The pass that warms up fills the cache already.
         capture(buffers, held.graph, fill, fill)
         buffers.prefills[shape] = held
 
-    def step(self, engine: Engine, state: DecodeState, choose: Chooser) -> StepRecord:
+    def step(self, step: Step, state: DecodeState, choose: Chooser) -> StepRecord:
         if not choose.on_device:
-            return engine.run_step(state, choose)
-        state.tree = self._static_tree(engine, state)
+            return step.run(state, choose)
+        state.tree = self._static_tree(step, state)
         key = (
             *state.tree.tokens.shape, state.tree.size[1], choose.key, state.plain, state.keeps_scores,
             state.cache.shape[3], len(state.stop_tokens),
         )  # fmt: skip
         graphs = state.buffers.graphs
         if key not in graphs:
-            graphs[key] = self._capture(engine, state, choose)
+            graphs[key] = self._capture(step, state, choose)
         graph, record = graphs[key]
         graph.replay()
         return record
 
-    def _static_tree(self, engine: Engine, state: DecodeState) -> DraftTree:
+    def _static_tree(self, step: Step, state: DecodeState) -> DraftTree:
         """The state's tree in the buffers' own tensors, padded to the size that this batch drafts."""
-        drafter = None if state.plain else engine.drafter(state.batch_size)
+        drafter = step.drafter(state.batch_size, state.plain)
         size = (1, 0) if drafter is None else (drafter.config.num_nodes, drafter.config.num_lookahead)
         trees, key = state.buffers.trees, (state.batch_size, *size)
         if key in trees and trees[key] is state.tree:
@@ -162,22 +160,22 @@ class GraphRunner:
         trees[key].copy_(tree)
         return trees[key]
 
-    def _capture(self, engine: Engine, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
+    def _capture(self, step: Step, state: DecodeState, choose: Chooser) -> tuple[torch.cuda.CUDAGraph, StepRecord]:
         """Capture a step. With every sequence frozen the warm-up changes nothing that is kept."""
         tree, finished, graph = state.tree, state.finished.clone(), torch.cuda.CUDAGraph()
 
         def warm_up() -> None:
             for _ in range(WARM_UP_STEPS):
-                engine.run_step(state, choose)
+                step.run(state, choose)
                 state.tree = tree
 
-        def step() -> StepRecord:
-            record = engine.run_step(state, choose)
+        def work() -> StepRecord:
+            record = step.run(state, choose)
             tree.copy_(state.tree)
             return record
 
         state.finished.fill_(True)
-        record = capture(state.buffers, graph, warm_up, step)
+        record = capture(state.buffers, graph, warm_up, work)
         state.tree = tree
         state.finished.copy_(finished)
         return graph, record

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from firp.decoder.view import DecoderView
+from firp.drafting.trees import TreeConfig
 from firp.engine.buffers import allocated_slots
 from firp.engine.prefill import CAPTURED_ROWS, CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
-
-if TYPE_CHECKING:
-    from firp.engine.engine import Engine
 
 GIB = 1 << 30
 
@@ -24,7 +22,8 @@ class MemoryPlan:
 
     Attributes:
         weights: the model's parameters.
-        predictor: one d x d map per offset, and two tables [V, r] of a token transition.
+        predictor: one d x d map per offset, two tables [V, r] of a token transition, four d x w matrices
+            per offset of a refiner.
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
@@ -66,6 +65,7 @@ def plan_memory(
     weights: int = 0,
     captures: bool = False,
     transition_rank: int = 0,
+    refiner_width: int = 0,
     prefill_rows: int = CHUNK_TOKENS,
 ) -> MemoryPlan:
     """Plan a run of B sequences over a cache of `slots` slots each.
@@ -76,6 +76,7 @@ def plan_memory(
         weights: bytes of the model's parameters.
         captures: whether steps are captured as graphs.
         transition_rank: r of the predictor's token transition.
+        refiner_width: w of the predictor's refiner.
         prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
     """
     size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
@@ -96,7 +97,7 @@ def plan_memory(
     captured = min(CAPTURED_ROWS, together)
     return MemoryPlan(
         weights=weights,
-        predictor=(num_offsets * width * width + 2 * vocab * transition_rank) * size,
+        predictor=(num_offsets * width * (width + 4 * refiner_width) + 2 * vocab * transition_rank) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
         scratch=max(steps, passing(min(prefill_rows, together), slots)),
@@ -113,19 +114,20 @@ def gib(number: int) -> str:
     return f"{number / GIB:.2f} GiB"
 
 
-def check_memory(engine: Engine, batch_size: int, slots: int) -> None:
-    """Raise ValueError, with the numbers, if a run of B sequences of `slots` slots will not fit the engine's device."""
-    view = engine.view
-    tree = {}
-    if engine.tree is not None:
-        tree = {
-            "num_nodes": engine.tree.num_nodes,
-            "num_lookahead": engine.tree.num_lookahead,
-            "num_offsets": engine.num_offsets,
-        }
+def check_memory(
+    view: DecoderView, batch_size: int, slots: int, tree: TreeConfig | None, num_offsets: int, captures: bool
+) -> None:
+    """Raise ValueError, with the numbers, if a run of B sequences of `slots` slots will not fit the model's device.
+
+    Args:
+        tree: the draft tree; None decodes plainly.
+        num_offsets: k.
+        captures: whether steps are captured as graphs.
+    """
+    num_nodes, num_lookahead = (1, 0) if tree is None else (tree.num_nodes, tree.num_lookahead)
     plan = plan_memory(
-        view.config, view.dtype, slots, batch_size, captures=engine.captures,
-        prefill_rows=most_rows(view.device, slots, batch_size), **tree,
+        view.config, view.dtype, slots, batch_size, num_nodes, num_lookahead, num_offsets, captures=captures,
+        prefill_rows=most_rows(view.device, slots, batch_size),
     )  # fmt: skip
     available = available_memory(view.device)
     if plan.run > available:

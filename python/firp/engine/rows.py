@@ -1,4 +1,4 @@
-"""Which rows a step holds: positions of node and pseudo rows, and the pseudo rows that the next tree is drafted from."""
+"""Which rows a step holds: positions of node and pseudo rows, and whether they pass the head together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.engine.layers import fused
-from firp.engine.state import gather_rows
 
 # Pseudo rows of a sequence that share the head's pass with the node rows: reading the head twice costs more. On a GPU all
 # rows of a step count, up to where their products take longer than reading the head.
@@ -65,18 +64,3 @@ def few_rows(rows: Tensor, num_nodes: int) -> bool:
     if rows.device.type == "cpu":
         return rows.shape[1] - num_nodes <= SHARED_PSEUDO_ROWS
     return rows.shape[:2].numel() <= SHARED_ROWS
-
-
-def pseudo_scores(view: DecoderView, pseudo: Tensor, are_logits: bool, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores that hold the pseudo rows of each sequence's lookahead slot, and which rows of them these are.
-
-    Args:
-        pseudo: [B, P*k, V] scores where `are_logits`, else [B, P*k, d] hidden states, of which only k rows are scored.
-        rows: [B, k] int64 of `emit_tokens`.
-
-    Returns:
-        scores [B, *, V]; rows [B, k] int64.
-    """
-    if are_logits:
-        return pseudo, rows
-    return view.logits(gather_rows(pseudo, rows)), torch.arange(rows.shape[1], device=rows.device).expand_as(rows)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from firp.drafting.trees import DraftTree
 from firp.engine.buffers import Buffers
+from firp_kernels import Emitted, Verified
 
 
 @dataclass
@@ -102,6 +103,12 @@ class StepRecord:
     logits: Tensor | None
     scores: Tensor | None
     packed: Tensor | None = None
+
+    @classmethod
+    def of(cls, emitted: Emitted, chosen: Verified, logits: Tensor | None, scores: Tensor | None) -> StepRecord:
+        packed = None if emitted.tokens.device.type == "cpu" else emitted.packed
+        tokens, counts, finished = emitted.tokens, emitted.counts, emitted.finished
+        return cls(tokens, counts, finished, chosen.status, chosen.path, logits, scores, packed)
 
 
 @dataclass

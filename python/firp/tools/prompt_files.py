@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from firp.tools.files import parse_object
 
 MAX_LINE_BYTES = 1 << 24
+# What `firp bench` and `firp tune` measure by default.
+OWN_PROMPTS = Path(__file__).with_name("prompts.jsonl")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from firp.decoder.passes import RealRows, pseudo_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
+from firp.drafting.refiner import unit
 from firp.drafting.transition import UnitEmbeddings
 from firp.drafting.trees import MAX_RANKS
 from firp.train.data import Batch
@@ -34,14 +35,21 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     return top.indices.masked_fill(~valid, 0), valid
 
 
+# Anchors that pass the head together: on a CPU, on a GPU.
+ANCHORS_AT_ONCE = (64, 1024)
+# One anchor in this many is seen again from one token further on.
+LATER_SHARE = 4
+
+
 @dataclass(frozen=True)
 class OffsetScores:
     """Sums over anchors, per offset [k].
 
     Attributes:
-        kl: from the model's distribution to the pseudo row's.
-        top1, top4, top10: how often the model's choice is among the pseudo row's first.
-        followed1, followed4: the same for the token transition's order, given the tokens before.
+        kl: from the model's distribution to the pseudo row's, updated by the refiner where there is one.
+        top1, top4, top10: how often the model's choice is among the row's first.
+        followed1, followed4: the same for the order of its best candidates given the tokens before, by the token
+            transition or the refiner.
         count: anchors.
     """
 
@@ -75,11 +83,42 @@ def _rank(scores: Tensor, choice: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """Some anchors of a batch.
+
+    Attributes:
+        rows: [n, k, d] final states of their pseudo rows.
+        before: [n, k] the text's token before each one's.
+        teacher: [n, k, V] the model's own scores there.
+        weights: [k] of a row in the loss.
+    """
+
+    rows: Tensor
+    before: Tensor
+    teacher: Tensor
+    weights: Tensor
+
+    def first(self, count: int) -> _Part:
+        return _Part(self.rows[:count], self.before[:count], self.teacher[:count], self.weights)
+
+    def later(self, levels: int) -> _Part:
+        """The same rows where the first `levels` of their tokens are decided."""
+        tensors = (self.rows, self.before, self.teacher)
+        return _Part(*(tensor[:, levels:] for tensor in tensors), self.weights[: len(self.weights) - levels])
+
+
+def _sums(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
+    hits = [(rank < 1), (rank < 4), (rank < 10), (followed < 1), (followed < 4)]
+    return torch.stack([divergence.detach().sum(0), *(hit.sum(0).float() for hit in hits)])
+
+
+@dataclass(frozen=True)
 class Objective:
     """What a predictor is trained on, as sums over anchors and offsets, offset j weighing offset_weights[j].
 
-    The maps: KL(model at i + j || pseudo[i, j]). The token transition: cross-entropy of the model's own choice behind
-    the text's tokens, over the pseudo row's best candidates; it leaves the maps alone.
+    The maps: KL(model at i + j || pseudo[i, j]). The token transition: cross-entropy of the model's own choice after
+    the text's tokens, over the pseudo row's best candidates; it leaves the maps alone. The refiner: the same KL of the
+    updated rows, given the first token after the anchor, and given the token before too; the maps learn with it.
 
     Attributes:
         view: the base model.
@@ -108,44 +147,90 @@ class Objective:
 
         The valid anchors of a sequence come first, as `sample_anchors` puts them.
 
-        The head runs sequence by sequence, so that at most [max(T, A * k), V] scores are alive. With `want_gradient`
-        the mean over anchors is differentiated, and the gradients are added to the predictor's parameters.
+        The head runs over some anchors at a time, so that few scores [n, k, V] are alive. With `want_gradient` the mean
+        over anchors is differentiated, and the gradients are added to the predictor's parameters.
         """
         maps_learn = want_gradient and self.trains_maps
         with torch.set_grad_enabled(maps_learn):
             rows = pseudo_rows(self.view, predictor.weight, real, anchors, self.insertion_layer)
-        leaf = rows.detach().requires_grad_(maps_learn)
-        # Read back once: an index by a mask would wait for the device at every sequence.
+        gradient = torch.zeros_like(rows)
+        # Read back once: an index by a mask would wait for the device at every part.
         counts = valid.sum(1).tolist()
-        total = max(sum(counts), 1)
-        k = len(self.offset_weights)
-        sums = torch.zeros(6, k, device=tokens.device)
-        offsets = torch.arange(1, k + 1, device=tokens.device)
-        for b, count in enumerate(counts):
-            if not count:
-                continue
-            positions = anchors[b, :count, None] + offsets
+        chosen = [b * anchors.shape[1] + i for b, count in enumerate(counts) for i in range(count)]
+        k, length, device = len(self.offset_weights), tokens.shape[1], tokens.device
+        offsets = torch.arange(1, k + 1, device=device)
+        weights, sums = self.offset_weights / max(len(chosen), 1), torch.zeros(6, k, device=device)
+        for index in torch.tensor(chosen, device=device).split(ANCHORS_AT_ONCE[device.type == "cuda"]):
+            flat = index // anchors.shape[1] * length + anchors.flatten()[index]
+            positions = flat[:, None] + offsets
             targets, inverse = positions.unique(return_inverse=True)
             with torch.no_grad():
-                teacher = self.view.logits(real.final[b, targets])[inverse].float()
-            choice = teacher.argmax(-1)
-            with torch.set_grad_enabled(maps_learn):
-                student = self.view.logits(leaf[b, :count]).float()
-                divergence = _divergence(student, teacher)
+                teacher = self.view.logits(real.final.flatten(0, 1)[targets])[inverse].float()
+            leaf = rows.detach().flatten(0, 1)[index].requires_grad_(maps_learn)
+            part = _Part(leaf, tokens.flatten()[positions], teacher, weights)
+            score = self.refined if predictor.refiner_width else self.plain
+            sums += score(predictor, part, [leaf] * maps_learn, want_gradient)
             if maps_learn:
-                ((divergence * self.offset_weights).sum() / total).backward(inputs=[leaf])
-            student = student.detach()
-            rank = followed = _rank(student, choice)
-            if self.embeddings is not None:
-                with torch.set_grad_enabled(want_gradient):
-                    loss, followed = self.follow(predictor.transition, student, tokens[b, positions], choice)
-                if want_gradient:
-                    ((loss * self.offset_weights).sum() / total).backward(inputs=[predictor.transition])
-            hits = [(rank < 1), (rank < 4), (rank < 10), (followed < 1), (followed < 4)]
-            sums += torch.stack([divergence.detach().sum(0), *(hit.sum(0).float() for hit in hits)])
+                gradient.view(-1, *leaf.shape[1:])[index] = leaf.grad
         if maps_learn:
-            rows.backward(leaf.grad, inputs=[predictor.weight])
-        return OffsetScores(*sums.cpu(), count=total)
+            rows.backward(gradient, inputs=[predictor.weight])
+        return OffsetScores(*sums.cpu(), count=max(len(chosen), 1))
+
+    def plain(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
+        """Sums [6, k] of the rows as they are, and of the token transition if there is one."""
+        choice = part.teacher.argmax(-1)
+        with torch.set_grad_enabled(bool(leaves)):
+            student = self.view.logits(part.rows).float()
+            divergence = _divergence(student, part.teacher)
+        if leaves:
+            (divergence * part.weights).sum().backward(inputs=leaves)
+        student = student.detach()
+        rank = followed = _rank(student, choice)
+        if self.embeddings is not None:
+            with torch.set_grad_enabled(want_gradient):
+                loss, followed = self.follow(predictor.transition, student, part.before, choice)
+            if want_gradient:
+                (loss * part.weights).sum().backward(inputs=[predictor.transition])
+        return _sums(divergence, rank, followed)
+
+    def refined(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
+        """Sums [6, k] of the rows that the refiner updated.
+
+        Some anchors are seen again from m tokens further on, as when the lookahead slot is m levels up: the rows of
+        offsets m + 1 .. k then follow the token m positions later.
+        """
+        parameters = [predictor.refiner_inputs, predictor.refiner_bias, predictor.refiner_outputs]
+        for levels in range(len(part.weights)):
+            seen = part.first(len(part.rows) // LATER_SHARE**levels).later(levels) if levels else part
+            if not len(seen.rows):
+                break
+            with torch.set_grad_enabled(want_gradient):
+                marginal, conditional = self._refine(predictor, seen)
+                loss = (_divergence(marginal, seen.teacher) * seen.weights).sum()
+                if conditional.shape[1]:
+                    loss = loss + (_divergence(conditional, seen.teacher[:, 1:]) * seen.weights[1:]).sum()
+            if want_gradient:
+                loss.backward(inputs=[*leaves, *parameters])
+            if not levels:
+                marginal, conditional = marginal.detach(), conditional.detach()
+                choice = part.teacher.argmax(-1)
+                best = marginal.topk(min(MAX_RANKS, marginal.shape[-1]), dim=-1)
+                given = torch.cat([marginal[:, :1], conditional], 1).gather(-1, best.indices)
+                found, place = (best.indices == choice[..., None]).max(-1)
+                followed = _rank(given, place).where(found, marginal.shape[-1])
+                sums = _sums(_divergence(marginal, part.teacher), _rank(marginal, choice), followed)
+            if not want_gradient:
+                break
+        return sums
+
+    def _refine(self, predictor: FirpPredictor, part: _Part) -> tuple[Tensor, Tensor]:
+        """Scores [n, k', V] given the first token, and [n, k' - 1, V] of later depths given the token before too."""
+        refiner = predictor.refiner(part.rows.device, part.rows.dtype)
+        before = unit(self.view.embed(part.before))
+        marginal = refiner.marginal(part.rows, before[:, 0])
+        deeper = [refiner(d, part.rows[:, d], before[:, 0], before[:, d]) for d in range(1, part.rows.shape[1])]
+        conditional = torch.stack(deeper, 1) if deeper else marginal[:, :0]
+        return self.view.logits(marginal).float(), self.view.logits(conditional).float()
 
     def follow(self, transition: Tensor, student: Tensor, previous: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and rank of `choice` [n, k] behind the tokens `previous` [n, k], given scores [n, k, V].

@@ -44,9 +44,11 @@ class TrainConfig:
         anchors: anchors drawn from each sequence.
         max_length: sequences are cut to this many tokens.
         learning_rate: peak of AdamW's for the maps, after a linear warm-up of `warmup` steps; then a cosine to a tenth. 0
-            keeps the maps of `start_from` and trains the transition alone, in a third of the time.
+            keeps the maps of `start_from` and trains the transition or the refiner alone.
         transition_rank: r of the token transition; 0 trains none.
         transition_learning_rate: the same for the transition.
+        refiner_width: w of the refiner; 0 trains none. A predictor has a transition or a refiner, not both.
+        refiner_learning_rate: the same for the refiner.
         offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
         ridge_tokens: tokens behind the closed-form start; 0 starts from the identity.
         start_from: folder or hub id of a predictor to go on from, instead of the closed form.
@@ -69,6 +71,8 @@ class TrainConfig:
     warmup: int = 20
     transition_rank: int = 64
     transition_learning_rate: float = 1e-3
+    refiner_width: int = 0
+    refiner_learning_rate: float = 1e-3
     offset_decay: float = 0.8
     ridge_tokens: int = 100_000
     start_from: str | None = None
@@ -85,9 +89,10 @@ class TrainConfig:
             raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
         if not self.learning_rate >= 0:
             raise ValueError(f"learning_rate: got {self.learning_rate}, expected at least 0")
-        if self.learning_rate == 0 and (self.start_from is None or not self.transition_rank):
+        if self.learning_rate == 0 and (self.start_from is None or not (self.transition_rank or self.refiner_width)):
             raise ValueError(
-                "learning_rate: got 0, which trains a transition alone: expected start_from and transition_rank with it"
+                "learning_rate: got 0, which trains a transition or a refiner alone: expected start_from with it, and "
+                "transition_rank or refiner_width"
             )
 
     def schedule(self, step: int) -> float:
@@ -115,13 +120,17 @@ class Trainer:
         self.dataset.check_vocabulary(self.model.config.vocab_size)
         self.view = DecoderView(self.model)
         self.predictor = FirpPredictor.for_model(
-            self.model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank
-        ).to(self.device)
+            self.model, config.num_offsets, config.insertion_layer,
+            transition_rank=config.transition_rank, refiner_width=config.refiner_width,
+        ).to(self.device)  # fmt: skip
         groups = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
         if config.transition_rank:
             groups += [
                 {"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}
             ]
+        if config.refiner_width:
+            refiner = [self.predictor.refiner_inputs, self.predictor.refiner_bias, self.predictor.refiner_outputs]
+            groups += [{"params": refiner, "peak": config.refiner_learning_rate, "weight_decay": 0.01}]
         self.optimizer = torch.optim.AdamW(groups)
         self.objective = Objective(
             self.view,
@@ -190,13 +199,19 @@ class Trainer:
             source = torch.randn(self.predictor.transition.shape[1:], generator=generator) * SOURCE_SCALE
             with torch.no_grad():
                 self.predictor.transition[0] = source
+        if config.refiner_width:
+            inputs = self.predictor.refiner_inputs
+            generator = torch.Generator().manual_seed(config.seed)
+            spread = (inputs.shape[1] * inputs.shape[-1]) ** -0.5
+            with torch.no_grad():
+                inputs.copy_(torch.randn(inputs.shape, generator=generator) * spread)
         if config.start_from is not None:
             start = load_predictor(config.start_from)
             self.check_same_place(start)
             with torch.no_grad():
-                self.predictor.weight.copy_(start.weight)
-                if start.transition is not None:
-                    self.predictor.transition.copy_(start.transition)
+                for name, parameter in self.predictor.named_parameters():
+                    if getattr(start, name) is not None:
+                        parameter.copy_(getattr(start, name))
         elif config.ridge_tokens:
             accumulator = RidgeAccumulator(config.num_offsets, self.predictor.hidden_size, self.device)
             bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=None if self.progress else True)
@@ -215,10 +230,13 @@ class Trainer:
     def check_same_place(self, start: FirpPredictor) -> None:
         """Raise ValueError, naming the field, unless `start` predicts the same offsets at the same layer.
 
-        It may have no transition yet, but not one of another rank.
+        It may have no transition or refiner yet, but not one of another size.
         """
         start.check_model(self.model)
-        for name in ("insertion_layer", "num_offsets", *["transition_rank"] * bool(start.transition_rank)):
+        kept = ["refiner_width"] * bool(start.refiner_width)
+        if not self.config.refiner_width:  # which replaces a transition
+            kept += ["transition_rank"] * bool(start.transition_rank)
+        for name in ("insertion_layer", "num_offsets", *kept):
             if getattr(start, name) != getattr(self.config, name):
                 raise ValueError(f"{name}: got {getattr(self.config, name)}, but start_from has {getattr(start, name)}")
 

@@ -17,6 +17,7 @@ import firp_kernels
 from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
+from firp.drafting.refined import RefinedMarginals
 from firp.drafting.trees import Drafter, TreeConfig, root_only
 from firp.engine.engine import Engine
 from firp.engine.state import DecodeStats
@@ -33,13 +34,16 @@ class Recording:
     Attributes:
         tokens: [n + 1] int64, the last prompt token (the first root), then n new tokens.
         probabilities: [n, k, K] float32; [i, j] is the top-K marginal of pseudo[i, j + 1], descending, where i counts
-            from the first root. It stands for token i + j + 2.
-        candidates: [n, k, K] int64 their tokens.
+            from the first root. It is for token i + j + 2. With a refiner [n, k, k, K]: [i, m] are those of offsets
+            m + 1 .. k given the token m positions after the next, zeros at the end.
+        candidates: int64 their tokens, of the same shape.
+        conditioned: with a refiner, probabilities and order [n, k, k, K, K] given the token before.
     """
 
     tokens: Tensor
     probabilities: Tensor
     candidates: Tensor
+    conditioned: tuple[Tensor, Tensor] | None = None
 
 
 def greedy_answers(engine: Engine, prompts: list[Tensor], max_new_tokens: int, batch_size: int) -> list[list[int]]:
@@ -62,16 +66,32 @@ def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: 
     layer, device = predictor.insertion_layer, view.device
     real = real_rows(view, tokens[None, :-1].to(device), layer)
     weight = predictor.weight.to(device, view.dtype)
-    probabilities, candidates = [], []
+    refined = RefinedMarginals(view, predictor, firp_kernels.bind(None)) if predictor.refiner_width else None
+    parts: list[tuple[Tensor, ...]] = []
     positions = torch.arange(len(prompt) - 1, len(tokens) - 1, device=device)
     for anchors in positions.split(ANCHORS_AT_ONCE):
         rows = pseudo_rows(view, weight, real, anchors[None], layer)[0]
+        if refined is not None:
+            parts.append(_refined(refined, rows, tokens.to(device), anchors, num_ranks))
+            continue
         logits = view.logits(rows)
         offsets = torch.arange(logits.shape[1], device=device).expand(logits.shape[:2])
-        top = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
-        for kept, part in zip((probabilities, candidates), top, strict=True):
-            kept.append(part.cpu())
-    return Recording(tokens[len(prompt) - 1 :], torch.cat(probabilities), torch.cat(candidates))
+        parts.append(top_marginals(logits, offsets, min(num_ranks, logits.shape[-1])))
+    probabilities, candidates, *conditioned = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return Recording(tokens[len(prompt) - 1 :], probabilities, candidates, tuple(conditioned) or None)
+
+
+def _refined(
+    refined: RefinedMarginals, rows: Tensor, tokens: Tensor, anchors: Tensor, num_ranks: int
+) -> tuple[Tensor, ...]:
+    """Probabilities, candidates, and those given the token before with their order, for every number of levels."""
+    levels: list[tuple[Tensor, ...]] = []
+    for level in range(rows.shape[1]):
+        known = tokens[(anchors + level + 1).clamp(max=len(tokens) - 1)]
+        probabilities, candidates, conditioned = refined(rows[:, level:], known, num_ranks)
+        found = (probabilities, candidates, *conditioned)
+        levels.append(tuple(functional.pad(part, (0, 0) * (part.dim() - 2) + (0, level)) for part in found))
+    return tuple(torch.stack(part, 1) for part in zip(*levels, strict=True))
 
 
 @torch.no_grad()
@@ -90,15 +110,15 @@ def replay(
     lengths = torch.tensor([len(recording.tokens) - 1 for recording in recordings])
     longest = int(lengths.max())
     tokens = torch.stack([functional.pad(r.tokens, (0, longest + k + 2 - len(r.tokens)), value=-1) for r in recordings])
-    probabilities, candidates = (
-        torch.stack([functional.pad(part, (0, 0, 0, 0, 0, longest - len(part))) for part in parts])
-        for parts in ([r.probabilities for r in recordings], [r.candidates for r in recordings])
-    )
+    refined = recordings[0].conditioned is not None
+    kept = [(r.probabilities, r.candidates, *(r.conditioned or ())) for r in recordings]
+    padded = [[functional.pad(p, (0, 0) * (p.dim() - 1) + (0, longest - len(p))) for p in parts] for parts in kept]
+    probabilities, candidates, *conditioned = (torch.stack(parts) for parts in zip(*padded, strict=True))
     stats = DecodeStats()
     if tree.num_nodes == 1:
         stats.add([1] * int(lengths.sum()))
         return stats
-    drafter = Drafter(tree, k, ops, transition)
+    drafter = Drafter(tree, k, ops, transition, refined)
     probabilities, candidates = (part[..., : drafter.num_ranks].contiguous() for part in (probabilities, candidates))
     root = torch.zeros(len(recordings), dtype=torch.long)
     draft = root_only(tokens[:, 0], num_lookahead=1)
@@ -117,5 +137,11 @@ def replay(
         offset = (torch.arange(k) + levels_up[:, None]).clamp(max=k - 1)
         rows = torch.arange(len(recordings))[:, None], source[:, None], offset
         usable = (k - levels_up).clamp(min=0).to(torch.int32)
-        draft = drafter.draft(probabilities[rows], candidates[rows], tokens.gather(1, root[:, None])[:, 0], usable)
+        if refined:
+            rows = torch.arange(len(recordings)), source, levels_up.clamp(0, k - 1).long()
+        # The first k of a recording's depths are those of the first k offsets.
+        known = [part[rows][:, :k].contiguous() for part in (probabilities, candidates, *conditioned)]
+        draft = drafter.draft(
+            *known[:2], tokens.gather(1, root[:, None])[:, 0], usable, (known[2], known[3]) if refined else None
+        )
     return stats

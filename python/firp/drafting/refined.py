@@ -1,0 +1,62 @@
+"""Marginals that a tree is drafted from, by a predictor with a refiner."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from firp.decoder.view import DecoderView
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.refiner import unit
+
+
+class RefinedMarginals:
+    """Pseudo states and the token that is known to marginals given the token before, as `draft_tree` takes them.
+
+    Args:
+        view: of the base model.
+        predictor: with a refiner, and k offsets.
+        ops: from `firp_kernels.bind`.
+    """
+
+    def __init__(self, view: DecoderView, predictor: FirpPredictor, ops: SimpleNamespace) -> None:
+        self.view, self.ops = view, ops
+        with torch.no_grad():
+            self.refiner = predictor.refiner(view.device, view.dtype, ops.linear)
+        self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
+
+    @torch.no_grad()
+    def __call__(self, states: Tensor, root: Tensor, num_ranks: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Candidates of each depth, and their probabilities given the candidate of the depth above.
+
+        Args:
+            states: [B, k, d] final states of the pseudo rows, the first for depth 1.
+            root: [B] int64 the token that is known.
+            num_ranks: K, candidates of a depth.
+
+        Returns:
+            probabilities [B, k, K] float32 and candidates [B, k, K] int64 given the root alone; and the pair that
+            `condition_marginals` returns, [B, k, K, K] of which row c of a depth follows candidate c of the depth above.
+        """
+        known = unit(self.view.embed(root[:, None]))[:, 0]
+        scores = self.view.logits(self.refiner.marginal(states, known))
+        if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
+            scores = scores[..., : self.num_embeddings].contiguous()
+        rows = torch.arange(states.shape[1], device=states.device).expand(states.shape[:2])
+        probabilities, candidates = self.ops.top_marginals(scores, rows, min(num_ranks, scores.shape[-1]))
+        return probabilities, candidates, self._conditioned(states, known, probabilities, candidates)
+
+    def _conditioned(
+        self, states: Tensor, known: Tensor, probabilities: Tensor, candidates: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        parents = unit(self.view.embed(candidates[:, :-1]))  # [B, k - 1, K, d]
+        parts = [probabilities[:, :1, None].expand(-1, -1, candidates.shape[2], -1)]
+        for depth in range(1, states.shape[1]):
+            after = self.refiner(depth, states[:, depth, None], known[:, None], parents[:, depth - 1])  # [B, K, d]
+            scores = self.view.scores_of(after, candidates[:, depth])  # [B, K, K]
+            share = torch.softmax(scores, -1).nan_to_num(nan=0.0)
+            parts.append((share * probabilities[:, depth].sum(-1)[:, None, None])[:, None])
+        after, order = torch.cat(parts, 1).sort(dim=-1, descending=True, stable=True)
+        return after, order.to(torch.int32)

@@ -1,0 +1,145 @@
+"""One step of decoding: verify a draft tree, commit and emit what was accepted, draft the next tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from firp.decoder.view import DecoderView
+from firp.drafting.drafters import Drafters
+from firp.drafting.trees import Drafter, DraftTree, first_tree
+from firp.engine.chooser import Chooser
+from firp.engine.layers import LayerFunction, run_layers
+from firp.engine.rows import few_rows, fuse_beside_layers
+from firp.engine.state import DecodeState, StepRecord, gather_rows
+from firp_kernels import Emitted, Verified
+
+
+class Scored(NamedTuple):
+    """Rows of a step after the head.
+
+    Attributes:
+        nodes: [B, N, V] scores of the node rows.
+        pseudo: [B, P*k, V] scores of the pseudo rows; None where the accepted node's rows alone are scored, later.
+        hidden: [B, P*k, d] final hidden states of the pseudo rows.
+    """
+
+    nodes: Tensor
+    pseudo: Tensor | None
+    hidden: Tensor
+
+
+class Step:
+    """Device work in static shapes, which a graph may capture where the chooser is `on_device`.
+
+    Args:
+        view: of the model.
+        ops: from `firp_kernels.bind`.
+        layer: takes rows through one layer.
+        drafters: what drafts; None decodes plainly.
+        head: as `firp.Engine` takes it.
+        prefill_attention: the op that prompts attend with (`firp.engine.prefill.PrefillAttention`), or None.
+    """
+
+    def __init__(
+        self,
+        view: DecoderView,
+        ops: SimpleNamespace,
+        layer: LayerFunction,
+        drafters: Drafters | None,
+        head: str | None,
+        prefill_attention: Callable[..., Tensor] | None,
+    ) -> None:
+        self.view = view
+        self.ops = ops
+        self.layer = layer
+        self.drafters = drafters
+        self.head = head
+        self.prefill_attention = prefill_attention
+        self.num_offsets = drafters.num_offsets if drafters else 0
+        self.max_rows = drafters.max_rows if drafters else 1
+        self.row_rotary = fuse_beside_layers(view, layer.compiled)
+        self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
+
+    def run(self, state: DecodeState, choose: Chooser) -> StepRecord:
+        """Take one step; the state is changed in place. Shapes: `firp.engine.state`."""
+        hidden = self.forward(state)  # [B, N + P*k, d]
+        scored = self.score(hidden, state.tree)  # nodes [B, N, V]
+        chosen, scores = choose(scored.nodes, state, self.max_depth(state.tree))  # path [B, max_depth + 1]
+        emitted = self.emit(state, chosen)  # tokens [B, max_depth + 1], cut at a stop token and at the limit
+        self.ops.commit_cache(state.cache, state.context_lens, chosen.path, emitted.kept, state.finished)
+        state.finished.copy_(emitted.finished)  # [B]
+        state.tree = self.draft(state, scored, emitted)  # tokens [B, N]
+        return StepRecord.of(emitted, chosen, *((scored.nodes, scores) if state.keeps_scores else (None, None)))
+
+    def forward(self, state: DecodeState) -> Tensor:
+        """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
+        tree, view, drafters = state.tree, self.view, self.drafters
+        num_nodes, num_lookahead = tree.size
+        hidden = view.embed(tree.tokens)  # [B, N, d]
+        cos, sin = self.row_rotary(hidden, tree.depths, tree.lookahead, state.context_lens, self.num_offsets)
+
+        def layers(hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:
+            return run_layers(
+                self.layer, view.layers[start:stop], hidden, position_embeddings, state.cache[start:stop],
+                state.context_lens, tree, self.num_offsets,
+            )  # fmt: skip
+
+        if drafters is None or not num_lookahead:
+            return layers(hidden, (cos, sin), 0, view.num_layers)
+        below = drafters.insertion_layer
+        hidden = layers(hidden, (cos[:, :num_nodes], sin[:, :num_nodes]), 0, below)  # [B, N, d]
+        hidden = self.ops.predictor_projection(hidden, drafters.weight, tree.lookahead)  # [B, N + P*k, d]
+        return layers(hidden, (cos, sin), below, view.num_layers)
+
+    def score(self, hidden: Tensor, tree: DraftTree) -> Scored:
+        """Pass the rows through the head: all of them, or the node rows alone."""
+        num_nodes = tree.size[0]
+        shares_head = few_rows(hidden, num_nodes) if self.head is None else self.head == "one-pass"
+        if self.drafters is not None and self.drafters.refined is not None:
+            shares_head = False  # pseudo rows wait for the root
+        logits = self.view.logits(hidden if shares_head else hidden[:, :num_nodes])
+        return Scored(logits[:, :num_nodes], logits[:, num_nodes:] if shares_head else None, hidden[:, num_nodes:])
+
+    def max_depth(self, tree: DraftTree) -> int:
+        """The deepest level that a tree of this size may have."""
+        return self.num_offsets if tree.size[0] > 1 else 0
+
+    def emit(self, state: DecodeState, chosen: Verified) -> Emitted:
+        """Tokens of the accepted nodes and the bonus token."""
+        return self.ops.emit_tokens(
+            *chosen, state.tree.tokens, state.stop_tokens, state.context_lens, state.finished, state.remaining,
+            self.num_offsets, self.num_embeddings, state.buffers.capacity - self.max_rows,
+        )  # fmt: skip
+
+    def draft(self, state: DecodeState, scored: Scored, emitted: Emitted) -> DraftTree:
+        """Next tree, from the pseudo rows of the lookahead node nearest to the last accepted one."""
+        drafter = self.drafter(state.batch_size, state.plain)
+        if drafter is None and state.tree.size == (1, 0):
+            return state.tree.of_roots(emitted.root)
+        if drafter is None or not scored.hidden.shape[1]:
+            return first_tree(emitted.root, drafter, self.layer.compiled)
+        if self.drafters is not None and self.drafters.refined is not None:
+            states = gather_rows(scored.hidden, emitted.rows)  # [B, k, d]
+            marginals = self.drafters.refined(states, emitted.root, drafter.num_ranks)  # [B, k, K] and [B, k, K, K]
+            return drafter.draft(*marginals[:2], emitted.root, emitted.usable, marginals[2])
+        scores, rows = self.pseudo_scores(scored, emitted.rows)
+        if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
+            scores = scores[..., : self.num_embeddings].contiguous()
+        probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
+        return drafter.draft(probabilities, candidates, emitted.root, emitted.usable)
+
+    def pseudo_scores(self, scored: Scored, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B, *, V] that hold the pseudo rows [B, k] of `emit_tokens`, and which rows of them these are, [B, k]."""
+        if scored.pseudo is not None:
+            return scored.pseudo, rows
+        index = torch.arange(rows.shape[1], device=rows.device)
+        return self.view.logits(gather_rows(scored.hidden, rows)), index.expand_as(rows)
+
+    def drafter(self, batch_size: int, plain: bool = False) -> Drafter | None:
+        """What drafts for a batch of this size; None where it decodes plainly."""
+        return None if plain or self.drafters is None else self.drafters.for_batch(batch_size)

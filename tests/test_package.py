@@ -1,0 +1,66 @@
+"""What an installed wheel holds and finds, outside of the repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "firp_kernels", "python")
+PROMPTS = ROOT / "python/firp/tools/prompts.jsonl"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the unpacked wheel of this tree, without the extension."""
+    tree, site = (tmp_path_factory.mktemp(name) for name in ("tree", "site"))
+    unwanted = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=unwanted)
+        else:
+            shutil.copy(source, tree)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "."]
+    subprocess.run(command, cwd=tree, check=True, env={**os.environ, "FIRP_BUILD": "none"})
+    (wheel,) = tree.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(site)
+    return site
+
+
+def run(site, *arguments):
+    """Run Python over the unpacked wheel alone; return what it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=site, env=environment, check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def test_a_wheel_holds_every_module_and_the_data(site):
+    tree = {"firp": ROOT / "python/firp", "firp_kernels": ROOT / "firp_kernels"}
+    for package, folder in tree.items():
+        wanted = {path.relative_to(folder) for path in folder.rglob("*.py")} | {Path("py.typed")}
+        assert {path for path in wanted if not (site / package / path).is_file()} == set()
+    for path in ROOT.glob("python/firp/predictors/*/*"):
+        assert (site / path.relative_to(ROOT / "python")).read_bytes() == path.read_bytes()
+    assert (site / "firp/tools/prompts.jsonl").read_bytes() == PROMPTS.read_bytes()
+
+
+def test_the_own_prompts_are_found_in_an_installed_wheel(site):
+    code = "from firp.tools.prompt_files import *; print(OWN_PROMPTS); print(len(load_prompts(OWN_PROMPTS)))"
+    found, count = run(site, "-c", code).splitlines()
+    assert Path(found) == site / "firp/tools/prompts.jsonl"
+    assert int(count) == len(PROMPTS.read_text().splitlines())
+
+
+@pytest.mark.parametrize("command", ["bench", "tune"])
+def test_help_names_no_path_of_the_machine(site, command):
+    printed = run(site, "-m", "firp", command, "--help")
+    assert "the project's own" in printed
+    assert str(site) not in printed and "prompts.jsonl" not in printed

@@ -1,0 +1,123 @@
+"""The refiner: what it starts from, what it learns, and what it is given."""
+
+import firp
+import pytest
+import torch
+from firp.decoder.passes import real_rows
+from firp.decoder.view import DecoderView
+from firp.drafting.refiner import Refiner, unit
+from firp.train.objective import Objective
+from models import tiny_model
+
+
+def made(model, offsets=3, width=16, spread=0.0):
+    torch.manual_seed(0)
+    predictor = firp.FirpPredictor.for_model(model, offsets, 2, refiner_width=width)
+    with torch.no_grad():
+        predictor.refiner_inputs.normal_(0.0, 0.2)
+        predictor.refiner_outputs.normal_(0.0, spread) if spread else None
+    return predictor
+
+
+def scores(model, predictor, tokens, want_gradient=False, trains_maps=True):
+    view = DecoderView(model)
+    objective = Objective(view, 2, torch.ones(predictor.num_offsets), None, trains_maps)
+    anchors = torch.arange(3, 9).expand(len(tokens), -1)
+    return objective(
+        predictor, tokens, real_rows(view, tokens, 2), anchors, torch.ones_like(anchors).bool(), want_gradient
+    )
+
+
+@pytest.fixture
+def model():
+    return tiny_model(2, vocab=23, dtype=torch.float32)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(4, 23, (3, 14), generator=torch.Generator().manual_seed(1))
+
+
+def test_outputs_of_zero_change_nothing(model, tokens):
+    predictor = made(model)
+    plain = firp.FirpPredictor.for_model(model, 3, 2)
+    refined, bare = scores(model, predictor, tokens), scores(model, plain, tokens)
+    assert torch.equal(refined.kl, bare.kl) and torch.equal(refined.top4, bare.top4)
+    state, root = torch.randn(4, 3, model.config.hidden_size), torch.randn(4, model.config.hidden_size)
+    assert torch.equal(predictor.refiner("cpu", torch.float32).marginal(state, root), state)
+
+
+def test_states_are_updated_as_the_formula_says():
+    torch.manual_seed(0)
+    refiner = Refiner(torch.randn(2, 3, 5, 4).double(), torch.randn(2, 5).double(), torch.randn(2, 4, 5).double())
+    state, root, parent = torch.randn(3, 4).double(), torch.randn(4).double(), torch.randn(3, 4).double()
+    for depth in range(2):
+        a, bias, b = refiner.inputs[depth], refiner.bias[depth], refiner.outputs[depth]
+        for i in range(3):
+            size = (state[i].pow(2).mean() + 1e-6).sqrt()
+            inner = a[0] @ (state[i] / size) + a[1] @ root + a[2] @ parent[i] + bias
+            expected = state[i] + size * (b @ (inner * torch.sigmoid(inner)))
+            torch.testing.assert_close(refiner(depth, state, root, parent)[i], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(unit(state).pow(2).mean(-1), torch.ones(3).double(), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_those_of_the_loss(model, tokens):
+    """Against differences of the loss in float64, for the maps and every tensor of the refiner."""
+    model = model.double()
+    predictor = made(model, offsets=2, width=3, spread=0.1).double()
+    tokens = tokens[:1]
+
+    def loss():
+        # What is summed for the gradient: rows given the first token, given the token before, and from one token later.
+        view = DecoderView(model)
+        seen = []
+        objective = Objective(view, 2, torch.ones(2).double(), None, True)
+        refine = objective._refine
+        anchors = torch.arange(3, 9)[None]
+        total = 0.0
+
+        class Watched(Objective):
+            def _refine(self, predictor, part):
+                marginal, conditional = refine(predictor, part)
+                seen.append((marginal, conditional, part))
+                return marginal, conditional
+
+        watched = Watched(view, 2, torch.ones(2).double(), None, True)
+        rows = real_rows(view, tokens, 2)
+        predictor.zero_grad()
+        watched(predictor, tokens, rows, anchors, torch.ones_like(anchors).bool(), True)
+        for marginal, conditional, part in seen:
+            teacher = part.teacher.log_softmax(-1)
+            for student, goal in ((marginal, teacher), (conditional, teacher[:, 1:])):
+                if student.shape[1]:
+                    divergence = (goal.exp() * (goal - student.detach().log_softmax(-1))).sum(-1)
+                    total += float((divergence * part.weights[-student.shape[1] :]).sum())
+        return total
+
+    loss()
+    gradients = {name: parameter.grad.clone() for name, parameter in predictor.named_parameters()}
+    for name, parameter in predictor.named_parameters():
+        place = int(gradients[name].abs().argmax())
+        with torch.no_grad():
+            flat, step = parameter.view(-1), 1e-2  # scores are float32, so a smaller step drowns
+            flat[place] += step
+            above = loss()
+            flat[place] -= 2 * step
+            below = loss()
+            flat[place] += step
+        assert (above - below) / (2 * step) == pytest.approx(float(gradients[name].view(-1)[place]), rel=5e-3), name
+
+
+def test_a_refiner_and_a_transition_exclude_each_other(model):
+    with pytest.raises(ValueError, match="refiner_width: got 4 beside transition_rank 2, expected 0 for one of them"):
+        firp.FirpPredictor.for_model(model, 2, 2, refiner_width=4, transition_rank=2)
+    with pytest.raises(ValueError, match="refiner_width: got -1, expected 0"):
+        firp.FirpPredictor.for_model(model, 2, 2, refiner_width=-1)
+
+
+def test_the_first_offsets_keep_their_refiner(model, tmp_path):
+    predictor = made(model, spread=0.1)
+    predictor.save_pretrained(tmp_path)
+    fewer = firp.load_predictor(tmp_path).first_offsets(2)
+    assert torch.equal(fewer.refiner_inputs, predictor.refiner_inputs[:2]) and fewer.refiner_width == 16
+    assert torch.equal(fewer.refiner_outputs, predictor.refiner_outputs[:2])
