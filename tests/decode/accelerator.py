@@ -27,6 +27,9 @@ DEVICE = "gpu"
 # Ops that make a view or bare memory, for which nothing is launched.
 FREE = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.lift_fresh", "aten._reshape_alias")
 
+# Functions that an engine compiles beside the layers, and the kernels that Inductor makes of one call at most.
+FUSED = {"row_rotary": 3, "final_norm": 1}
+
 
 class _Guard(torch._C._acc.DeviceGuard):
     def type_(self):
@@ -94,12 +97,19 @@ class Watch(TorchDispatchMode):
         return {name.split(".")[1] for _, name in self.launched if name.startswith("firp.")}
 
     def beside_layers(self) -> int:
-        """Kernels that a step launches outside of the model's layers."""
-        return sum(count for (where, _), count in self.launched.items() if where != "layers")
+        """Kernels that a step launches outside of the model's layers, where an engine compiles."""
+        beside = {key: count for key, count in self.launched.items() if key[0] != "layers"}
+        alone = sum(count for (where, _), count in beside.items() if where not in FUSED)
+        # Each call of a fused function launches each of its ops at least once.
+        calls = {name: min((n for (where, _), n in beside.items() if where == name), default=0) for name in FUSED}
+        return alone + sum(calls[name] * kernels for name, kernels in FUSED.items())
 
 
 def _where() -> str:
     own = [frame for frame in traceback.extract_stack() if "/firp/" in frame.filename]
+    for name in FUSED:
+        if any(frame.name == name for frame in own):
+            return name
     if any(frame.name == "run_layers" for frame in own):
         return "layers"
     return f"{Path(own[-1].filename).name}:{own[-1].name}" if own else "?"

@@ -95,10 +95,11 @@ class Graph:
             raise RuntimeError("operation not permitted when stream is capturing")
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                key = value.untyped_storage()._cdata
-                if key not in self.own and key not in self.before:
-                    whole = value.new_empty(0).set_(value.untyped_storage())
-                    self.before[key] = whole, whole.clone()
+                for tensor in _tensors(value):
+                    key = tensor.untyped_storage()._cdata
+                    if key not in self.own and key not in self.before:
+                        whole = tensor.new_empty(0).set_(tensor.untyped_storage())
+                        self.before[key] = whole, whole.clone()
         # By address: a tensor may get other storage later.
         args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
         out = func(*args, **kwargs)

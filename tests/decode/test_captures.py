@@ -6,47 +6,12 @@ from types import SimpleNamespace
 import firp
 import pytest
 import torch
+from captured_runs import LONG, SHORT, captured, decoded, emitted, expected, parts
 from fake_cuda import FakeCuda
-from firp.decoder.joint_linears import JointLinears
-from firp.decoder.view import make_layer_view
-from firp.engine.chooser import Greedy
-from firp.engine.graphs import GraphRunner
-from firp.generation.loop import run
-from firp.generation.output import Output
-from models import tiny_model, tiny_predictor
-from transformers import StoppingCriteriaList
+from firp.engine.graphs import STEP_OPS, make_runner
+from models import tiny_model
 
-SHORT, LONG = [torch.tensor([4, 5, 6])], [torch.tensor([5, 4] * 20), torch.tensor([6, 4, 5])]
-
-
-def decoded(engine, prompts, new_tokens, late, keep_logits=False):
-    out = Output(
-        torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True), prompts, new_tokens, [3], StoppingCriteriaList(),
-        keep_logits=keep_logits,
-    )  # fmt: skip
-    run(engine, engine.start(prompts, new_tokens, [3]), Greedy(engine.ops), out, late)
-    return out
-
-
-def emitted(engine, prompts, new_tokens=10, late=True):
-    return decoded(engine, prompts, new_tokens, late).emitted
-
-
-def parts(plain=False):
-    model = tiny_model(7, vocab=12, dtype=torch.float32)
-    return (model,) if plain else (model, tiny_predictor(model, 7), firp.TreeConfig(8, 3))
-
-
-def expected(*runs, plain=False):
-    """What eager steps on a CPU emit."""
-    engine = firp.Engine(*parts(plain))
-    return [emitted(engine, *arguments, late=False) for arguments in runs]
-
-
-def captured(*arguments):
-    engine = firp.Engine(*arguments, compile=False)
-    assert isinstance(engine._runner, GraphRunner)
-    return engine
+from firp_kernels import registry
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["firp", "plain"])
@@ -225,63 +190,42 @@ def test_records_hold_scores_only_where_they_are_kept(cuda):
     torch.testing.assert_close(kept.logits, wanted.logits)
 
 
-JOINABLE = ["llama", "mistral", "qwen2", "qwen3"]
+def view_of(device="cuda:1", dtype=torch.bfloat16, **config):
+    return SimpleNamespace(device=torch.device(device), dtype=dtype, config=SimpleNamespace(**config))
 
 
-def stand_ins(engine):
-    return [
-        type(module).__name__ for layer in engine.view.layers for module in (layer.self_attn, layer.mlp)
-        if type(module).__name__.startswith("Joint")
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("experts", "dtype", "capability", "captures"),
+    [
+        (None, torch.bfloat16, (9, 0), False),
+        ("eager", torch.bfloat16, (9, 0), False),
+        ("sonicmoe", torch.bfloat16, (9, 0), False),
+        ("batched_mm", torch.float32, (8, 0), True),
+        ("grouped_mm", torch.bfloat16, (9, 0), True),
+        ("grouped_mm", torch.bfloat16, (10, 0), True),
+        ("grouped_mm", torch.bfloat16, (8, 0), False),
+        ("grouped_mm", torch.float16, (9, 0), False),
+    ],
+)
+def test_experts_that_wait_for_the_host_are_named_before_a_capture(monkeypatch, experts, dtype, capability, captures):
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for count in ("num_experts", "num_local_experts"):
+        view = view_of(dtype=dtype, _experts_implementation=experts, **{count: 4})
+        assert make_runner(view, None, None).captures == captures
+        if not captures:
+            with pytest.raises(
+                ValueError, match=f"graphs: got True, but experts_implementation {experts!r} in {dtype}"
+            ):
+                make_runner(view, True, None)
+    assert make_runner(view_of(dtype=dtype, _experts_implementation=experts), True, None).captures
 
 
-@pytest.mark.parametrize("family", [*JOINABLE, "gemma"])
-def test_joint_linears_give_the_models_own_tokens(cuda, family):
-    model = tiny_model(11, family, vocab=12, dtype=torch.float32)
-    engine = firp.Engine(model, tiny_predictor(model, 11), firp.TreeConfig(8, 3), compile=False)
-    own = firp.Engine(model, impl="reference")
-    kinds = {"gemma": set(), "qwen3": {"JointMLP"}}.get(family, {"JointAttention", "JointMLP"})
-    assert set(stand_ins(engine)) == kinds and not stand_ins(own)
-    for prompts in (SHORT, LONG):
-        assert emitted(engine, prompts, 20) == emitted(own, prompts, 20, late=False)
-    assert not any(type(module).__name__.startswith("Joint") for module in model.modules())
-
-
-@pytest.mark.parametrize("through_data", [False, True])
-def test_weights_changed_in_place_are_those_of_the_next_run(cuda, through_data):
-    """Written through `data` too, of which torch keeps no count."""
-    model, *others = parts()
-    engine = captured(model, *others)
-    before = emitted(engine, LONG)
-    for layer in model.model.layers:
-        for linear in (layer.self_attn.q_proj, layer.self_attn.v_proj, layer.mlp.up_proj):
-            with torch.no_grad():
-                (linear.weight.data if through_data else linear.weight).mul_(-1.5)
-    graphs = dict(engine._spare[0].graphs)
-    wanted = emitted(firp.Engine(model, impl="reference"), LONG, late=False)
-    assert emitted(engine, LONG) == wanted != before
-    assert dict(engine._spare[0].graphs) == graphs
-
-
-def test_copies_that_take_too_much_are_left_off(cuda, monkeypatch):
-    model = tiny_model(7, vocab=12)
-    bytes_copied = sum(
-        linear.weight.nbytes
-        for layer in model.model.layers
-        for part, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj")), (layer.mlp, ("gate_proj", "up_proj")))
-        for linear in map(part.get_submodule, names)
-    )  # fmt: skip
-    for free, joined in ((4 * bytes_copied, True), (4 * bytes_copied - 4, False)):
-        monkeypatch.setattr("firp.decoder.joint_linears.available_memory", lambda device, free=free: free)
-        assert bool(stand_ins(firp.Engine(model, compile=False))) == joined
-
-
-def test_linears_that_are_not_plain_stay(cuda):
-    model = tiny_model(7, vocab=12)
-    model.model.layers[0].self_attn.q_proj.to(torch.bfloat16)
-    model.model.layers[1].mlp.up_proj = type("Adapted", (torch.nn.Linear,), {})(32, 64, bias=False)
-    view = SimpleNamespace(layers=[make_layer_view(layer, i, None) for i, layer in enumerate(model.model.layers)])
-    view.device = torch.device("cuda")
-    JointLinears(view)
-    kinds = [(type(layer.self_attn).__name__, type(layer.mlp).__name__) for layer in view.layers]
-    assert kinds[:2] == [("LlamaAttention", "JointMLP"), ("JointAttention", "LlamaMLP")]
+@pytest.mark.parametrize("op", sorted(STEP_OPS))
+def test_only_a_reference_that_waits_prevents_captures(monkeypatch, op):
+    FakeCuda(monkeypatch)
+    registry._owners[op, "cuda"] = "reference"
+    assert make_runner(view_of(), None, None).captures != STEP_OPS[op]
+    if STEP_OPS[op]:
+        with pytest.raises(ValueError, match=f"graphs: got True, but the reference serves {op}, which waits"):
+            make_runner(view_of(), True, None)

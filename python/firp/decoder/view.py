@@ -184,6 +184,11 @@ class DecoderView:
             return self._rotary(hidden, position_ids, lengths)
         return self.decoder.rotary_emb(hidden, position_ids)
 
+    @property
+    def fixed_rotary(self) -> nn.Module | None:
+        """The model's own rotary embedding, where its frequencies do not follow the length of a sequence."""
+        return self.decoder.rotary_emb if self._rotary is None else None
+
     def run_layers(
         self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], step: AttentionStep, start: int, stop: int
     ) -> Tensor:

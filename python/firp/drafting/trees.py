@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
 
@@ -42,10 +42,16 @@ class DraftTree:
         """The trees of the first `count` sequences alone."""
         return DraftTree(*(tensor[:count] for tensor in vars(self).values()))
 
+    def of_roots(self, roots: Tensor) -> DraftTree:
+        """The same shape, one node a sequence, over other roots [B]."""
+        return replace(self, tokens=roots[:, None])
+
     def copy_(self, other: DraftTree) -> None:
-        """Take the values of a tree of the same size."""
-        for tensor, source in zip(vars(self).values(), vars(other).values(), strict=True):
-            tensor.copy_(source)
+        """Take the values of a tree of the same size: one launch for each dtype, none for what the trees share."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        differing = [(tensor, source) for tensor, source in pairs if tensor is not source]
+        for dtype in {tensor.dtype for tensor, _ in differing}:
+            torch._foreach_copy_(*zip(*((a, b) for a, b in differing if a.dtype == dtype), strict=True))
 
     def padded(self, num_nodes: int, num_lookahead: int) -> DraftTree:
         """The same tree with padding nodes and empty lookahead slots at the end, N and P as given."""

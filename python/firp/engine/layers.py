@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from firp.drafting.trees import DraftTree
 
 # Graphs that one engine's layer may have: about six without a limit on batch sizes, and more where two sizes coincide.
 MAX_GRAPHS = 256
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,13 @@ class LayerFunction:
     compiled: bool
 
     def limits(self) -> AbstractContextManager:
-        """What calls run in: past dynamo's own limit of 8 graphs a full graph raises, in the middle of a request."""
-        if not self.compiled:
-            return nullcontext()
-        return torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, accumulated_recompile_limit=8 * MAX_GRAPHS)
+        """What calls run in."""
+        return compile_limits() if self.compiled else nullcontext()
+
+
+def compile_limits() -> AbstractContextManager:
+    """Past dynamo's own limit of 8 graphs a full graph raises, in the middle of a request."""
+    return torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, accumulated_recompile_limit=8 * MAX_GRAPHS)
 
 
 @dataclass
@@ -81,15 +87,29 @@ def compiles(asked: bool | None, device: torch.device, impl: str | Mapping[str, 
     return device.type == "cuda" and impl is None if asked is None else asked
 
 
-def layer_function(compiled: bool, ops: SimpleNamespace) -> LayerFunction:
-    """The function that takes rows through one layer; compiled, it has code and caches of its own.
+def compiled_copy(function: Callable[..., R]) -> Callable[..., R]:
+    """`function`, compiled, with code and caches of its own.
 
     Dynamo keeps its caches at the code object, so engines that shared one would use up each other's recompile limit.
     """
-    function = _layer
-    if compiled:
-        own = types.FunctionType(_layer.__code__.replace(), _layer.__globals__, "firp_layer")
-        function = torch.compile(own, fullgraph=True, dynamic=True)
+    own = types.FunctionType(function.__code__.replace(), function.__globals__, f"firp_{function.__name__}")
+    return torch.compile(own, fullgraph=True, dynamic=True)
+
+
+def fused(function: Callable[..., R]) -> Callable[..., R]:
+    """A function of a few rows, compiled into few kernels, with the limits that its calls run in."""
+    compiled = compiled_copy(function)
+
+    def call(*args) -> R:
+        with compile_limits():
+            return compiled(*args)
+
+    return call
+
+
+def layer_function(compiled: bool, ops: SimpleNamespace) -> LayerFunction:
+    """The function that takes rows through one layer; compiled, it serves all layers."""
+    function = compiled_copy(_layer) if compiled else _layer
 
     def call(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, *others) -> Tensor:
         return function(layer, hidden, cos, sin, ops.write_and_attend, *others)

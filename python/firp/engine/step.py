@@ -14,7 +14,7 @@ from firp.drafting.drafters import Drafters
 from firp.drafting.trees import Drafter, DraftTree, first_tree
 from firp.engine.chooser import Chooser
 from firp.engine.layers import LayerFunction, run_layers
-from firp.engine.rows import few_rows, row_positions
+from firp.engine.rows import few_rows, fuse_beside_layers
 from firp.engine.state import DecodeState, StepRecord, gather_rows
 from firp_kernels import Emitted, Verified
 
@@ -62,6 +62,7 @@ class Step:
         self.prefill_attention = prefill_attention
         self.num_offsets = drafters.num_offsets if drafters else 0
         self.max_rows = drafters.max_rows if drafters else 1
+        self.row_rotary = fuse_beside_layers(view, layer.compiled)
         self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
 
     def run(self, state: DecodeState, choose: Chooser) -> StepRecord:
@@ -79,9 +80,8 @@ class Step:
         """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""
         tree, view, drafters = state.tree, self.view, self.drafters
         num_nodes, num_lookahead = tree.size
-        positions = row_positions(tree, state.context_lens, self.num_offsets)  # [B, N + P*k]
         hidden = view.embed(tree.tokens)  # [B, N, d]
-        cos, sin = view.rotary(hidden, positions)
+        cos, sin = self.row_rotary(hidden, tree.depths, tree.lookahead, state.context_lens, self.num_offsets)
 
         def layers(hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:
             return run_layers(
@@ -119,6 +119,8 @@ class Step:
     def draft(self, state: DecodeState, scored: Scored, emitted: Emitted) -> DraftTree:
         """Next tree, from the pseudo rows of the lookahead node nearest to the last accepted one."""
         drafter = self.drafter(state.batch_size, state.plain)
+        if drafter is None and state.tree.size == (1, 0):
+            return state.tree.of_roots(emitted.root)
         if drafter is None or not scored.hidden.shape[1]:
             return first_tree(emitted.root, drafter, self.layer.compiled)
         if self.drafters is not None and self.drafters.refined is not None:
