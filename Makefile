@@ -33,8 +33,7 @@ $(VENV)/documented: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/firp generate --compare
 
-test: $(VENV)/tested ctest
-	$(BIN)/ruff check .
+test: lint ctest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The C++ tests, which need no torch: as they are, and under sanitizers with a long run of the fuzz driver.
@@ -49,9 +48,13 @@ sanitize: OPTIONS := -DFIRP_SANITIZE=address,undefined
 fuzz: sanitize
 	build/sanitize/test_fuzz $(or $(SEED),1) $(or $(COUNT),100000)
 
+# Style, types and spelling; `.pre-commit-config.yaml` runs the same.
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/mypy firp_kernels python/firp
+	$(BIN)/codespell
 
 # The documentation as a site in build/site; a dead link or an unknown name in the API page is an error.
 docs: $(VENV)/documented

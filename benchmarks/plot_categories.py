@@ -62,7 +62,8 @@ def draw(document: dict) -> str:
     left, right = LABELS, LABELS + PANEL + GAP
     scale = PANEL / max(2.0, *(max(tau, speedup["max"]) for _, tau, speedup in chosen))
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        f'viewBox="0 0 {WIDTH} {height}" role="img">',
         "  <title>tau and speedup of FIRP by category of prompt</title>",
         f"  <style>{STYLE}  </style>",
         f'  <text class="title" x="{left}" y="22">tau</text>',
@@ -78,7 +79,8 @@ def draw(document: dict) -> str:
             f'  <text class="end" x="{left - 10}" y="{line}">{escape(name)}</text>',
             f'  <rect class="tau" x="{left}" y="{top}" width="{tau * scale:.1f}" height="{BAR}" rx="2"/>',
             f'  <text x="{left + tau * scale + 6:.1f}" y="{line}">{cut(tau)}</text>',
-            f'  <rect class="speedup" x="{right}" y="{top}" width="{speedup["median"] * scale:.1f}" height="{BAR}" rx="2"/>',
+            f'  <rect class="speedup" x="{right}" y="{top}" width="{speedup["median"] * scale:.1f}" '
+            f'height="{BAR}" rx="2"/>',
             f'  <path class="spread" d="M{spread[0]:.1f} {middle:.1f}H{spread[1]:.1f}"/>',
             f'  <text x="{max(spread) + 6:.1f}" y="{line}">{cut(speedup["median"])}x</text>',
         ]
@@ -86,7 +88,8 @@ def draw(document: dict) -> str:
     out += [f'  <path class="base" d="M{start + scale:.1f} {TOP - 6}V{bottom - 6}"/>' for start in (left, right)]
     source = (
         f"{settings['model']}, {environment['dtype']}, {environment['device']}, {environment['threads']} threads, "
-        f"{settings['num_prompts']} prompts, {settings['repeats']} repeats, {environment['date']}; dashed: plain decoding"
+        f"{settings['num_prompts']} prompts, {settings['repeats']} repeats, {environment['date']}; dashed: plain "
+        f"decoding"
     )
     out += [f'  <text class="small" x="{left}" y="{bottom + 18}">{escape(source)}</text>', "</svg>"]
     return "\n".join(out) + "\n"

@@ -1,6 +1,7 @@
 """A batch of prompts of different lengths: every sequence accepts drafts at its own pace.
 
-Each row equals its prompt decoded alone. The predictor's own tree shrinks with the batch; a tree that is passed is kept.
+Each row equals its prompt decoded alone. The predictor's own tree shrinks with the batch; a tree that is passed is
+kept.
 
     python examples/batch.py
 """

@@ -42,7 +42,7 @@ def on_cpu(tensor: Tensor) -> bool:
 
 
 def between(name: str, tensor: Tensor, low: int, high: int) -> None:
-    """Every value lies in low..high."""
+    """Every value is in low..high."""
     if on_cpu(tensor) and tensor.numel():
         least, most = int(tensor.min()), int(tensor.max())
         if least < low or most > high:

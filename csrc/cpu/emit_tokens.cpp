@@ -16,8 +16,8 @@ using at::Tensor;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> emit_tokens(
     const Tensor& path, const Tensor& num_accepted, const Tensor& bonus, const Tensor& last_slot, const Tensor& levels_up,
-    const Tensor& status, const Tensor& tokens, const Tensor& stop_tokens, const Tensor& context_lens,
-    const Tensor& finished, const Tensor& remaining, int64_t num_offsets, int64_t num_embeddings, int64_t max_context) {
+    const Tensor& status, const Tensor& tokens, const Tensor& stop_tokens, const Tensor& context_lens, const Tensor& finished,
+    const Tensor& remaining, int64_t num_offsets, int64_t num_embeddings, int64_t max_context) {
   check_same_device(
       {{"path", path},
        {"num_accepted", num_accepted},
@@ -60,8 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> emit_
   const Tensor before = finished.contiguous(), left = remaining.contiguous();
   const int32_t* node = nodes.const_data_ptr<int32_t>();
   for (int64_t i = 0; i < nodes.numel(); ++i) {
-    TORCH_CHECK_VALUE(
-        node[i] >= -1 && node[i] < ids.size(1), "path: got ", node[i], ", expected -1..", ids.size(1) - 1);
+    TORCH_CHECK_VALUE(node[i] >= -1 && node[i] < ids.size(1), "path: got ", node[i], ", expected -1..", ids.size(1) - 1);
   }
   for (int64_t b = 0; b < batch; ++b) {
     const int32_t count = accepted.const_data_ptr<int32_t>()[b];

@@ -26,7 +26,7 @@ def tree_attention(
     `tree_mask` states this as a dense mask. Keys and values of this step are in the cache already (`write_cache`).
 
     What a row does not see never changes that row's output, even if it is NaN. This holds for slots past the step's
-    rows, and for other rows of the step. Node rows have the same bits whatever the pseudo rows hold.
+    rows, and for other rows of the step. Node rows have the same bits for any pseudo rows.
 
     Args:
         query: [B, R, H, D] after rotary, float16, bfloat16, float32 (float64: not Triton); any strides.
@@ -132,7 +132,7 @@ def tree_mask(
     above = unpack_ancestors(ancestors, num_nodes).gather(1, node[..., None].expand(-1, -1, num_nodes))  # [B, R, N]
     seen = pad(above & ~none[..., None], (0, rows - num_nodes)) | chains  # [B, R, R]
 
-    # A slot holds the context, or the row of the step that lies context_lens before it.
+    # A slot holds the context, or the row of the step that is context_lens before it.
     slots = torch.arange(int(context_lens.max()) + rows, device=device) - context_lens.long()[:, None]  # [B, S + R]
     row_of_slot = slots.clamp(0, rows - 1)
     mask = seen.gather(2, row_of_slot[:, None].expand(-1, rows, -1)) & (slots < rows)[:, None]

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import triton
@@ -50,8 +50,8 @@ class Variant:
     name: str
     kernel: JITFunction
     signature: dict[str, str]
-    constexprs: dict[str, object]
-    options: dict[str, object] = field(default_factory=dict)
+    constexprs: Mapping[str, object]
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def variants(capability: int, op: str | None = None, limit: int | None = None) -
         if op not in (None, module.name) or module.name == "aot":
             continue
         kernels = importlib.import_module(f"firp_kernels.triton.{module.name}")
-        seen = Counter()
+        seen: Counter = Counter()
         for variant in kernels.aot_variants(capability) if hasattr(kernels, "aot_variants") else ():
             seen[variant.kernel] += 1
             if limit is None or seen[variant.kernel] <= limit:

@@ -2,7 +2,7 @@
 
 The k weights are one matrix of k*d outputs. A program owns a tile of outputs and takes all gathered rows (or a tile of
 them) through it, so a weight is read from memory once and the rows, few, come from the L2. For a slot the k*d outputs
-lie side by side in the result. The node rows are copied through by further programs of the same launch.
+are side by side in the result. The node rows are copied through by further programs of the same launch.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def predictor_projection_kernel(
             b_out = tl.dot(b_weight, b_hidden, b_out, input_precision="ieee")
             p_weight += BLOCK_D * s_weight_d
             p_hidden += BLOCK_D * s_hidden_d
-        # An empty slot's rows are zero whatever the weight holds: 0 * NaN would not be.
+        # An empty slot's rows are zero for any weight: 0 * NaN would not be.
         b_out = tl.where(m_node[None, :], b_out, 0.0)
         o_first = (o_b * out_rows + num_nodes + o_p * num_offsets) * WIDTH
         p_out = out + o_first[None, :] + o_o[:, None]

@@ -43,7 +43,8 @@ def reduce_scores_kernel(
     logits, rows, keys, peaks, sums, s_logits_b, s_logits_r, s_logits_v, s_rows_b, s_rows_k, num_splits, num_ranks,
     vocab, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The num_ranks largest keys, max and sum(exp(score - max)) of logits[b, rows[b, i], split]: one split a program."""
+    """The num_ranks largest keys, max and sum(exp(score - max)) of logits[b, rows[b, i], split]: one split a
+    program."""
     i_s, i_k, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     o_v = i_s * SPLIT + tl.arange(0, SPLIT)
     m_v = o_v < vocab

@@ -2,7 +2,7 @@
 
 A program owns BLOCK_M query rows (tree rows and the query heads of one group, packed) and one split of the slots that
 those rows can see: the context, the nodes, and the chains of pseudo rows of the tile's own lookahead slots. Blocks that
-lie wholly in the context need no mask. With more than one split a second kernel joins the partial results.
+are wholly in the context need no mask. With more than one split a second kernel joins the partial results.
 
 Letters as in `firp_kernels.ops`; scores are in units of log2.
 """
@@ -41,7 +41,7 @@ def _visible(
     """
     b_c = column + o_c
     m_is_node = (b_c >= 0) & (b_c < num_nodes)
-    # The ancestor bits of these columns lie in two words; a row without a node has none.
+    # The ancestor bits of these columns are in two words; a row without a node has none.
     i_w = tl.where(b_node >= 0, column >> 5, -2)
     p_w = p_ancestors + b_node * words + i_w
     b_w = tl.load(p_w, mask=(i_w >= 0) & (i_w < words), other=0)  # [BLOCK_M]
@@ -116,7 +116,7 @@ def tree_attention_kernel(
         chain_stop = (last_row - num_nodes) // num_offsets * num_offsets + num_offsets
     num_keys = context + num_nodes + chain_stop - chain_first
 
-    # Of the tile's blocks [start, stop), [first, last) lie in the context and in every row's window (a position is at
+    # Of the tile's blocks [start, stop), [first, last) are in the context and in every row's window (a position is at
     # most num_nodes - 1 + num_offsets after the context): no mask. This split takes [low, high).
     start, first = 0, 0
     last = context // BLOCK_N
@@ -157,7 +157,7 @@ def tree_attention_kernel(
     b_depth = tl.load(p_depths + b_node, mask=b_node >= 0, other=0)  # [BLOCK_M]
     b_position = b_depth + tl.where(m_pseudo, b_pseudo % num_offsets + 1, 0)
 
-    # What is left lies after the unmasked blocks and, with a window, before them; walked in blocks of one mask word.
+    # What is left is after the unmasked blocks and, with a window, before them; walked in blocks of one mask word.
     o_c = tl.arange(0, WORD)
     for i_part in tl.static_range(2 if WINDOWED else 1):
         if i_part == 0:
@@ -271,13 +271,17 @@ def aot_variants(capability: int) -> Iterator[Variant]:
         types |= dict.fromkeys(("out", "log_sums"), "*fp32:16" if split else f"*{short}:16")
         types |= {name: "i32:16" for name in strides if name[-1] != "d"}
         types |= dict.fromkeys(RUNTIME, "i32") | {"scale": "fp32"}
-        constants = {name: 1 for name in strides if name[-1] == "d"} | {"GROUP": group, "HEAD_DIM": head_dim}
+        constants: dict[str, object] = {name: 1 for name in strides if name[-1] == "d"}
+        constants |= {
+            "GROUP": group,
+            "HEAD_DIM": head_dim,
+        }
         constants |= {"WINDOWED": windowed, "SPLIT": split, "PRECISION": PRECISION[dtype]}
         name = f"{short} D{head_dim} M{packed_rows}{' split' * split}{' window' * windowed}"
         yield Variant(name, tree_attention_kernel, types, constants | config.tile, config.options)
     for dtype, head_dim, splits in ((torch.bfloat16, 128, 8), (torch.float16, 256, 64), (torch.float32, 80, 33)):
-        config, short = join_config(splits, head_dim), TYPE_NAMES[dtype]
+        join, short = join_config(splits, head_dim), TYPE_NAMES[dtype]
         types = {"partial": "*fp32:16", "log_sums": "*fp32:16", "out": f"*{short}:16"}
         types |= {"total": "i32", "num_splits": "i32"}
         name = f"{short} D{head_dim} splits{splits}"
-        yield Variant(name, join_splits_kernel, types, {"HEAD_DIM": head_dim} | config.tile, config.options)
+        yield Variant(name, join_splits_kernel, types, {"HEAD_DIM": head_dim} | join.tile, join.options)

@@ -174,7 +174,8 @@ def verify_tree(
             )  # fmt: skip
             walk_kernel[(batch,)](
                 scores, values, best_tokens, uniforms, tokens, parents, lookahead, *verified,
-                *scores.stride(), *(uniforms.stride() if samples else (0, 0)), *tokens.stride(), *parents.stride(),
+                *scores.stride(), *((0, 0) if uniforms is None else uniforms.stride()), *tokens.stride(),
+                *parents.stride(),
                 *lookahead.stride(), num_nodes, num_splits, num_slots, max_depth, vocab, samples, **walk.keywords,
             )  # fmt: skip
     return verified

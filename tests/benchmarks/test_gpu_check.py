@@ -161,7 +161,8 @@ def test_make_hands_its_variables_on():
 def test_the_key_figures_of_logs(tmp_path):
     log = "....\n12 passed, 3 deselected in 1.20s\nF\n1 failed, 2 passed in 3s\n"
     assert figures.tests(tmp_path, log) == "12 passed, 3 deselected in 1.20s; 1 failed, 2 passed in 3s"
-    log = "$ s --tool memcheck x\n== ERROR SUMMARY: 0 errors\n$ s --tool racecheck x\n$ s --tool initcheck x\n== ERROR SUMMARY: 2 errors\n"
+    log = "$ s --tool memcheck x\n== ERROR SUMMARY: 0 errors\n$ s --tool racecheck x\n"
+    log += "$ s --tool initcheck x\n== ERROR SUMMARY: 2 errors\n"
     assert figures.sanitizer(tmp_path, log) == "memcheck 0, racecheck no summary, initcheck 2"
 
 

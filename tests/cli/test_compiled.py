@@ -48,7 +48,8 @@ def test_bench_runs_it(cli, folder, tmp_path):
         pytest.skip(str(error))
     out = tmp_path / "bench.json"
     code, _, err = cli(
-        "bench", "--model", folder / "model", "--prompts", folder / "prompts.jsonl", "--limit", 2, "--max-new-tokens", 6,
+        "bench", "--model", folder / "model", "--prompts", folder / "prompts.jsonl", "--limit", 2, "--max-new-tokens",
+        6,
         "--dtype", "float32", "--device", "cpu", "--repeats", 1, "--methods", "hf,hf-compiled", "--json", out,
     )  # fmt: skip
     assert code == 0, err

@@ -1,4 +1,5 @@
-"""Ctrl-C ends an answer and keeps the conversation; at the prompt, or as a model loads, it ends the command in a line."""
+"""Ctrl-C ends an answer and keeps the conversation; at the prompt, or as a model loads, it ends the command in
+a line."""
 
 import io
 import os

@@ -19,7 +19,8 @@ def predictor(folder, tmp_path):
 @pytest.fixture
 def arguments(folder, predictor):
     return (
-        "tune", "--model", folder / "model", "--predictor", predictor, "--prompts", folder / "prompts.jsonl", "--limit", 4,
+        "tune", "--model", folder / "model", "--predictor", predictor, "--prompts", folder / "prompts.jsonl",
+        "--limit", 4,
         "--max-new-tokens", 12, "--dtype", "float32", "--device", "cpu", "--steps", 2, "--repeats", 2,
     )  # fmt: skip
 

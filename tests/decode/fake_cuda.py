@@ -1,4 +1,5 @@
-"""A GPU made of CPU tensors: every tensor says that it lies on it, and what captures, replays and late reads rely on holds.
+"""A GPU made of CPU tensors: every tensor says that it lies on it, and what captures, replays and late reads rely on
+holds.
 
 Streams are per device, and an op runs on the current stream of its tensors' device. A capture records what its stream
 is given, and does none of it. A pool counts the graphs in it; one that none is left in cannot be captured into while a

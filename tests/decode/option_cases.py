@@ -39,7 +39,7 @@ def scores(value: object, **others) -> Case:
     return Case(value, {"do_sample": True, **others}, compare="scores")
 
 
-SERVED = {
+SUPPORTED = {
     "max_length": Case(7),
     "max_new_tokens": Case(2),
     "min_length": Case(20, {"eos_token_id": [3, 4, 5, 6]}),
@@ -98,7 +98,7 @@ HARMLESS = {
 }
 
 # A value of every refused field.
-UNSERVED = {
+UNSUPPORTED = {
     "num_beams": 2,
     "num_beam_groups": 2,
     "diversity_penalty": 0.5,
@@ -145,7 +145,7 @@ def markdown() -> str:
         "| Field | Tested with | How |",
         "|---|---|---|",
     ]
-    for name, case in SERVED.items():
+    for name, case in SUPPORTED.items():
         value = type(case.value).__name__ if isinstance(case.value, WatermarkingConfig) else repr(case.value)
         lines.append(f"| `{name}` | `{value}` | {HOW[case.compare]} |")
     lines += [

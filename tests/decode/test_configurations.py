@@ -48,7 +48,8 @@ def random_sampling(rng: random.Random) -> dict:
         "epsilon_cutoff": 0.01, "eta_cutoff": 0.02,
     }  # fmt: skip
     return {
-        "do_sample": True, "top_k": rng.choice((0, 3)), "seed": rng.randrange(2**40), "num_return_sequences": rng.choice((1, 1, 3)),
+        "do_sample": True, "top_k": rng.choice((0, 3)), "seed": rng.randrange(2**40),
+        "num_return_sequences": rng.choice((1, 1, 3)),
         **{name: choices[name] for name in rng.sample(sorted(choices), rng.randint(0, 3))},
     }  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""On a CPU, layers built of the package's ops: the bits of the blocks they stand for, and nothing attached is passed over."""
+"""On a CPU, layers built of the package's ops: the bits of the blocks they stand for, and nothing attached is passed
+over.
+"""
 
 import firp
 import pytest

@@ -1,4 +1,5 @@
-"""Sampling is lossless: joint frequencies of three tokens against exact enumeration, whatever the tree and predictor."""
+"""Sampling is lossless: joint frequencies of three tokens against exact enumeration, whatever the tree and
+predictor."""
 
 import importlib
 from collections import Counter
@@ -16,7 +17,8 @@ TOKENS, BATCH, VOCAB = 3, 4000, 6
 PROMPT = torch.tensor([[4]])
 
 SHAPES = [
-    *[firp.TreeConfig(n, p) for n, p in ((2, 1), (3, 2), (4, 1), (5, 3), (6, 2), (8, 8), (8, 1), (12, 4), (16, 3), (24, 2))],
+    *[firp.TreeConfig(n, p) for n, p in ((2, 1), (3, 2), (4, 1), (5, 3), (6, 2), (8, 8), (8, 1), (12, 4), (16, 3),
+    (24, 2))],
     *[firp.TreeConfig(n, p, "static") for n, p in ((3, 1), (5, 2), (8, 3), (13, 1))],
     *[
         firp.TreeConfig(len(paths) + 1, lookahead, "static", paths)
@@ -35,7 +37,8 @@ CHAINS = [
     {"temperature": 0.7, "top_k": 4},
     {"temperature": 1.2, "top_k": 0, "top_p": 0.9, "min_p": 0.03},
     {"top_k": 0, "repetition_penalty": 1.4, "typical_p": 0.9, "suppress_tokens": [1]},
-    {"top_k": 0, "no_repeat_ngram_size": 2, "bad_words_ids": [[5, 4], [2]], "min_new_tokens": 2, "epsilon_cutoff": 0.02},
+    {"top_k": 0, "no_repeat_ngram_size": 2, "bad_words_ids": [[5, 4], [2]], "min_new_tokens": 2,
+    "epsilon_cutoff": 0.02},
 ]  # fmt: skip
 
 
@@ -76,7 +79,9 @@ def test_the_shapes_differ():
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 def test_joint_frequencies_are_the_models_own(model, expected, shape, pytestconfig):
-    """Shapes meet chains and predictors in turn, so that each of the five chains meets shapes and predictors of all kinds."""
+    """Shapes meet chains and predictors in turn, so that each of the five chains meets shapes and predictors of all
+    kinds.
+    """
     draws = 200_000 if pytestconfig.getoption("exhaustive") else 20_000
     chain = shape % len(CHAINS)
     predictor = tiny_predictor(model, shape, PREDICTORS[shape % len(PREDICTORS)], layer=1)

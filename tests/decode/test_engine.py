@@ -129,7 +129,9 @@ def test_the_model_is_left_alone_after_an_exception():
 
 
 def test_the_ancestor_rule_drafts_from_what_is_left():
-    """With one lookahead node (the root) an accepted path of m nodes leaves offsets m + 1 .. k: never nothing while m < k."""
+    """With one lookahead node (the root) an accepted path of m nodes leaves offsets m + 1 .. k: never nothing while m <
+    k.
+    """
     model = tiny_model(11)
     engine = firp.Engine(model, tiny_predictor(model, 11, "identity"), firp.TreeConfig(8, 1))
     state = engine.start(prompts_of(random.Random(1), (5,)), 40, [])

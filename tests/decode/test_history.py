@@ -35,7 +35,8 @@ def test_a_nodes_history_is_its_own_path(options):
         expected = hf_alone(model, ids, mask, **GREEDY, **options)
         changed += expected != hf_alone(model, ids, mask, **GREEDY)
         out = firp.generate(
-            model, ids, attention_mask=mask, predictor=tiny_predictor(model, seed, "identity"), tree=firp.TreeConfig(16, 4),
+            model, ids, attention_mask=mask, predictor=tiny_predictor(model, seed, "identity"),
+            tree=firp.TreeConfig(16, 4),
             return_dict_in_generate=True, **GREEDY, **options,
         )  # fmt: skip
         assert new_tokens(out.sequences, ids.shape[1], stops) == expected

@@ -199,7 +199,8 @@ def test_max_time_ends_every_sequence():
 
 
 def test_several_sequences_of_a_prompt():
-    """Those of a batch that holds each prompt as often; while greedy they would be copies, which Hugging Face refuses."""
+    """Those of a batch that holds each prompt as often; while greedy they would be copies, which Hugging Face
+    refuses."""
     model, draft = accepting(2, vocab=11)
     ids, mask = ragged_batch(random.Random(2), 3, 11)
     options = {"max_new_tokens": 9, "do_sample": True, "top_k": 0, "seed": 3}

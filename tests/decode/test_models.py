@@ -17,7 +17,9 @@ GREEDY = {"max_new_tokens": 14, "do_sample": False}
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_eight_ragged_prompts_equal_eight_single_runs(family):
-    """float64: tokens of every sequence and scores of one, over two trees; prompts cross sliding windows and RoPE switches."""
+    """float64: tokens of every sequence and scores of one, over two trees; prompts cross sliding windows and RoPE
+    switches.
+    """
     rng = random.Random(family)
     model = tiny_model(5, family, vocab=11)
     ids, mask = ragged_batch(rng, 8, 11)

@@ -1,12 +1,13 @@
-"""Every field of GenerationConfig is served as Hugging Face serves it, has no effect in either, or is refused by name."""
+"""Every field of GenerationConfig is served as Hugging Face serves it, has no effect in either, or is refused
+by name."""
 
 import firp
 import pytest
 import torch
 from firp.generation.options import REFUSED, WITHOUT_EFFECT
-from firp.generation.options import SERVED as SERVED_NAMES
+from firp.generation.options import SUPPORTED as SUPPORTED_NAMES
 from models import tiny_model, tiny_predictor
-from option_cases import DOCS, HARMLESS, SERVED, UNSERVED, Case, fields, markdown, prompt_of
+from option_cases import DOCS, HARMLESS, SUPPORTED, UNSUPPORTED, Case, fields, markdown, prompt_of
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -15,10 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def test_every_field_stands_in_one_table():
-    tables = (set(SERVED_NAMES), set(WITHOUT_EFFECT), set(REFUSED))
+    tables = (set(SUPPORTED_NAMES), set(WITHOUT_EFFECT), set(REFUSED))
     assert fields() - set.union(*tables) == set()
     assert sum(map(len, tables)) == len(set.union(*tables))
-    assert set(SERVED) == tables[0] and set(HARMLESS) == tables[1] and set(UNSERVED) == tables[2]
+    assert set(SUPPORTED) == tables[0] and set(HARMLESS) == tables[1] and set(UNSUPPORTED) == tables[2]
 
 
 def test_the_document_is_current():
@@ -65,9 +66,9 @@ def equal(a, b) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer):
-    case = SERVED[name]
+    case = SUPPORTED[name]
     others, with_field = case.others, {**case.others, name: case.value}
     changed = False
     for seed in range(3):
@@ -102,24 +103,24 @@ def test_fields_without_effect_change_nothing_in_either(name):
 
 
 @pytest.mark.parametrize("where", ["argument", "config", "model", "hook"])
-@pytest.mark.parametrize("name", UNSERVED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_other_fields_are_refused_by_name_with_the_alternative(name, where):
     model, ids = tiny_model(1), torch.tensor([[4, 5, 6]])
     values, instead = REFUSED[name]
-    expected = f"{name}: got {UNSERVED[name]!r}, expected {' or '.join(map(repr, values))}: {instead}"
+    expected = f"{name}: got {UNSUPPORTED[name]!r}, expected {' or '.join(map(repr, values))}: {instead}"
     common = {"max_new_tokens": 4, "do_sample": False}
     with pytest.raises(ValueError) as caught:
         if where == "argument":
-            firp.generate(model, ids, **{name: UNSERVED[name]}, **common)
+            firp.generate(model, ids, **{name: UNSUPPORTED[name]}, **common)
         elif where == "config":
             config = GenerationConfig(**common)
-            setattr(config, name, UNSERVED[name])
+            setattr(config, name, UNSUPPORTED[name])
             firp.generate(model, ids, generation_config=config)
         elif where == "model":
-            setattr(model.generation_config, name, UNSERVED[name])
+            setattr(model.generation_config, name, UNSUPPORTED[name])
             firp.generate(model, ids, **common)
         else:
-            setattr(model.generation_config, name, UNSERVED[name])
+            setattr(model.generation_config, name, UNSUPPORTED[name])
             firp.decode(model, ids, generation_config=model.generation_config)
     assert str(caught.value) == expected
 

@@ -1,4 +1,5 @@
-"""A predictor's files are loaded whole and unchanged, or refused by one error that names file, field and expectation."""
+"""A predictor's files are loaded whole and unchanged, or refused by one error that names file, field and
+expectation."""
 
 import json
 import os

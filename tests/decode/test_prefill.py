@@ -34,7 +34,9 @@ def batched_on_a_cpu(monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_fills_the_cache_as_single_prompts_do(family):
-    """float32: prompts on both sides of sliding windows and RoPE switches; other sequences and far slots stay as they are."""
+    """float32: prompts on both sides of sliding windows and RoPE switches; other sequences and far slots stay as they
+    are.
+    """
     view = firp.Engine(tiny_model(5, family, vocab=11, dtype=torch.float32), impl="reference").view
     prompts, places = prompts_of(5), [4, 0, 6, 1, 3, 2]
     config = view.config

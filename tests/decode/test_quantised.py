@@ -36,8 +36,8 @@ def load(folder, dtype, **quantisation):
 
 
 def assert_own_choices(model, sequences, prompt_length, mask):
-    """Every new token is Hugging Face's argmax after those before it, or nearly ties with it: rows of other numbers round
-    otherwise, and a quantised linear makes more of that than float32 would."""
+    """Every new token is Hugging Face's argmax after those before it, or nearly ties with it: rows of other numbers
+    round otherwise, and a quantised linear makes more of that than float32 would."""
     for row, keep in zip(sequences, mask.bool(), strict=True):
         tokens, start = torch.cat([row[:prompt_length][keep], row[prompt_length:]]), int(keep.sum())
         if EOS in tokens[start:]:

@@ -13,7 +13,8 @@ PROMPTS = (
     "What is 17 * 23? Explain step by step.",
     'Translate into French: "The cat sleeps."',
     "Hello!",
-    "Summarize in one sentence: The committee met on Tuesday, discussed the budget for two hours and postponed the vote.",
+    "Summarize in one sentence: The committee met on Tuesday, discussed the budget for two hours and postponed the "
+    "vote.",
     "List three uses of a brick.",
     "Who wrote Hamlet, and when?",
     "Continue: once upon a time, in a village by the sea, there lived",

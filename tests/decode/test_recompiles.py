@@ -12,8 +12,8 @@ from firp.generation.batch import answer
 from models import tiny_model, tiny_predictor
 
 PROMPT = [4, 5, 6, 4]
-# One row or many, one sequence or many: 6 of layers, below the insertion layer and above, 4 of rotary positions and 4 of
-# the final norm for all batch sizes, counted. 7 more where a small batch borrows the buffers of a large one, whose
+# One row or many, one sequence or many: 6 of layers, below the insertion layer and above, 4 of rotary positions and 4
+# of the final norm for all batch sizes, counted. 7 more where a small batch borrows the buffers of a large one, whose
 # strides differ.
 GRAPHS, GRAPHS_OVER_LARGER_BUFFERS = 14, 7
 
@@ -35,7 +35,9 @@ def graphs(monkeypatch):
 
 @pytest.mark.parametrize("joined", [False, True], ids=["Hugging Face's linears", "joint linears"])
 def test_eight_batch_sizes_in_few_graphs(graphs, monkeypatch, joined):
-    """Plain and drafting runs, and one with a repetition penalty, which needs the host; tokens are those of eager layers."""
+    """Plain and drafting runs, and one with a repetition penalty, which needs the host; tokens are those of eager
+    layers.
+    """
     monkeypatch.setattr("firp.decoder.joint_linears._joinable", lambda *linears: joined)
     model = tiny_model(1, vocab=50, dtype=torch.float32)
     predictor = tiny_predictor(model, 1)

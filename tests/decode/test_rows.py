@@ -87,7 +87,8 @@ def with_module(kind, where, dtype=torch.float64):
 DEPENDENT = [
     (OneScale, "model.layers.2.mlp.down_proj"), (OneScale, "model.layers.0.self_attn.k_proj"), (OneScale, "lm_head"),
     (OutlierColumns, "model.layers.1.mlp.up_proj"), (LastRowSteered, "model.layers.0.self_attn.q_proj"),
-    (MeanOfRows, "model.layers.1.mlp"), (MeanOfRows, "model.norm"), (RowDropout, "model.layers.1.mlp"), (RowBefore, "model.layers.3.mlp"),
+    (MeanOfRows, "model.layers.1.mlp"), (MeanOfRows, "model.norm"), (RowDropout, "model.layers.1.mlp"), (RowBefore,
+    "model.layers.3.mlp"),
     (RowBefore, "model.layers.0.input_layernorm"),
 ]  # fmt: skip
 

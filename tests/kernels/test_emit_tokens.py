@@ -33,7 +33,8 @@ def emit_case(seed: int) -> list:
     tokens = torch.randint(0, 13, (batch, num_nodes), generator=torch.Generator().manual_seed(seed))
     finished = drawn(0, 3) == 0
     return [
-        path, accepted, bonus, drawn(-1, slots - 1), drawn(0, width), status, tokens, stop_tokens, drawn(0, 20), finished,
+        path, accepted, bonus, drawn(-1, slots - 1), drawn(0, width), status, tokens, stop_tokens, drawn(0, 20),
+        finished,
         drawn(1, 6, torch.int64), num_offsets, rng.choice((8, 100)), rng.choice((12, 100)),
     ]  # fmt: skip
 

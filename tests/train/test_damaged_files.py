@@ -1,4 +1,5 @@
-"""Checkpoint, log and kept rows of an earlier run are whole and of this run, or refused by one error that names them."""
+"""Checkpoint, log and kept rows of an earlier run are whole and of this run, or refused by one error that names
+them."""
 
 import json
 import pickle
@@ -9,7 +10,8 @@ import firp
 import numpy as np
 import pytest
 import torch
-from firp.train.trainer import CHECKPOINT, LOG, ROWS, TrainConfig, Trainer
+from firp.train.config import TrainConfig
+from firp.train.trainer import CHECKPOINT, LOG, ROWS, Trainer
 from models import tiny_model
 
 TEXT = {
@@ -34,8 +36,10 @@ def train(tmp_path, monkeypatch):
     np.savez(tmp_path / "text.npz", **TEXT)
 
     def trainer(**changes):
-        settings = {"model": "tiny", "data": str(tmp_path / "text.npz"), "insertion_layer": 2, "num_offsets": 2, "steps": 3,
-                    "batch_size": 2, "anchors": 4, "max_length": 32, "held_out": 1, "ridge_tokens": 0, "transition_rank": 3}  # fmt: skip
+        settings = {"model": "tiny", "data": str(tmp_path / "text.npz"), "insertion_layer": 2, "num_offsets": 2,
+        "steps": 3,
+                    "batch_size": 2, "anchors": 4, "max_length": 32, "held_out": 1, "ridge_tokens": 0,
+                    "transition_rank": 3}  # fmt: skip
         return Trainer(TrainConfig(**{**settings, **changes}), tmp_path / "run", progress=False)
 
     return trainer
@@ -86,7 +90,10 @@ CHECKPOINTS = {
     "a bit of a tensor flipped": (lambda path: flipped(path, 0.5), "does not match its checksum"),
     "a pickle": (lambda path: path.write_bytes(pickle.dumps({"step": 1})), UNREADABLE),
     "another zip": (lambda path: zipfile.ZipFile(path, "w").close(), UNREADABLE),
-    "a model's state": (lambda path: torch.save({"weight": torch.zeros(2)}, path), "got ['weight'], expected the fields config, step"),
+    "a model's state": (
+        lambda path: torch.save({"weight": torch.zeros(2)}, path),
+        "got ['weight'], expected the fields config, step",
+    ),
     "a list": (lambda path: torch.save([1], path), "got list, expected the fields"),
     "an object of code": (lambda path: torch.save(TrainConfig("a", "b", 1), path), UNREADABLE),
     "a configuration of another type": (changed(config=[1]), "config: got list, expected dict"),
@@ -161,10 +168,12 @@ KEPT_ROWS = {
     "a bit flipped": (lambda run: flipped(run / ROWS, 0.5), "got rows of another checksum"),
     "no record": (lambda run: (run / f"{ROWS}.json").unlink(), "cannot be read: No such file"),
     "an empty record": (lambda run: (run / f"{ROWS}.json").write_bytes(b""), "not JSON"),
-    "half a record": (lambda run: (run / f"{ROWS}.json").write_bytes((run / f"{ROWS}.json").read_bytes()[:40]), "not JSON"),
+    "half a record": (lambda run: (run / f"{ROWS}.json").write_bytes((run / f"{ROWS}.json").read_bytes()[:40]),
+    "not JSON"),
     "a record of a list": (lambda run: (run / f"{ROWS}.json").write_text("[]"), "got list, expected an object"),
     "a record of nested brackets": (lambda run: (run / f"{ROWS}.json").write_text("[" * 100_000), "nested too deeply"),
-    "a record without fields": (lambda run: (run / f"{ROWS}.json").write_text("{}"), "made_from: got NoneType, expected an object"),
+    "a record without fields": (lambda run: (run / f"{ROWS}.json").write_text("{}"),
+    "made_from: got NoneType, expected an object"),
     "more done than there is": (lambda run: record_of(run, done=6), "done, crc32: got (6, "),
     "less than nothing done": (lambda run: record_of(run, done=-1), "done, crc32: got (-1, "),
     "done of a boolean": (lambda run: record_of(run, done=True), "done, crc32: got (True, "),

@@ -13,8 +13,9 @@ import torch
 from firp.tools.files import locked
 from firp.train import distill as module
 from firp.train import run_files
+from firp.train.config import TrainConfig
 from firp.train.distill import DistillConfig, distill
-from firp.train.trainer import CHECKPOINT, LOG, ROWS, TrainConfig, Trainer
+from firp.train.trainer import CHECKPOINT, LOG, ROWS, Trainer
 from models import tiny_model, tiny_predictor
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from firp.tools.files import write_atomically
-from firp.train.trainer import CHECKPOINT, TrainConfig, Trainer
+from firp.train.config import TrainConfig
+from firp.train.trainer import CHECKPOINT, Trainer
 from models import tiny_model
 
 

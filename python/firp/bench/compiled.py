@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils._triton import has_triton
@@ -48,11 +50,11 @@ class CompiledGenerate:
     def __init__(self, model: PreTrainedModel) -> None:
         check_compilable(model)
         self.model = model
-        self.cache: StaticCache | None = None
+        self.cache: Any = None  # Made by `prepare`.
         self.capacity = 0
         # Each cache size gets a graph of its own; one graph for all of them would be slower.
         self.config = CompileConfig(dynamic=False)
-        # Hugging Face compiles on accelerators alone unless told otherwise.
+        # Hugging Face compiles on accelerators alone unless asked otherwise.
         self.config._compile_all_devices = True
 
     def prepare(self, ids: Tensor, max_new_tokens: int) -> None:

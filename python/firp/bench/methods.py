@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -38,9 +39,10 @@ class Run:
 
 
 Method = Callable[[Tensor, int], Run]
+R = TypeVar("R")
 
 
-def _timed(decode: Callable[[], object], device: torch.device) -> tuple[object, float]:
+def _timed(decode: Callable[[], R], device: torch.device) -> tuple[R, float]:
     synchronize(device)
     started = time.perf_counter()
     out = decode()
@@ -126,7 +128,8 @@ def make_methods(
     """The methods asked for, by name.
 
     Raises:
-        ValueError: an unknown name, one given twice, `firp` without a predictor, or `hf-compiled` where nothing compiles.
+        ValueError: an unknown name, one given twice, `firp` without a predictor, or `hf-compiled` where nothing
+            compiles.
     """
     check_methods(names)
     made: dict[str, Method] = {}

@@ -11,9 +11,11 @@ from firp.tools.hardware import available_memory
 
 # Positions beyond the original limit, so that steps at a context of 4096 fit; they cost nothing.
 MAX_POSITIONS = 8192
-SHAPES = {
-    "llama2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000},
-    "llama2-13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40, "vocab_size": 32000},
+SHAPES: dict[str, dict] = {
+    "llama2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "vocab_size": 32000},
+    "llama2-13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+    "num_attention_heads": 40, "vocab_size": 32000},
     "llama3-8b": {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0,
@@ -33,7 +35,7 @@ def shape_config(shape: str) -> LlamaConfig:
     """
     if shape not in SHAPES:
         raise ValueError(f"random_weights: got {shape!r}, expected one of {', '.join(SHAPES)}")
-    fields = dict(SHAPES[shape])
+    fields = SHAPES[shape].copy()
     theta = fields.pop("rope_theta", 10000.0)
     return LlamaConfig(
         **fields,
@@ -55,7 +57,7 @@ def build(
     """A model and a predictor with random weights, made directly on the device.
 
     Args:
-        num_offsets: k. The insertion layer lies two thirds up, as in the shipped predictor.
+        num_offsets: k. The insertion layer is two thirds up, as in the shipped predictor.
         cached_tokens: tokens that caches will hold at once, for the memory check alone.
 
     Raises:

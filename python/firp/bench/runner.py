@@ -126,7 +126,7 @@ def report(results: Results, model: PreTrainedModel, settings: dict) -> dict:
     differences = compare(results, model) if "hf" in results.runs else None
     everything = list(range(len(results.prompts)))
     categories = sorted({prompt.category for prompt in results.prompts})
-    document = {
+    document: dict = {
         "environment": environment(model),
         "settings": settings,
         "tau": TAU_FORMULA,

@@ -21,7 +21,10 @@ from firp.tune.cost import StepTime, measure_steps, num_steps
 
 NOTE = "random weights: only the cost of a step is meant"
 BREAK_EVEN = "tau at which FIRP breaks even = FIRP step time / plain step time"
-SHARE = "bytes that a step must read once (layers, final norm, head, predictor; keys and values of the context) / step time / bandwidth of a large copy"
+SHARE = (
+    "bytes that a step must read once (layers, final norm, head, predictor; keys and values of the context) / "
+    "step time / bandwidth of a large copy"
+)
 SIZES = ((4, 2), (8, 4), (16, 4), (16, 16), (32, 8), (32, 32), (64, 16))
 CONTEXTS = (1024, 4096)
 STEPS, REPEATS = 16, 3
@@ -90,7 +93,8 @@ def measure_step_cost(
         "note": NOTE,
         "environment": environment(model),
         "settings": {
-            "num_offsets": num_offsets, "insertion_layer": predictor.insertion_layer, "num_layers": predictor.num_layers,
+            "num_offsets": num_offsets, "insertion_layer": predictor.insertion_layer,
+            "num_layers": predictor.num_layers,
             "steps": steps, "repeats": repeats, "batch_size": 1, "weight_bytes": _bytes(model),
         },
         "copy_bandwidth_bytes_per_second": bandwidth,
@@ -106,7 +110,8 @@ def print_step_cost(document: dict, console: Console | None = None) -> None:
     machine, settings = document["environment"], document["settings"]
     name = f"{document['random_weights']} (random weights), {machine['device']}, {machine['dtype']}"
     for context in sorted({entry["context"] for entry in document["steps"]}):
-        title = f"{name}, context {context}, k {settings['num_offsets']}, t {settings['insertion_layer']} of {settings['num_layers']}"
+        place = f"t {settings['insertion_layer']} of {settings['num_layers']}"
+        title = f"{name}, context {context}, k {settings['num_offsets']}, {place}"
         table = Table(
             "method", "N", "P", "rows", "step ms (min-max)", "bandwidth share", "breaks even at tau", title=title
         )
@@ -116,7 +121,8 @@ def print_step_cost(document: dict, console: Console | None = None) -> None:
             time, tau = entry["step_ms"], entry["break_even_tau"]
             table.add_row(
                 entry["method"], str(entry["num_nodes"]), str(entry["num_lookahead"]), str(entry["rows"]),
-                f"{time['median']:.3f} ({time['min']:.3f}-{time['max']:.3f})", f"{100 * entry['bandwidth_share']:.0f} %",
+                f"{time['median']:.3f} ({time['min']:.3f}-{time['max']:.3f})",
+                f"{100 * entry['bandwidth_share']:.0f} %",
                 f"{tau['median']:.3f} ({tau['min']:.3f}-{tau['max']:.3f})",
             )  # fmt: skip
         console.print(table)

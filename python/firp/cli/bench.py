@@ -52,7 +52,8 @@ def bench(
     if random_weights is not None:
         if plot is not None:
             raise ValueError("plot: given with random_weights, expected one of them")
-        sizes = SIZES if nodes is None and lookahead is None else [(nodes or lookahead, lookahead or nodes)]
+        size = lookahead if nodes is None else nodes
+        sizes = SIZES if size is None else ((size, size if lookahead is None else lookahead),)
         document = measure_step_cost(
             random_weights,
             dtype,
@@ -84,7 +85,7 @@ def bench(
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
         "tree": None
-        if used is None
+        if used is None or tree is None
         else {"N": tree.num_nodes, "P": tree.num_lookahead, "k": used.num_offsets, "kind": tree.kind},
     }
     document = report(results, base, settings)

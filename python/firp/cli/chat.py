@@ -108,8 +108,9 @@ def _answer(engine: Engine, ids: torch.Tensor, streamer: MarkingStreamer, asked:
         except Stopped:
             streamer.end()
             return f"{len(streamer.tokens)} tokens, stopped"
-    speed = out.stats.tokens / (time.perf_counter() - started)
-    return f"{out.stats.tokens} tokens, tau {out.stats.tau:.2f}, {speed:.1f} tokens/s"
+    stats = out.stats
+    speed = stats.tokens / (time.perf_counter() - started)
+    return f"{stats.tokens} tokens, tau {stats.tau:.2f}, {speed:.1f} tokens/s"
 
 
 @contextmanager

@@ -64,10 +64,10 @@ def doctor(
         console.print(f"more threads than cores, which wait for each other: set OMP_NUM_THREADS={cores} or less")
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    served = Table("op", *devices, title="who serves each op")
+    owners = Table("op", *devices, title="implementation of each op")
     for name in ops.SCHEMAS:
-        served.add_row(name, *(registry.owner(name, device) for device in devices))
-    console.print(served)
+        owners.add_row(name, *(registry.owner(name, device) for device in devices))
+    console.print(owners)
 
     missing = list(_missing(extension, reason))
     console.print("nothing is missing" if not missing else "missing:")

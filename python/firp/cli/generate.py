@@ -17,7 +17,10 @@ from firp.generation.generate import generate as firp_generate
 from firp.tools.models import load_model
 from firp.tools.prompt_files import encode
 
-DEFAULT_PROMPT = "Nora buys 4 notebooks at 3 dollars each and 2 pens at 1.50 dollars each. She pays with a 20 dollar bill. How much change does she get?"
+DEFAULT_PROMPT = (
+    "Nora buys 4 notebooks at 3 dollars each and 2 pens at 1.50 dollars each. She pays with a 20 dollar bill. How much "
+    "change does she get?"
+)
 
 
 def generate(

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from firp.cli import options
+from firp.train.config import TrainConfig
 from firp.train.distill import DistillConfig
 from firp.train.distill import distill as run_distill
-from firp.train.trainer import TrainConfig, Trainer
+from firp.train.trainer import Trainer
 
 
 def distill(
@@ -48,7 +49,7 @@ def train(
         int | None, typer.Option(help="r of the token transition; 0: none. Default: 64, or 0 with a refiner.")
     ] = None,
     refiner_width: Annotated[int, typer.Option(help="w of the refiner, which replaces the transition; 0: none.")] = 0,
-    ridge_tokens: Annotated[int, typer.Option(help="Tokens behind the closed-form start; 0: identity.")] = 100_000,
+    ridge_tokens: Annotated[int, typer.Option(help="Tokens of the closed-form start; 0: identity.")] = 100_000,
     start_from: Annotated[str | None, typer.Option(help="Predictor to go on from instead.")] = None,
     held_out: Annotated[int, typer.Option(help="Sequences kept for accuracy.")] = 64,
     seed: Annotated[int, typer.Option(help="Of data order and anchors.")] = 0,
@@ -65,7 +66,8 @@ def train(
     config = TrainConfig(
         model=model, data=data, insertion_layer=insertion_layer, num_offsets=num_offsets, steps=steps,
         batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
-        transition_rank=transition_rank, refiner_width=refiner_width, ridge_tokens=ridge_tokens, start_from=start_from, held_out=held_out, seed=seed,
+        transition_rank=transition_rank, refiner_width=refiner_width, ridge_tokens=ridge_tokens,
+        start_from=start_from, held_out=held_out, seed=seed,
         dtype=dtype, keep_rows=keep_rows,
     )  # fmt: skip
     trainer = Trainer(config, output, options.choose_device(device))

@@ -15,7 +15,7 @@ HARMLESS = frozenset(["dropout", "is_causal", "position_ids", "use_cache", "outp
 
 
 class AttentionStep(Protocol):
-    """What stands behind the attention of every layer during one pass."""
+    """What computes the attention of every layer during one pass."""
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
@@ -37,7 +37,7 @@ class AttentionStep(Protocol):
 def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **others):
     for name, value_given in others.items():
         if value_given is not None and name not in HARMLESS:
-            raise ValueError(f"model: its attention asks for {name}={value_given!r}, which FIRP does not serve")
+            raise ValueError(f"model: its attention asks for {name}={value_given!r}, which FIRP does not support")
     check_window(module, sliding_window)
     check_heads(module, query.shape[1], key.shape[1], query.shape[3])
     query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))

@@ -98,7 +98,7 @@ def _adapt_block(block: nn.Module, dtype: torch.dtype, ops: SimpleNamespace) -> 
 
 
 def adapt_layer(view: nn.Module, ops: SimpleNamespace) -> nn.Module:
-    """Replace a layer view, or what few-row ops can stand for in it; the model's own modules stay as they are."""
+    """Replace a layer view, or the parts that few-row ops can replace; the model's own modules stay as they are."""
     dtype = next(view.parameters()).dtype
     if _is_layer(view, dtype):
         return FewRowLayer(view, ops)

@@ -1,4 +1,4 @@
-"""What stands for the blocks of a layer, and for whole layers, on a CPU: the package's ops over the model's parameters.
+"""What replaces the blocks of a layer, and for whole layers, on a CPU: the package's ops over the model's parameters.
 
 Each computes what the Hugging Face module computes, in its roundings, in as few calls as there are: a layer's own small
 calls are a good part of a step.
@@ -15,7 +15,7 @@ from firp.decoder.attention import check_heads, check_window
 
 
 class FewRowLinear(nn.Module):
-    """Stands for an `nn.Linear` of the model in a view, sharing its parameters."""
+    """Replaces an `nn.Linear` of the model in a view, sharing its parameters."""
 
     def __init__(self, linear: nn.Linear, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class FewRowLinear(nn.Module):
 
 
 class FewRowNorm(nn.Module):
-    """Stands for an RMS norm of the model."""
+    """Replaces an RMS norm of the model."""
 
     def __init__(self, norm: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class FewRowNorm(nn.Module):
 
 
 class FewRowMLP(nn.Module):
-    """Stands for a gated MLP of the model."""
+    """Replaces a gated MLP of the model."""
 
     def __init__(self, mlp: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class FewRowMLP(nn.Module):
 
 
 class FewRowAttention(nn.Module):
-    """Stands for an attention block of the model; an `AttentionStep` attends."""
+    """Replaces an attention block of the model; an `AttentionStep` attends."""
 
     def __init__(self, attention: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -88,7 +88,8 @@ class FewRowAttention(nn.Module):
 
 
 class FewRowLayer(nn.Module):
-    """Stands for a decoder layer of the model: attention and gated MLP, each behind an RMS norm and added to its input."""
+    """Replaces a decoder layer of the model: attention and gated MLP, each after an RMS norm and added to
+    its input."""
 
     def __init__(self, layer: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -102,6 +103,5 @@ class FewRowLayer(nn.Module):
     def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step, **_) -> Tensor:
         before_attention, before_mlp = self.norms
         normed = self.ops.rms_norm(hidden_states, *before_attention)
-        attended, _ = self.attend(normed, position_embeddings, firp_step)
-        hidden_states = hidden_states + attended
+        hidden_states = hidden_states + self.attend(normed, position_embeddings, firp_step)[0]
         return hidden_states + self.feed(self.ops.rms_norm(hidden_states, *before_mlp))

@@ -2,20 +2,18 @@
 
 Draft rows pass the model together with real ones. Where a linear scales activations over a whole tensor, or looks for
 outliers over all rows, drafts would change the output. A linear that rounds its input to few levels turns the last bit
-of an attention score into another token. Classes of transformers and torch are known; any other module is tried: the same
-rows beside others and alone, and with changes too small for a coarse grid.
+of an attention score into another token. Classes of transformers and torch are known; any other module is tried: the
+same rows beside others and alone, and with changes too small for a coarse grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from firp.decoder.view import DecoderView
+from transformers import PretrainedConfig, PreTrainedModel
 
 # Largest difference, relative to the largest value, that is rounding where another number of rows takes another kernel.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -33,15 +31,39 @@ class OwnRowOnly:
         return value * (query * key * scale).sum(-1, keepdim=True).sigmoid()
 
 
+class View(Protocol):
+    """What is tried of a model: `firp.decoder.view.DecoderView`."""
+
+    model: PreTrainedModel
+    config: PretrainedConfig
+    layers: list[nn.Module]
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def embed(self, tokens: Tensor) -> Tensor: ...
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
 @torch.no_grad()
-def check_rows(view: DecoderView, names: list[str]) -> None:
+def check_rows(view: View, names: list[str]) -> None:
     """Try the modules `names` of the view's model.
 
     Raises:
         ValueError: a row's result depends on other rows; names the module and its class.
     """
     model, dtype = view.model, view.dtype
-    step, layers = OwnRowOnly(), {}
+    step = OwnRowOnly()
+    layers: dict[int, tuple[str, nn.Module]] = {}
     for name in names:
         module = model.get_submodule(name)
         width = getattr(module, "in_features", None)
@@ -130,13 +152,15 @@ def _try_levels(linear: nn.Module, width: int, dtype: torch.dtype, device: torch
         outputs = [linear(part.to(device, dtype)) for part in (before, after)]
         if float((outputs[0] == outputs[1]).float().mean()) > 0.9:
             raise ValueError(
-                f"model: {name!r} ({type(linear).__name__}) rounds its input to few levels (quantised activations), expected "
+                f"model: {name!r} ({type(linear).__name__}) rounds its input to few levels (quantised activations), "
+                f"expected "
                 "input as it is: rounding of the last bit elsewhere would give other tokens than Hugging Face's forward"
             )
 
 
 def _refuse(name: str, module: nn.Module, reason: str) -> None:
     raise ValueError(
-        f"model: {name!r} ({type(module).__name__}) gives a row a result that {reason}, expected rows that do not depend on "
+        f"model: {name!r} ({type(module).__name__}) gives a row a result that {reason}, expected rows that do not "
+        f"depend on "
         "each other: drafts would change the output"
     )

@@ -1,13 +1,15 @@
-"""On a GPU, let layer views take queries, keys and values in one product, and gate and up in another: three launches fewer.
+"""On a GPU, let layer views take queries, keys and values in one product, and gate and up in another: three launches
+fewer.
 
 The weights side by side are a copy. It is made anew at every `JointLinears.refresh`, at the start of a run, which costs
-about what a step costs: a weight that changed in place cannot be told from one that did not. The model's own modules
+about what a step costs: a weight that changed in place looks like one that did not. The model's own modules
 stay as they are, and so do all that are not plain linears: quantised, adapted, hooked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ class JointLinear(nn.Module):
 
 
 class JointMLP(nn.Module):
-    """Stands for a gated MLP of the model."""
+    """Replaces a gated MLP of the model."""
 
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class JointMLP(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Stands for an attention block of the model; an `AttentionStep` attends."""
+    """Replaces an attention block of the model; an `AttentionStep` attends."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -107,9 +109,10 @@ def _joinable(*linears: nn.Module) -> bool:
 
 
 def _blocks(layer: nn.Module) -> dict[str, type]:
-    """Names of the blocks of a layer view that others can stand for, and what these are."""
+    """Names of the blocks of a layer view that others can replace, and what these are."""
     found: dict[str, type] = {}
-    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    attention: Any = getattr(layer, "self_attn", None)
+    mlp: Any = getattr(layer, "mlp", None)
     if (
         type(attention) in ATTENTIONS
         and _plain(attention)

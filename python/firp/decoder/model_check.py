@@ -1,8 +1,8 @@
 """Whether Hugging Face would run a model's parts as FIRP does: one list of what was verified, all else is refused.
 
 FIRP embeds tokens, runs the layers, the final norm and the head itself, with its own attention. So the model's and the
-decoder's forward, the attention function, the masks and whatever hangs on a module have to be the library's own. The
-check runs at every call; what it finds is kept and compared, so that an engine notices a model that changed.
+decoder's forward, the attention function, the masks and everything attached to a module have to be the library's own.
+The check runs at every call. What it finds is kept and compared, so that an engine notices a model that changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from firp.decoder.seen import Record, Seen
 
 # torch's own modules whose result for a row does not depend on the other rows.
 ROWWISE = frozenset(
-    ["Linear", "Embedding", "Identity", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Sequential", "Dropout",
+    ["Linear", "Embedding", "Identity", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Sequential",
+     "Dropout",
      "LayerNorm", "RMSNorm", "SiLU", "GELU", "ReLU", "Tanh", "Sigmoid"]
 )  # fmt: skip
 # Functions of the model object that Hugging Face itself lays over it, which change no output.
@@ -66,7 +67,7 @@ def kind_of(kind: type, modeling: str) -> Kind:
     base, overridden = library_base(kind)
     home = "" if base is None else base.__module__
     own = kind is base or (base is not None and overridden is None)
-    torchs = home.startswith("torch.nn.modules.") and base.__name__ in ROWWISE
+    torchs = base is not None and home.startswith("torch.nn.modules.") and base.__name__ in ROWWISE
     families = home == modeling or home == "transformers.activations"
     rowwise = own and (torchs or families or home.startswith("peft.tuners."))
     drops = "dropout" in kind.__name__.lower()
@@ -88,14 +89,14 @@ def check_model(model: PreTrainedModel) -> Seen:
         ValueError: something that Hugging Face would run and FIRP would not; names it and what is expected.
     """
     _check_modes(model.model.embed_tokens.weight.device)
-    seen = _verdicts.get(model)
-    holds = seen is not None and seen.still_holds()
-    if not holds:
-        seen = _check_modules(model)
+    before = _verdicts.get(model)
+    holds = before is not None and before.still_holds()
+    seen = before if before is not None and holds else _check_modules(model)
     fault = ORIGINALS.fault(seen.homes)
     if fault is not None:
         raise ValueError(
-            f"model: {fault} is not the one that its library defines, expected the original: FIRP cannot follow a patched function"
+            f"model: {fault} is not the one that its library defines, expected the original: FIRP cannot follow a "
+            f"patched function"
         )
     check_functions(model.config)
     fields = read_fields(model)
@@ -113,7 +114,8 @@ def _check_modules(model: PreTrainedModel) -> Seen:
     seen, kinds = Seen(), set()
     rotary = {id(child) for child in model.model.rotary_emb.modules()}  # Read at use; Hugging Face writes to it.
     for name, module in walk(model):
-        kind, attributes = kind_of(type(module), modeling), module.__dict__
+        kind = kind_of(type(module), modeling)  # type: ignore[arg-type]
+        attributes = module.__dict__
         if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
             _check_hooks(name, module)
         if not kind.methods.isdisjoint(attributes):
@@ -145,7 +147,8 @@ def _check_modes(device: torch.device) -> None:
     for kind in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         if getattr(torch_modules, kind):
             raise ValueError(
-                "model: a hook on every module is registered (torch.nn.modules.module.register_module_forward_hook or _pre_hook), "
+                "model: a hook on every module is registered (torch.nn.modules.module.register_module_forward_hook or "
+                "_pre_hook), "
                 "expected none: it would see draft rows"
             )
     stack = [
@@ -155,7 +158,8 @@ def _check_modes(device: torch.device) -> None:
     for mode in (mode for modes in stack for mode in modes):
         if library_of(type(mode).__module__) != "torch":
             raise ValueError(
-                f"model: {type(mode).__name__} is active, a torch mode that FIRP does not know and whose changes would not reach its ops; expected none"
+                f"model: {type(mode).__name__} is active, a torch mode that FIRP does not know and whose changes "
+                f"would not reach its ops; expected none"
             )
 
 
@@ -166,25 +170,29 @@ def _check_classes(model: PreTrainedModel) -> type:
     if base is not expected:
         named = "its own class" if expected is None else expected.__name__
         raise ValueError(
-            f"model: got {type(model).__name__}, expected {named} of transformers for a config of model_type {model.config.model_type!r}"
+            f"model: got {type(model).__name__}, expected {named} of transformers for a config of model_type "
+            f"{model.config.model_type!r}"
         )
     if overridden is not None:
         raise ValueError(
-            f"model: {type(model).__name__} overrides {overridden} of {base.__name__}, which FIRP cannot follow; expected {base.__name__} itself"
+            f"model: {type(model).__name__} overrides {overridden} of {base.__name__}, which FIRP cannot follow; "
+            f"expected {base.__name__} itself"
         )
     decoder = model.model
     parts = [("model", decoder, "Model"), ("model.rotary_emb", decoder.rotary_emb, "RotaryEmbedding")]
     for i, layer in enumerate(decoder.layers):
         parts += [(f"model.layers.{i}", layer, "Layer"), (f"model.layers.{i}.self_attn", layer.self_attn, "Attention")]
     for name, module, ending in parts:
-        found, overridden = _library_part(type(module), base.__module__, ending)
+        found, overridden = _library_part(type(module), base.__module__, ending)  # type: ignore[arg-type]
         if not found:
             raise ValueError(
-                f"model: {name!r} is {type(module).__name__}, expected the {ending.lower()} class of {base.__module__}: FIRP takes its place"
+                f"model: {name!r} is {type(module).__name__}, expected the {ending.lower()} class of "
+                f"{base.__module__}: FIRP takes its place"
             )
         if overridden is not None:
             raise ValueError(
-                f"model: {name!r} is {type(module).__name__}, which overrides {overridden}; expected the library's own class"
+                f"model: {name!r} is {type(module).__name__}, which overrides {overridden}; expected the library's "
+                f"own class"
             )
     return base
 
@@ -202,7 +210,8 @@ def _check_hooks(name: str, module: nn.Module) -> None:
         known = home in ("transformers.utils.output_capturing", "transformers.modeling_utils")
         if not (known and is_own(hook, home, hook.__qualname__)):
             raise ValueError(
-                f"model: {name or 'the model'!r} has a forward hook, expected none: it would see draft rows, or not run at all "
+                f"model: {name or 'the model'!r} has a forward hook, expected none: it would see draft rows, or not "
+                f"run at all "
                 "(peft's adapter_names is such a hook, and so are activation steering and offloading)"
             )
 
@@ -218,7 +227,8 @@ def _refuse_override(name: str, module: nn.Module, kind: Kind) -> None:
 
 def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> None:
     raise ValueError(
-        f"model: {name!r} is on {tensor.device}, expected {device} as the embeddings: load the whole model on one device"
+        f"model: {name!r} is on {tensor.device}, expected {device} as the embeddings: load the whole model on one "
+        f"device"
     )
 
 

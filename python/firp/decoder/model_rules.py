@@ -24,7 +24,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @functools.cache
-def _names_read(kind: type) -> frozenset[str]:
+def _names_read(kind: type[nn.Module]) -> frozenset[str]:
     """Names that a class's forward mentions, past its decorators."""
     function = kind.forward
     while hasattr(function, "__wrapped__"):
@@ -54,7 +54,8 @@ def library_kind(module: nn.Module) -> type:
 # Read elsewhere than in the modeling module: by masks, by rotary embeddings, by this package.
 _READ_ELSEWHERE = (
     "_attn_implementation_internal", "is_causal", "rope_parameters", "max_position_embeddings", "num_key_value_heads",
-    "head_dim", "hidden_size", "return_dict", "_experts_implementation_internal", "num_hidden_layers", "sliding_window", "layer_types", "attention_chunk_size",
+    "head_dim", "hidden_size", "return_dict", "_experts_implementation_internal", "num_hidden_layers",
+    "sliding_window", "layer_types", "attention_chunk_size",
 )  # fmt: skip
 _NOT_READ = frozenset(["vocab_size", "use_cache", "pad_token_id", "output_router_logits", "initializer_range"])
 
@@ -147,7 +148,8 @@ def check_config(model: PreTrainedModel) -> None:
     for place, (seen, kept) in enumerate(zip(windows(model), _cache_windows(config, len(layers)), strict=False)):
         if kept != seen and (kept is not None or not follows_types):
             raise ValueError(
-                f"model: Hugging Face's cache would keep a window of {kept} in layer {place}, its masks show {seen}, expected one "
+                f"model: Hugging Face's cache would keep a window of {kept} in layer {place}, its masks show {seen}, "
+                f"expected one "
                 "window (config.sliding_window, config.layer_types)"
             )
     sliding = any(window is not None for window in windows(model))
@@ -164,14 +166,16 @@ def _check_layer(place: int, layer: nn.Module, config) -> None:
         index = getattr(holder, "layer_idx", place)
         if index != place:
             raise ValueError(
-                f"model: model.layers.{place}.{name}layer_idx is {index}, expected {place}: layers were reordered, dropped or "
+                f"model: model.layers.{place}.{name}layer_idx is {index}, expected {place}: layers were reordered, "
+                f"dropped or "
                 "repeated; give each its own module and number (layer_idx), and config.num_hidden_layers their count"
             )
     heads, kv_heads, head_dim = head_counts(config)
     for name, expected in (("num_key_value_groups", heads // kv_heads), ("head_dim", head_dim)):
         if getattr(attention, name, expected) != expected:
             raise ValueError(
-                f"model: layer {place} has {name} {getattr(attention, name)}, expected {expected} as its config says (pruned "
+                f"model: layer {place} has {name} {getattr(attention, name)}, expected {expected} as its config says "
+                f"(pruned "
                 "heads are not supported)"
             )
     if attention.config is not config:
@@ -180,7 +184,8 @@ def _check_layer(place: int, layer: nn.Module, config) -> None:
         )
     if getattr(attention, "is_causal", True) is not True:
         raise ValueError(
-            f"model: model.layers.{place}.self_attn.is_causal is {attention.is_causal}, expected True: FIRP decodes causally"
+            f"model: model.layers.{place}.self_attn.is_causal is {attention.is_causal}, expected True: FIRP decodes "
+            f"causally"
         )
 
 
@@ -189,7 +194,8 @@ def check_functions(config) -> None:
     name = config._attn_implementation
     if name not in ATTENTION_FUNCTIONS:
         raise ValueError(
-            f"model: got attention function {name!r}, expected one of {', '.join(ATTENTION_FUNCTIONS)}: FIRP's own attention takes its place"
+            f"model: got attention function {name!r}, expected one of {', '.join(ATTENTION_FUNCTIONS)}: FIRP's own "
+            f"attention takes its place"
         )
     for interface in (AttentionInterface(), AttentionMaskInterface()):
         function = interface.get(name)
@@ -197,7 +203,8 @@ def check_functions(config) -> None:
             function, getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
         ):
             raise ValueError(
-                f"model: attention function {name!r} was registered anew, expected the library's: FIRP's own attention takes its place"
+                f"model: attention function {name!r} was registered anew, expected the library's: FIRP's own "
+                f"attention takes its place"
             )
     experts = getattr(config, "_experts_implementation", None)
     function = None if experts in (None, "eager") else ALL_EXPERTS_FUNCTIONS.get(experts)
@@ -221,6 +228,7 @@ def _check_rotary(rotary: nn.Module, config) -> None:
             raise ValueError("model: model.rotary_emb has another config object than the model, expected the model's")
         if rotary.original_max_seq_len != config.max_position_embeddings:
             raise ValueError(
-                f"model: got config.max_position_embeddings {config.max_position_embeddings}, but model.rotary_emb was made for "
+                f"model: got config.max_position_embeddings {config.max_position_embeddings}, but model.rotary_emb "
+                f"was made for "
                 f"{rotary.original_max_seq_len}"
             )

@@ -1,13 +1,15 @@
-"""The grad mode and the current device that decoding runs in, whatever the caller's."""
+"""The grad mode and the current device that decoding runs in, for any of the caller's."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+
+from firp.decoder.view import DecoderView
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,11 +35,20 @@ def current(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def on_own_device(method: Callable[P, R]) -> Callable[P, R]:
+class HasView(Protocol):
+    """What has a view of a model, on one device."""
+
+    view: DecoderView
+
+
+S = TypeVar("S", bound=HasView)
+
+
+def on_own_device(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Run a method of an object that has a `view` with the view's device current."""
 
     @functools.wraps(method)
-    def wrapper(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         with current(self.view.device):
             return method(self, *args, **kwargs)
 

@@ -24,7 +24,8 @@ LIBRARIES = ("transformers", "torch", "peft")
 # Where the libraries' decorators come from.
 DECORATORS = (*LIBRARIES, "contextlib", "functools", "huggingface_hub")
 # Names of a class body that are no behaviour.
-_NOT_BEHAVIOUR = frozenset(["__module__", "__qualname__", "__doc__", "__annotations__", "__dict__", "__weakref__", "__init__",
+_NOT_BEHAVIOUR = frozenset(["__module__", "__qualname__", "__doc__", "__annotations__", "__dict__", "__weakref__",
+"__init__",
     "__firstlineno__", "__static_attributes__", "__annotate__", "__annotate_func__", "__parameters__", "__orig_bases__",
     "__abstractmethods__", "_abc_impl", "__slots__"])  # fmt: skip
 
@@ -39,8 +40,8 @@ def library_of(module_name: str | None) -> str | None:
 def _file_codes(module_name: str) -> dict[str, list[types.CodeType]] | None:
     """{qualified name: code objects} of a module's file; None where there is no file to read."""
     spec = importlib.util.find_spec(module_name)
-    loader = None if spec is None else spec.loader
-    code = loader.get_code(module_name) if hasattr(loader, "get_code") else None
+    get_code = getattr(None if spec is None else spec.loader, "get_code", None)
+    code = None if get_code is None else get_code(module_name)
     if code is None:
         return None
     found: dict[str, list[types.CodeType]] = {}
@@ -97,7 +98,7 @@ def is_own(function: object, module_name: str, name: str) -> bool:
 
 @functools.cache
 def methods_of(kind: type) -> frozenset[str]:
-    """Names that stand for functions in a class: an instance that has one of them as an attribute overrides it."""
+    """Names of functions in a class: an instance that has one of them as an attribute overrides it."""
     return frozenset(
         name
         for base in kind.__mro__
@@ -156,7 +157,8 @@ RUNNING = (DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, torch.Tensor)
 RUNNING_MODULES = (
     "transformers.masking_utils", "transformers.integrations.sdpa_attention", "transformers.integrations.moe",
     "transformers.modeling_rope_utils", "transformers.activations", "transformers.modeling_layers",
-    "torch.nn.modules.linear", "torch.nn.modules.sparse", "torch.nn.modules.activation", "torch.nn.modules.normalization",
+    "torch.nn.modules.linear", "torch.nn.modules.sparse", "torch.nn.modules.activation",
+    "torch.nn.modules.normalization",
 )  # fmt: skip
 # They make an object or restore one; torch.compile replaces some of them for good.
 CONSTRUCTION = frozenset(

@@ -1,4 +1,5 @@
-"""Whole sequences through the decoder in one pass: the model's own rows, and pseudo rows of chosen anchors over them."""
+"""Whole sequences through the decoder in one pass: the model's own rows, and pseudo rows of chosen anchors over
+them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from firp.decoder.originals import ORIGINALS, Homes, library_base, methods_of
 
 # Adapters whose layers were tested against peft's own generate (tests/decode/test_adapters.py).
 TESTED_TYPES = frozenset(
-    ["ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS",
+    ["ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA",
+     "MISS",
      "OFT", "OSF", "RANDLORA", "ROAD", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA", "WAVEFT"]
 )  # fmt: skip
 # Arguments of one call that peft hands to its layers through hooks of its own.
@@ -22,7 +23,8 @@ def check_per_call(options: dict) -> None:
     for name, meaning in PER_CALL.items():
         if options.get(name) is not None:
             raise ValueError(
-                f"{name}: got {type(options[name]).__name__}, expected None: FIRP does not follow {meaning}; decode one "
+                f"{name}: got {type(options[name]).__name__}, expected None: FIRP does not follow {meaning}; decode "
+                f"one "
                 "adapter at a time (model.set_adapter)"
             )
 
@@ -48,7 +50,8 @@ def without_peft(model):
             )
         if getattr(config, "alora_invocation_tokens", None):
             raise ValueError(
-                "model: got a peft model with alora_invocation_tokens, expected none: peft switches such an adapter on in the "
+                "model: got a peft model with alora_invocation_tokens, expected none: peft switches such an adapter "
+                "on in the "
                 "middle of a call"
             )
     wrappers = [model] if model.get_base_model() is getattr(model, "base_model", None) else [model, model.base_model]
@@ -76,8 +79,9 @@ def _check_wrapper(wrapper) -> None:
         raise ValueError(
             f"model: {type(wrapper).__name__} has a forward hook, expected none: FIRP runs the decoder inside it"
         )
-    own = sorted(methods_of(type(wrapper)) & vars(wrapper).keys())
+    own = sorted(methods_of(type(wrapper)) & vars(wrapper).keys())  # type: ignore[arg-type]
     if own:
         raise ValueError(
-            f"model: {type(wrapper).__name__} has its own {own[0]} (a patch), expected peft's: FIRP runs the decoder inside it"
+            f"model: {type(wrapper).__name__} has its own {own[0]} (a patch), expected peft's: FIRP runs the decoder "
+            f"inside it"
         )

@@ -31,7 +31,7 @@ def context_limit(config: PreTrainedConfig) -> int:
     return int(limit * config.rope_parameters["factor"]) if rope_type_of(config) == "dynamic" else limit
 
 
-def check_lengths(config: PreTrainedConfig, prompt_length: int, max_new_tokens: int) -> None:
+def check_positions(config: PreTrainedConfig, prompt_length: int, max_new_tokens: int) -> None:
     """Raise ValueError for a request that the model's positions do not allow."""
     limit, total = context_limit(config), prompt_length + max_new_tokens
     if total > limit:
@@ -64,7 +64,9 @@ def _dynamic_frequencies(config: PreTrainedConfig, device: torch.device) -> Freq
 
 
 def _longrope_frequencies(config: PreTrainedConfig, device: torch.device) -> Frequencies:
-    """Lengths [...] on `device` to inverse frequencies [..., dim / 2]: one set within the trained context, another past it."""
+    """Lengths [...] on `device` to inverse frequencies [..., dim / 2]: one set within the trained context, another past
+    it.
+    """
     trained = config.rope_parameters["original_max_position_embeddings"]
     sets = (ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=trained + past)[0] for past in (0, 1))
     # Moved once: a copy from the host in a step would make it wait, and no capture allows one.
@@ -100,7 +102,8 @@ class LengthRotary:
             found = getattr(module, name).float().cpu()
             if not any(found.shape == own.shape and torch.allclose(found, own, rtol=1e-2) for own in known):
                 raise ValueError(
-                    f"model: model.rotary_emb.{name} holds other frequencies than config.rope_parameters give, expected those of "
+                    f"model: model.rotary_emb.{name} holds other frequencies than config.rope_parameters give, "
+                    f"expected those of "
                     f"rope_type {rope_type_of(module.config)!r}"
                 )
 

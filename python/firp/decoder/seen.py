@@ -56,7 +56,7 @@ class Record(NamedTuple):
 def _contents(own: dict) -> tuple[tuple, tuple, tuple, tuple]:
     hooks, before, children = own["_forward_hooks"], own["_forward_pre_hooks"], own["_modules"]
     parameters, buffers = own["_parameters"], own["_buffers"]
-    tensors = ()
+    tensors: tuple = ()
     if parameters or buffers:
         held = (*parameters.values(), *buffers.values())
         tensors = tuple((id(t), type(t), t.dtype, t.device) for t in held if t is not None)

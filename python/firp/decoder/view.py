@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +80,11 @@ def check_supported(model: PreTrainedModel) -> Seen:
     rope_type = rope_type_of(model.config)
     if rope_type not in SUPPORTED_ROPE_TYPES:
         raise ValueError(f"model: got rope_type {rope_type!r}, expected one of {', '.join(SUPPORTED_ROPE_TYPES)}")
-    quantisation = getattr(model.config, "quantization_config", None)
+    quantisation: Any = getattr(model.config, "quantization_config", None)
     if getattr(quantisation, "load_in_8bit", False) and quantisation.llm_int8_threshold > 0:
         raise ValueError(
-            f"model: got llm_int8_threshold {quantisation.llm_int8_threshold}, expected 0.0: its 8-bit linears look for "
+            f"model: got llm_int8_threshold {quantisation.llm_int8_threshold}, expected 0.0: its 8-bit linears look "
+            f"for "
             "outliers over all rows of a forward, so that drafts would change the output; load with "
             "BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)"
         )
@@ -167,7 +169,7 @@ class DecoderView:
         return not self._seen.unknown and getattr(self.config, "quantization_config", None) is None
 
     def addresses(self) -> tuple[int, ...]:
-        """Where the model's weights and buffers lie: a captured step reads them there."""
+        """Where the model's weights and buffers are: a captured step reads them there."""
         held = (*self.model.parameters(), *self.model.buffers())
         return tuple(tensor.data_ptr() for tensor in held)
 

@@ -26,7 +26,7 @@ class PredictorMismatch(ValueError):
     """The predictor was trained for another base model."""
 
 
-class FirpPredictor(
+class FirpPredictor(  # type: ignore[call-arg]
     nn.Module,
     PyTorchModelHubMixin,
     library_name="firp",
@@ -95,7 +95,8 @@ class FirpPredictor(
             raise ValueError(f"refiner_width: got {refiner_width}, expected 0..{MAX_REFINER_WIDTH}")
         if refiner_width and transition_rank:
             raise ValueError(
-                f"refiner_width: got {refiner_width} beside transition_rank {transition_rank}, expected 0 for one of them"
+                f"refiner_width: got {refiner_width} beside transition_rank {transition_rank}, expected 0 for one of "
+                f"them"
             )
         TreeConfig(num_nodes, num_lookahead, tree_kind)
         self.num_offsets = num_offsets
@@ -136,8 +137,8 @@ class FirpPredictor(
     ) -> FirpPredictor:
         """The predictor that `save_pretrained` wrote, in float32 whichever dtype the file has, in evaluation mode.
 
-        Both files are read strictly (`firp.drafting.predictor_file`): a lossless decoder would hide a predictor that was loaded in
-        part. Weights are safetensors alone, never a pickle.
+        Both files are read strictly (`firp.drafting.predictor_file`): a lossless decoder would hide a predictor that
+        was loaded in part. Weights are safetensors alone, never a pickle.
 
         Args:
             pretrained_model_name_or_path: a folder or a hub id; the other arguments are those of `hf_hub_download`.
@@ -188,8 +189,11 @@ class FirpPredictor(
         linear: Callable[[Tensor, Tensor], Tensor] = functional.linear,
     ) -> Refiner:
         """The refiner, which the predictor must have, with its weights on `device` in `dtype`, still of their graph."""
-        tensors = (self.refiner_inputs, self.refiner_bias, self.refiner_outputs)
-        return Refiner(*(tensor.to(device, dtype) for tensor in tensors), linear)
+        inputs, bias, outputs = (
+            tensor.to(device, dtype)  # type: ignore[union-attr]
+            for tensor in (self.refiner_inputs, self.refiner_bias, self.refiner_outputs)
+        )
+        return Refiner(inputs, bias, outputs, linear)
 
     def first_offsets(self, num_offsets: int) -> FirpPredictor:
         """This predictor with its first k offsets alone, over the same weights.
@@ -265,6 +269,7 @@ def default_predictor(name: str) -> FirpPredictor:
     shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())
     if name not in shipped:
         raise ValueError(
-            f"predictor: none ships for model {name!r}, expected one of {', '.join(shipped)}; train one with `firp train`"
+            f"predictor: none ships for model {name!r}, expected one of {', '.join(shipped)}; train one with `firp "
+            f"train`"
         )
     return load_predictor(SHIPPED / name)

@@ -7,6 +7,7 @@ import os
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -50,7 +51,7 @@ def find_files(source: str | os.PathLike, **hub: object) -> tuple[Path, Path]:
         raise ValueError(f"predictor: cannot load {str(source)!r} from the hub: {error}") from error
 
 
-def read_fields(path: Path, predictor: type) -> dict[str, int | str]:
+def read_fields(path: Path, predictor: type) -> dict[str, Any]:
     """The arguments of the class `predictor`, all of them integers or strings, that a configuration file holds.
 
     Raises:
@@ -58,7 +59,7 @@ def read_fields(path: Path, predictor: type) -> dict[str, int | str]:
     """
     try:
         fields = read_object(path)
-        parameters = dict(inspect.signature(predictor.__init__).parameters)
+        parameters = dict(inspect.signature(predictor.__init__).parameters)  # type: ignore[misc]
         del parameters["self"]
         for name, value in fields.items():
             if name not in parameters:

@@ -38,7 +38,8 @@ class RefinedMarginals:
 
         Returns:
             probabilities [B, k, K] float32 and candidates [B, k, K] int64 given the root alone; and the pair that
-            `condition_marginals` returns, [B, k, K, K] of which row c of a depth follows candidate c of the depth above.
+            `condition_marginals` returns, [B, k, K, K] of which row c of a depth follows candidate c of the depth
+            above.
         """
         known = unit(self.view.embed(root[:, None]))[:, 0]
         scores = self.view.logits(self.refiner.marginal(states, known))

@@ -4,8 +4,8 @@ A pseudo row is computed before the token after its node is chosen. When the nex
 the root. The refiner updates the final states of the k pseudo rows with it before the head scores them. A row of depth
 2 or more is updated once more for each candidate of the depth above, so that a child is scored given its parent:
 
-    inner = inputs[0] @ unit(state) + inputs[1] @ unit(embedding of the root) [+ inputs[2] @ unit(embedding of the parent)]
-    state' = state + rms(state) * outputs @ silu(inner + bias)
+    inner = inputs[0] @ unit(state) + inputs[1] @ unit(embedding of the root) [+ inputs[2] @ unit(embedding of the
+    parent)] state' = state + rms(state) * outputs @ silu(inner + bias)
 
 Every depth has weights of its own. Zeros in `outputs` change nothing.
 """
@@ -52,7 +52,7 @@ class Refiner:
         """States of one depth, updated.
 
         Args:
-            depth: from 0, how many drafted tokens lie between the root and the row's token.
+            depth: from 0, how many drafted tokens are between the root and the row's token.
             state: [..., d] final states before the last norm.
             root: [..., d] `unit` embeddings of the token that is known.
             parent: [..., d] `unit` embeddings of the token before; None where it is not known. It may have more rows

@@ -1,8 +1,9 @@
-"""The token transition: how likely a token is behind the one before it, told from the model's own embeddings.
+"""A low-rank bigram term: how likely a token is after the previous one, from the model's embeddings.
 
 A pseudo row is computed before the tokens between its node and its position are chosen. When a tree is drafted they are
-known, or drafted themselves: `firp_kernels.condition_marginals` then multiplies p(x) by exp(source[c] . target[x]), where
-c is the token of x's parent. Both tables are linear in the embeddings, so rare tokens borrow from their neighbours.
+known, or drafted themselves: `firp_kernels.condition_marginals` then multiplies p(x) by exp(source[c] . target[x]),
+where c is the token of x's parent. Both tables are linear in the embeddings, so rare tokens borrow from their
+neighbours.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class UnitEmbeddings:
 
 @torch.no_grad()
 def token_tables(view: DecoderView, transition: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """The tables source and target [V, r], in the model's dtype, of a predictor's `transition` [2, d, r]; None has none."""
+    """The tables source and target [V, r], in the model's dtype, of a predictor's `transition` [2, d, r]; None has
+    none.
+    """
     if transition is None:
         return None
     embeddings, maps = UnitEmbeddings(view), transition.detach().to(view.device).float()

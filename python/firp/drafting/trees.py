@@ -54,7 +54,7 @@ class DraftTree:
             torch._foreach_copy_(*zip(*((a, b) for a, b in differing if a.dtype == dtype), strict=True))
 
     def padded(self, num_nodes: int, num_lookahead: int) -> DraftTree:
-        """The same tree with padding nodes and empty lookahead slots behind, N and P as given."""
+        """The same tree with padding nodes and empty lookahead slots at the end, N and P as given."""
         nodes, slots = num_nodes - self.size[0], num_lookahead - self.size[1]
         pad = torch.nn.functional.pad
         alone = pack_ancestors(torch.eye(num_nodes, dtype=torch.bool, device=self.tokens.device)[None])
@@ -135,7 +135,7 @@ class TreeConfig:
 def _smallest_rank_products(count: int, num_offsets: int) -> list[tuple[int, ...]]:
     """The `count` paths with the smallest product of (rank + 1) * 2 over their levels, prefixes first."""
     chosen: list[tuple[int, ...]] = []
-    frontier = {(0,): 2}
+    frontier: dict[tuple[int, ...], int] = {(0,): 2}
     while len(chosen) < count and frontier:
         path = min(frontier, key=lambda p: (frontier[p], p))
         cost = frontier.pop(path)

@@ -8,6 +8,7 @@ import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import MAX_NODES, TreeConfig
 from firp.tools.files import read_object, write_atomically
 from firp.tools.hardware import device_name
+
+T = TypeVar("T")
 
 FILE_NAME = "tuned.json"
 HEADS = ("one-pass", "two-pass")
@@ -37,7 +40,8 @@ class TunedTree(TreeConfig):
         return cls(first.num_nodes, first.num_lookahead, first.kind, first.paths, ordered)
 
     def for_batch(self, batch_size: int) -> TreeConfig:
-        """The tree of the smallest tuned batch that is no smaller; beyond them all, the largest's, shrunk to its share."""
+        """The tree of the smallest tuned batch that is no smaller; beyond them all, the largest's, shrunk to
+        its share."""
         for measured, tree in self.trees:
             if measured >= batch_size:
                 return tree
@@ -95,7 +99,7 @@ def load_tuned(folder: Path, name: str) -> Tuned | None:
         raise _mended(folder / FILE_NAME, f"entry {name!r}: {error}") from error
 
 
-def _field(fields: dict, name: str, kind: type, expected: str) -> object:
+def _field(fields: dict, name: str, kind: type[T], expected: str) -> T:
     """Value of a field; a boolean is no integer."""
     value = fields.get(name)
     if type(value) is not kind:
@@ -129,7 +133,8 @@ def _batch_size(key: str) -> int:
 
 def _tree(fields: dict) -> TreeConfig:
     return TreeConfig(
-        *(_integer(fields, name) for name in ("num_nodes", "num_lookahead")),
+        _integer(fields, "num_nodes"),
+        _integer(fields, "num_lookahead"),
         _field(fields, "tree_kind", str, "a string"),
     )
 
@@ -152,12 +157,13 @@ def own_tree(
     Raises:
         ValueError: a damaged file, or one tuned for more offsets than the predictor has.
     """
-    tuned = None if predictor.folder is None else load_tuned(predictor.folder, machine(device, dtype))
-    if tuned is None:
+    folder = predictor.folder
+    tuned = None if folder is None else load_tuned(folder, machine(device, dtype))
+    if folder is None or tuned is None:
         return predictor, predictor.tree, None
     if tuned.num_offsets > predictor.num_offsets:
         raise ValueError(
-            f"{FILE_NAME}: {predictor.folder / FILE_NAME} was tuned for {tuned.num_offsets} offsets, the predictor has "
+            f"{FILE_NAME}: {folder / FILE_NAME} was tuned for {tuned.num_offsets} offsets, the predictor has "
             f"{predictor.num_offsets}; run `firp tune` again"
         )
     return predictor.first_offsets(tuned.num_offsets), tuned.tree, tuned.head

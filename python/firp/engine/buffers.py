@@ -1,4 +1,5 @@
-"""What an engine allocates once and lends to one run after another: the cache, and tensors that keep their addresses."""
+"""What an engine allocates once and lends to one run after another: the cache, and tensors that keep their
+addresses."""
 
 from __future__ import annotations
 
@@ -88,6 +89,10 @@ class Buffers:
     @property
     def batch_size(self) -> int:
         return self.cache.shape[2]
+
+    def holds(self, batch_size: int, slots: int) -> bool:
+        """Whether a run of B sequences of `slots` slots finds room here."""
+        return self.batch_size >= batch_size and self.capacity >= slots
 
     @property
     def capacity(self) -> int:

@@ -16,13 +16,22 @@ class Chooser(Protocol):
 
     Attributes:
         on_device: needs nothing from the host during a step, so the step may be captured and read late.
-        key: two choosers of one key choose alike, whatever their seed.
+        key: two choosers of one key choose alike, with any seeds.
+        one_by_one: sees one token at a time, so that a batch decodes plainly and its size stays.
         seed: of sampling, which `firp.generation.loop` puts into the state; None takes the argmax.
     """
 
-    on_device: bool
-    key: tuple
-    seed: int | None
+    @property
+    def on_device(self) -> bool: ...
+
+    @property
+    def key(self) -> tuple: ...
+
+    @property
+    def one_by_one(self) -> bool: ...
+
+    @property
+    def seed(self) -> int | None: ...
 
     def __call__(self, logits: Tensor, state: DecodeState, max_depth: int) -> tuple[Verified, Tensor | None]:
         """Choose along the tree.
@@ -41,6 +50,7 @@ class Greedy:
     """The argmax of the model's own scores."""
 
     on_device = True
+    one_by_one = False
     key = ("greedy",)
     seed = None
 

@@ -15,7 +15,7 @@ from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.decoder.joint_linears import JointLinears
 from firp.decoder.model_rules import head_counts
 from firp.decoder.modes import on_own_device, plain_tensors
-from firp.decoder.rotary import check_lengths as check_positions
+from firp.decoder.rotary import check_positions
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
 from firp.drafting.predictor import FirpPredictor, check_drafting
@@ -35,7 +35,7 @@ from firp_kernels.registry import owner
 class Engine:
     """Decodes with one model and, unless decoding plainly, one predictor.
 
-    The model is never written to. Every emitted token is the model's own choice, whatever the predictor holds.
+    The model is never written to. Every emitted token is the model's own choice, for any predictor.
 
     Args:
         model: a Hugging Face causal decoder of a supported kind, on one device.
@@ -77,15 +77,16 @@ class Engine:
         adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
         self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
         self._joint = JointLinears(self.view) if impl is None else None
-        self.predictor = predictor
-        self.tree = tree
         drafters = None
         if predictor is not None:
             predictor.check_model(model)
+            shrinks = tree is None
             if tree is None:
-                self.predictor, self.tree, tuned_head = own_tree(predictor, self.view.device, self.view.dtype)
+                predictor, tree, tuned_head = own_tree(predictor, self.view.device, self.view.dtype)
                 self.head = head or tuned_head
-            drafters = Drafters(self.view, self.ops, self.predictor, self.tree, shrinks=tree is None)
+            drafters = Drafters(self.view, self.ops, predictor, tree, shrinks)
+        self.predictor = predictor
+        self.tree = tree
         self._spare: list[Buffers] = []
         self._runner: StepRunner = make_runner(self.view, graphs, impl)
         own_attention = (
@@ -146,7 +147,8 @@ class Engine:
             max_new_tokens: tokens after which a sequence ends.
             stop_tokens: ids that end a sequence.
             plain: decode this run without drafting.
-            chunk_tokens: prompt tokens, of one prompt or of several, that pass the model at once; None takes the engine's default.
+            chunk_tokens: prompt tokens, of one prompt or of several, that pass the model at once; None takes the
+                engine's default.
             checked: the engine was made just now, so that the model need not be checked again.
 
         Raises:
@@ -181,11 +183,10 @@ class Engine:
         return state
 
     def _buffers(self, batch_size: int, slots: int) -> Buffers:
-        """Spare buffers that are large enough, their graphs over the weights where these lie now; or new ones."""
+        """Spare buffers that are large enough, their graphs over the weights where these are now; or new ones."""
         spare = self._spare.pop() if self._spare else None
         addresses = self.view.addresses() if self.captures else ()
-        fits = spare is not None and spare.batch_size >= batch_size and spare.capacity >= slots
-        if fits and spare.addresses == addresses:
+        if spare is not None and spare.holds(batch_size, slots) and spare.addresses == addresses:
             return spare
         del spare
         capacity = allocated_slots(slots)
@@ -206,7 +207,8 @@ class Engine:
 
         Args:
             batch_sizes: as they will be decoded; the largest comes first, and its buffers serve all.
-            max_len: tokens that prompt and output may hold together; every cache bucket and prompt length up to there is captured.
+            max_len: tokens that prompt and output may hold together; every cache bucket and prompt length up to there
+                is captured.
             progress: show a bar, on a terminal.
 
         Raises:

@@ -1,4 +1,6 @@
-"""How an engine runs its steps and its prompts: as they come, or on a GPU replayed from CUDA graphs captured once per shape."""
+"""How an engine runs its steps and its prompts: as they come, or on a GPU replayed from CUDA graphs captured once per
+shape.
+"""
 
 from __future__ import annotations
 
@@ -88,10 +90,12 @@ class CapturedPrefill:
 
 
 class GraphRunner:
-    """Replays steps, and the passes of few or short prompts. A graph belongs to the buffers it was captured over and serves every run that borrows them.
+    """Replays steps, and the passes of few or short prompts. A graph belongs to the buffers it was captured over and
+    serves every run that borrows them.
 
     The key: batch size, N, P, the chooser's key, whether the run drafts, whether it keeps scores, the cache bucket, and
-    the width of the stop tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs the host run eagerly.
+    the width of the stop tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs the
+    host run eagerly.
     """
 
     captures = True
@@ -114,15 +118,13 @@ class GraphRunner:
         self, step: Step, buffers: Buffers, prompts: list[Tensor], places: list[int], shape: tuple[int, int]
     ) -> None:
         device = step.view.device
-        held = buffers.prefills.get(shape)
-        new = held is None
-        if new:
-            tokens, others = (torch.zeros(size, dtype=torch.int64, device=device) for size in (shape, (2, shape[0])))
-            held = CapturedPrefill(torch.cuda.CUDAGraph(), tokens, others)
-        held.set_prompts(prompts, places)
-        if not new:
-            held.graph.replay()
+        if shape in buffers.prefills:
+            buffers.prefills[shape].set_prompts(prompts, places)
+            buffers.prefills[shape].graph.replay()
             return
+        tokens, others = (torch.zeros(size, dtype=torch.int64, device=device) for size in (shape, (2, shape[0])))
+        held = CapturedPrefill(torch.cuda.CUDAGraph(), tokens, others)
+        held.set_prompts(prompts, places)
 
         def fill() -> None:
             lengths, places = held.lengths_and_places
@@ -182,8 +184,8 @@ class GraphRunner:
 
 
 def capture(buffers: Buffers, graph: torch.cuda.CUDAGraph, warm_up: Callable[[], None], work: Callable[[], R]) -> R:
-    """Warm up, then capture `work`, both on the stream of the buffers: what a library keeps per stream is made before the
-    capture. Returns what `work` does, whose values a replay writes."""
+    """Warm up, then capture `work`, both on the stream of the buffers: what a library keeps per stream is made before
+    the capture. Returns what `work` does, whose values a replay writes."""
     current = torch.cuda.current_stream()
     buffers.stream.wait_stream(current)
     with torch.cuda.stream(buffers.stream):
@@ -218,7 +220,8 @@ def _obstacle(view: DecoderView, impl: str | Mapping[str, str] | None) -> str | 
         return f"the reference serves {', '.join(waiting)}, which waits for the device; see `firp doctor`"
     if _experts_wait(view):
         return (
-            f"experts_implementation {view.config._experts_implementation!r} in {view.dtype} waits for the device here, expected "
+            f"experts_implementation {view.config._experts_implementation!r} in {view.dtype} waits for the device "
+            f"here, expected "
             "'batched_mm', or 'grouped_mm' in bfloat16 on a GPU of capability 9 or 10"
         )
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def compile_limits() -> AbstractContextManager:
 
 @dataclass
 class TreeAttention:
-    """Attention of one layer's rows: write them behind the context, then attend to context and tree."""
+    """Attention of one layer's rows: write them after the context, then attend to context and tree."""
 
     attention: Callable[..., Tensor]
     layer_cache: Tensor
@@ -74,7 +74,7 @@ def _layer(
     return layer(hidden, attention_mask=None, position_embeddings=(cos, sin), firp_step=step)
 
 
-def compiles(asked: bool | None, device: torch.device, impl: str | None) -> bool:
+def compiles(asked: bool | None, device: torch.device, impl: str | Mapping[str, str] | None) -> bool:
     """Whether layers are compiled: where it was asked for, else on a GPU.
 
     Raises:

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from firp.decoder.view import DecoderView
 from firp_kernels.bitmask import pack_ancestors
 
-# Rows that pass the model at once. A CPU gains nothing from more; on a GPU layers of small models are bound by launches.
+# Rows that pass the model at once. A CPU gains nothing from more; on a GPU layers of small models are bound by
+# launches.
 CHUNK_TOKENS = 1024
 GPU_CHUNK_TOKENS = 4096
 # Prompts and rows, padding included, of a pass that is captured: past them a GPU is busy for longer than launches take.
@@ -67,7 +68,7 @@ def prompt_batches(lengths: list[int], rows: int) -> list[list[int]]:
 
 @dataclass
 class PrefillAttention:
-    """Causal attention of a chunk of prompts over the chunk and what lies before it in the cache.
+    """Causal attention of a chunk of prompts over the chunk and what is before it in the cache.
 
     Prompts are padded on the right: no row of a prompt sees its padding, which comes after it. The padding's keys and
     values go to slots past the prompt, which may hold anything.
@@ -78,7 +79,7 @@ class PrefillAttention:
             chunk begins at 0.
         start: tokens of each prompt already in the cache.
         tree_attention: the op that decoding uses, for one prompt; a block of rows is a tree of one branch to it, and
-            what lies before the block is context. None takes torch's own attention.
+            what is before the block is context. None takes torch's own attention.
     """
 
     cache: Tensor

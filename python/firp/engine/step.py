@@ -125,8 +125,9 @@ class Step:
             return first_tree(emitted.root, drafter, self.layer.compiled)
         if self.drafters is not None and self.drafters.refined is not None:
             states = gather_rows(scored.hidden, emitted.rows)  # [B, k, d]
-            marginals = self.drafters.refined(states, emitted.root, drafter.num_ranks)  # [B, k, K] and [B, k, K, K]
-            return drafter.draft(*marginals[:2], emitted.root, emitted.usable, marginals[2])
+            refined = self.drafters.refined(states, emitted.root, drafter.num_ranks)
+            probabilities, candidates, conditioned = refined  # [B, k, K] and [B, k, K, K]
+            return drafter.draft(probabilities, candidates, emitted.root, emitted.usable, conditioned)
         scores, rows = self.pseudo_scores(scored, emitted.rows)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
@@ -134,7 +135,8 @@ class Step:
         return drafter.draft(probabilities, candidates, emitted.root, emitted.usable)
 
     def pseudo_scores(self, scored: Scored, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [B, *, V] that hold the pseudo rows [B, k] of `emit_tokens`, and which rows of them these are, [B, k]."""
+        """Scores [B, *, V] that hold the pseudo rows [B, k] of `emit_tokens`, and which rows of them these are,
+        [B, k]."""
         if scored.pseudo is not None:
             return scored.pseudo, rows
         index = torch.arange(rows.shape[1], device=rows.device)

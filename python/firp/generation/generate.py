@@ -17,9 +17,9 @@ from firp.drafting.trees import TreeConfig
 from firp.engine.chooser import Chooser, Greedy
 from firp.engine.engine import Engine
 from firp.generation.inputs import (
+    check_arguments,
     check_autocast,
-    check_call,
-    check_calls,
+    check_callbacks,
     check_holes,
     check_inputs,
     check_seed,
@@ -75,14 +75,14 @@ def generate(
         streamer: receives tokens as they are accepted; one sequence only.
         acceptance: `TypicalAcceptance` keeps more drafts and is LOSSY; None is exact.
         on_step: called after every decode step, as a server may want to watch.
-        **options: everything else `model.generate` takes: `max_new_tokens`, `do_sample`, ...; what is not served
+        **options: everything else `model.generate` takes: `max_new_tokens`, `do_sample`, ...; what is not supported
             raises ValueError naming the option.
 
     Returns:
         [B, T + new] int64, or a `FirpOutput` (with `stats` and `time`) for `return_dict_in_generate=True`.
 
     Raises:
-        ValueError: an option that is not served, an argument of another kind, an empty prompt, a token outside the
+        ValueError: an option that is not supported, an argument of another kind, an empty prompt, a token outside the
             vocabulary, more tokens than the model's context, a predictor for another model (`PredictorMismatch`).
         FloatingPointError: the model's own scores are NaN, or its processors leave no token to draw.
     """
@@ -95,10 +95,11 @@ def generate(
                 f"{name}: got {given if given is True else type(given).__name__}, expected None: {instead}"
             )
     given = {
-        "generation_config": generation_config, "logits_processor": logits_processor, "stopping_criteria": stopping_criteria,
+        "generation_config": generation_config, "logits_processor": logits_processor,
+        "stopping_criteria": stopping_criteria,
     }  # fmt: skip
     options |= {name: value for name, value in given.items() if value is not None}
-    check_call(model, options.get("input_ids") if inputs is None else inputs, options)
+    check_arguments(model, options.get("input_ids") if inputs is None else inputs, options)
     _check_refused(model, options)
     use_stop_strings(model, options)
     method = functools.partial(
@@ -132,12 +133,12 @@ def decode(
     """The decoding loop, for `model.generate(..., custom_generate=firp.decode, predictor=predictor)`.
 
     Arguments as `generate` documents them; the rest is what Hugging Face hands to a decoding method. Hugging Face does
-    not pass `streamer`, `tokenizer` and `assistant_model` on to custom methods; `firp.generate` serves them.
+    not pass `streamer`, `tokenizer` and `assistant_model` on to custom methods; `firp.generate` supports them.
     """
     config = generation_config or model.generation_config
     check_options(vars(config))
     check_inputs(input_ids, model_inputs)
-    check_calls(streamer, on_step, input_ids.shape[0])
+    check_callbacks(streamer, on_step, input_ids.shape[0])
     made_now = engine is None
     engine = _engine_for(model, engine, predictor, tree)
     check_autocast(engine.view.device)
@@ -178,7 +179,7 @@ def decode(
             prompts.tokens,
             max_new_tokens,
             stops.tokens,
-            plain=isinstance(choose, Sequential) and len(prompts.tokens) > 1,
+            plain=choose.one_by_one and len(prompts.tokens) > 1,
             chunk_tokens=config.prefill_chunk_size,
             checked=made_now,
         )
@@ -230,7 +231,8 @@ def _check_acceptance(acceptance, engine: Engine, processors: LogitsProcessorLis
     for processor in processors:
         if type(processor) not in VECTORISED:
             raise ValueError(
-                f"acceptance: got TypicalAcceptance with {type(processor).__name__}, expected processors without state: "
+                f"acceptance: got TypicalAcceptance with {type(processor).__name__}, expected processors without "
+                f"state: "
                 "others see emitted tokens only, not drafts"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def _given(value: object) -> str:
     return value.__name__ if isinstance(value, type) else type(value).__name__
 
 
-def check_call(model: PreTrainedModel, ids: object, options: dict) -> None:
+def check_arguments(model: PreTrainedModel, ids: object, options: dict) -> None:
     """What Hugging Face would meet with an error of its own insides, before it prepares anything."""
     if not hasattr(model, "generation_config"):
         raise ValueError(f"model: got {_given(model)}, expected a Hugging Face causal language model")
@@ -54,7 +55,7 @@ def check_inputs(input_ids: Tensor, model_inputs: dict) -> None:
     for name, value in model_inputs.items():
         if name not in MODEL_INPUTS and value is not None:
             raise ValueError(
-                f"{name}: a model input that FIRP does not serve, expected only input_ids and attention_mask"
+                f"{name}: a model input that FIRP does not support, expected only input_ids and attention_mask"
             )
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids: got shape {tuple(input_ids.shape)}, expected [B, T]")
@@ -95,12 +96,13 @@ def check_holes(prompts: Prompts, windows: list[int | None], length: int) -> Non
     for row, (kept, prompt) in enumerate(zip(prompts.tokens, prompts.unpadded, strict=True)):
         if len(kept) < len(prompt):
             raise ValueError(
-                f"attention_mask: got {len(prompt) - len(kept)} masked tokens inside the prompt of row {row}, expected none: the "
+                f"attention_mask: got {len(prompt) - len(kept)} masked tokens inside the prompt of row {row}, "
+                f"expected none: the "
                 f"model has a sliding window of {window}, in which they would count"
             )
 
 
-def check_calls(streamer: object, on_step: object, batch_size: int) -> None:
+def check_callbacks(streamer: object, on_step: object, batch_size: int) -> None:
     """What is called back while tokens arrive."""
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         raise ValueError(f"streamer: got {_given(streamer)}, expected an object with put() and end()")
@@ -110,7 +112,7 @@ def check_calls(streamer: object, on_step: object, batch_size: int) -> None:
         raise ValueError(f"on_step: got {_given(on_step)}, expected a function of a StepEvent")
 
 
-def check_seed(seed: object) -> int | None:
+def check_seed(seed: Any) -> int | None:
     """The seed as an int64, or None."""
     if seed is None:
         return None

@@ -16,7 +16,6 @@ from firp.engine.engine import Engine
 from firp.engine.state import DecodeState, DecodeStats, StepRecord
 from firp.generation.output import Output
 from firp.generation.records import HostRecord, PendingRecord
-from firp.sampling.choosers import Sequential
 
 
 def run(engine: Engine, state: DecodeState, choose: Chooser, out: Output, late: bool | None = None) -> DecodeStats:
@@ -79,7 +78,7 @@ class _Loop:
         return self.stats
 
     def _make_room(self) -> None:
-        """Let the step see a bucket with room for its rows, whatever the steps that were not read yet accepted."""
+        """Let the step see a bucket with room for its rows, for any acceptance of the steps not read yet."""
         committed = max(self.state.lengths[i] + len(self.out.emitted[i]) for i in self.order)
         unread = len(self.unread) * (self.engine.num_offsets + 1)
         self.state.use_slots(committed + unread + self.engine.max_rows)
@@ -96,7 +95,7 @@ class _Loop:
                 "or the processors leave no token"
             )
         with self.out.time.measure("host"):
-            if isinstance(self.choose, Sequential):
+            if self.choose.one_by_one:
                 self.ended |= {i for i, finished in zip(order, host.finished, strict=True) if finished}
             else:
                 self._deliver(order, record, host)
@@ -107,15 +106,14 @@ class _Loop:
             self.stats.add(self.out.end_step())
 
     def _deliver(self, order: list[int], record: StepRecord, host: HostRecord) -> None:
-        keeps = _keeps_scores(self.out)
-        path = record.path.tolist() if keeps else None
+        path = record.path.tolist() if _keeps_scores(self.out) else []
         for slot, sequence in enumerate(order):
             ended = False
             for i in range(host.counts[slot]):
-                rows = (
-                    (record.scores[slot, path[slot][i]], record.logits[slot, path[slot][i]]) if keeps else (None, None)
+                scores, logits = (
+                    None if rows is None else rows[slot, path[slot][i]] for rows in (record.scores, record.logits)
                 )
-                ended = self.out.deliver(sequence, host.tokens[slot][i], *rows)
+                ended = self.out.deliver(sequence, host.tokens[slot][i], scores, logits)
                 if ended:
                     break
             if ended and not host.finished[slot]:
@@ -131,7 +129,7 @@ class _Loop:
         """Let ended sequences leave. Processors of any kind see the whole batch at every token: there they stay."""
         going = [slot for slot, sequence in enumerate(self.order) if sequence not in self.ended]
         size = self.engine.compacted_size(len(going))
-        if not going or size >= len(self.order) or isinstance(self.choose, Sequential):
+        if not going or size >= len(self.order) or self.choose.one_by_one:
             return
         gone = [slot for slot, sequence in enumerate(self.order) if sequence in self.ended]
         places = self.engine.compact(self.state, sorted(going + gone[: size - len(going)]))

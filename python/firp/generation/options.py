@@ -1,4 +1,4 @@
-"""Which fields of a `GenerationConfig` are served, which are refused, and what to use instead.
+"""Which fields of a `GenerationConfig` are supported, which are refused, and what to use instead.
 
 Every field stands in exactly one table; a field that none of them knows is refused as soon as it is set, so that
 nothing is ever ignored.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
-SERVED = frozenset(
+SUPPORTED = frozenset(
     [
         "max_length",
         "max_new_tokens",
@@ -83,9 +83,9 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "diversity_penalty": ((None, 0.0), _BEAMS),
     "constraints": ((None,), _BEAMS),
     "force_words_ids": ((None,), _BEAMS),
-    "penalty_alpha": ((None, 0.0), "contrastive search is not served; call model.generate without custom_generate"),
-    "dola_layers": ((None,), "DoLa is not served; call model.generate without custom_generate"),
-    "low_memory": ((None, False), "it belongs to contrastive search, which is not served"),
+    "penalty_alpha": ((None, 0.0), "contrastive search is not supported; call model.generate without custom_generate"),
+    "dola_layers": ((None,), "DoLa is not supported; call model.generate without custom_generate"),
+    "low_memory": ((None, False), "it belongs to contrastive search, which is not supported"),
     "use_mtp": ((None, False), _DRAFTER),
     "speculation_type": ((None,), _DRAFTER),
     "continuous_batching_config": ((None,), "call model.generate_batch for continuous batching"),
@@ -111,13 +111,13 @@ def first_given(name: str, model: PreTrainedModel, options: dict) -> object:
 
 
 def check_options(fields: Mapping[str, object]) -> None:
-    """Raise ValueError, naming the field and the alternative, for an option that is not served.
+    """Raise ValueError, naming the field and the alternative, for an option that is not supported.
 
     Args:
         fields: names and values of a `GenerationConfig`.
     """
     for name, value in fields.items():
-        if name in SERVED or name in WITHOUT_EFFECT:
+        if name in SUPPORTED or name in WITHOUT_EFFECT:
             continue
         if name not in REFUSED:
             if value is None or name.startswith("_"):

@@ -25,8 +25,8 @@ class FirpOutput(GenerateDecoderOnlyOutput):
         time: where the seconds went.
     """
 
-    stats: DecodeStats | None = None
-    time: TimeSplit | None = None
+    stats: DecodeStats = None  # type: ignore[assignment]
+    time: TimeSplit = None  # type: ignore[assignment]
 
 
 class Output:
@@ -88,7 +88,7 @@ class Output:
         emitted = self.emitted[sequence]
         emitted.append(token)
         for kept, row in ((self.scores, scores), (self.logits, logits)):
-            if kept is not None:
+            if kept is not None and row is not None:
                 kept[sequence].append(row.float().clone())
         if self.streamer is not None:
             self.streamer.put(torch.tensor([token]))
@@ -115,9 +115,11 @@ class Output:
         length = max(self._done.values())
         ended = [i for i, emitted in enumerate(self.emitted) if len(emitted) >= length]
         self._ended += ended
-        for kept in (self.emitted, self.scores, self.logits):
-            for i in ended if kept is not None else ():
-                del kept[i][length:]
+        held: tuple[list | None, ...] = (self.emitted, self.scores, self.logits)
+        for kept in held:
+            if kept is not None:
+                for i in ended:
+                    del kept[i][length:]
         return ended
 
     def _criteria_end(self, sequence: int) -> bool:
@@ -127,7 +129,8 @@ class Output:
         done = self.criteria(so_far[None], scores)
         if done.numel() != 1:
             raise ValueError(
-                f"stopping_criteria: got {done.numel()} answers, expected 1: they are asked about one sequence at a time"
+                f"stopping_criteria: got {done.numel()} answers, expected 1: they are asked about one sequence at a "
+                f"time"
             )
         return bool(done)
 

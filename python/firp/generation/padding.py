@@ -14,8 +14,8 @@ from firp.sampling.processors import leaving_out
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as the caller padded them. The model never sees masked tokens, wherever they stand; processors and criteria
-    see those between a prompt's first and last token, as in Hugging Face.
+    """Prompts as the caller padded them. The model never sees masked tokens, wherever they stand; processors and
+    criteria see those between a prompt's first and last token, as in Hugging Face.
 
     Attributes:
         ids: [B, T] int64.
@@ -42,7 +42,7 @@ class Prompts:
 
     @cached_property
     def trailing(self) -> Tensor:
-        """[B] masked tokens behind each prompt's last one."""
+        """[B] masked tokens after each prompt's last one."""
         return self.keep.flip(1).int().argmax(1)
 
     @cached_property
@@ -65,7 +65,9 @@ class Prompts:
 
 
 def _left_out(processor: LogitsProcessor, prompts: Prompts) -> Tensor | None:
-    """[B] tokens that a processor leaves out at the front of each padded prompt, all padding in front; None: it does not."""
+    """[B] tokens that a processor leaves out at the front of each padded prompt, all padding in front; None: it does
+    not.
+    """
     given = getattr(processor, "prompt_ignore_length", None)
     if given is None:
         return None

@@ -24,8 +24,8 @@ class Stops:
         max_length: tokens of prompt and output together, padding included.
         tokens: ids that end a sequence, emitted themselves.
         criteria: the others.
-        together: no criterion is about an end-of-sequence token: in Hugging Face all sequences then go on until the last
-            one has ended, and none is padded.
+        together: no criterion is about an end-of-sequence token: in Hugging Face all sequences then go on until the
+            last one has ended, and none is padded.
     """
 
     max_length: int
@@ -35,9 +35,10 @@ class Stops:
 
     @classmethod
     def of(cls, criteria: StoppingCriteriaList, config: GenerationConfig) -> Stops:
-        """From the criteria that Hugging Face prepared, where a caller's own has taken the place of the configuration's.
+        """From the criteria that Hugging Face prepared, where a caller's own has taken the place of the
+        configuration's.
 
-        Told apart by exact type: a subclass may decide otherwise.
+        Identified by exact type: a subclass may decide otherwise.
         """
         lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
         ends = [c.eos_token_id.flatten().tolist() for c in criteria if type(c) is EosTokenCriteria]

@@ -2,7 +2,7 @@
 
 Sampling draws by
 inverse CDF with a uniform that depends only on (seed, sequence, absolute position): a sampled run of FIRP equals a
-sampled run of plain decoding token for token, whatever the tree.
+sampled run of plain decoding token for token, for any tree.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Vectorised:
         padding: padding tokens of each prompt of the caller's batch.
     """
 
+    one_by_one = False
+
     def __init__(
         self,
         ops: SimpleNamespace,
@@ -129,6 +131,7 @@ class Sequential:
     """
 
     on_device = False
+    one_by_one = True
     key = ("sequential",)
 
     def __init__(

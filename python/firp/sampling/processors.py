@@ -1,10 +1,11 @@
 """Logits processors over the rows of a draft tree, each node with its own path as history.
 
-Four kinds of processor, told apart by exact type:
+Four kinds of processor, identified by exact type:
 - pointwise: looks at scores only; all rows at once;
 - by content: looks at the tokens so far; rows of equal length at once, prompts without padding;
 - by length: looks at how many tokens there are; as above, but padding counts, as it does in Hugging Face;
-- any other may hold state or look at whole batches: it sees each emitted token once, in order (`firp.sampling.choosers`).
+- any other may hold state or look at whole batches: it sees each emitted token once, in order
+(`firp.sampling.choosers`).
 """
 
 from __future__ import annotations
@@ -109,10 +110,10 @@ def node_histories(
                 grouped.setdefault(key, []).append((b, node, paths[node], prompts[b]))
     groups = []
     for (_, pad), rows in grouped.items():
-        columns = (
+        sequences, nodes, paths_here, places = (
             torch.tensor(column, dtype=torch.long, device=tree.tokens.device) for column in zip(*rows, strict=True)
         )
-        groups.append(HistoryGroup(*columns, padding=pad))
+        groups.append(HistoryGroup(sequences, nodes, paths_here, places, pad))
     return groups
 
 

@@ -18,7 +18,7 @@ class TypicalAcceptance:
     distribution: text is more probable than the model's samples.
 
     A draft x after a path with processed distribution p is accepted if p(x) > min(epsilon, delta * exp(-entropy(p))).
-    The deepest accepted path is emitted, then one token drawn from the model behind it.
+    The deepest accepted path is emitted, then one token drawn from the model after it.
 
     Attributes:
         epsilon: probability that always suffices, 0 < epsilon <= 1.

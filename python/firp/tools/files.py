@@ -1,4 +1,5 @@
-"""Files that are there whole or not at all, one sentence for every fault of the disk, and JSON that is read strictly."""
+"""Files that are there whole or not at all, one sentence for every fault of the disk, and JSON that is read
+strictly."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 MAX_OBJECT_BYTES = 1 << 24
 FREE_SPACE = "free some space or choose another place"
@@ -40,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path: a file, or a folder that is not there yet; folders above it are made.
 
     Raises:
-        OSError: what the disk refuses, in one sentence; whatever was at `path` is unchanged.
+        OSError: what the disk refuses, in one sentence; what was at `path` is unchanged.
     """
     with explained(path), staging(path) as folder:
         write(folder / path.name)
@@ -120,11 +121,11 @@ def explained(path: Path) -> Iterator[None]:
         number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
         code = int(number[1]) if number else getattr(cause, "errno", None)
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = os.strerror(code) if number else getattr(cause, "strerror", None) or lines[0]
+        reason = os.strerror(int(number[1])) if number else getattr(cause, "strerror", None) or lines[0]
         blocker = next((above for above in path.parents if above.exists()), None)
         if code in (errno.EEXIST, errno.ENOTDIR) and blocker is not None and not blocker.is_dir():
             reason = f"{blocker} is a file, expected a folder"
-        remedy = REMEDIES.get(code, "choose another place")
+        remedy = REMEDIES.get(code, "choose another place") if code else "choose another place"
         sentence = f"cannot write {path}: {reason}; what was there before is unchanged; {remedy}"
         explanation = type(cause)(sentence) if isinstance(cause, OSError) else OSError(sentence)
         explanation.errno = code
@@ -145,7 +146,7 @@ def _held(folder: Path, wait: bool = False) -> Iterator[bool | None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
+            held: bool | None = True
         except OSError as error:
             held = False if isinstance(error, BlockingIOError) else None
         yield held

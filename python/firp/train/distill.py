@@ -98,7 +98,7 @@ def _answer(
 def distill(config: DistillConfig, output: str | Path, device: str = "cpu", progress: bool = True) -> Path:
     """Answer the prompts batch by batch and write what `firp train` reads; go on where an earlier run was cut off.
 
-    Finished batches lie in `OUTPUT.parts/` until all are there; one process at a time works on them.
+    Finished batches are kept in `OUTPUT.parts/` until all are there; one process at a time works on them.
 
     Returns:
         the file, arrays as in `firp.train.data.TextDataset` plus `greedy` [n] and `ids` [n].

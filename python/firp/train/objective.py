@@ -1,8 +1,10 @@
-"""The training objective: pseudo rows after the base model's own distribution, the token transition after its choices."""
+"""The training objective: pseudo rows after the base model's own distribution, the token transition after its
+choices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from firp.train.data import Batch
 def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw anchor positions in the answers, without replacement.
 
-    An anchor's k targets must lie inside the sequence. Memory is bounded by `anchors`, whatever the length.
+    An anchor's k targets must be inside the sequence. Memory is bounded by `anchors`, for any length.
 
     Returns:
         anchors [B, A] int64, and valid [B, A] bool (short answers leave invalid anchors, which point at 0).
@@ -103,8 +105,8 @@ class _Part:
 
     def later(self, levels: int) -> _Part:
         """The same rows where the first `levels` of their tokens are decided."""
-        tensors = (self.rows, self.before, self.teacher)
-        return _Part(*(tensor[:, levels:] for tensor in tensors), self.weights[: len(self.weights) - levels])
+        rows, before, teacher = (tensor[:, levels:] for tensor in (self.rows, self.before, self.teacher))
+        return _Part(rows, before, teacher, self.weights[: len(self.weights) - levels])
 
 
 def _sums(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
@@ -174,7 +176,8 @@ class Objective:
                 gradient.view(-1, *leaf.shape[1:])[index] = leaf.grad
         if maps_learn:
             rows.backward(gradient, inputs=[predictor.weight])
-        return OffsetScores(*sums.cpu(), count=max(len(chosen), 1))
+        kl, top1, top4, top10, followed1, followed4 = sums.cpu()
+        return OffsetScores(kl, top1, top4, top10, followed1, followed4, max(len(chosen), 1))
 
     def plain(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
         """Sums [6, k] of the rows as they are, and of the token transition if there is one."""
@@ -233,13 +236,14 @@ class Objective:
         return self.view.logits(marginal).float(), self.view.logits(conditional).float()
 
     def follow(self, transition: Tensor, student: Tensor, previous: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and rank of `choice` [n, k] behind the tokens `previous` [n, k], given scores [n, k, V].
+        """Loss and rank of `choice` [n, k] after the tokens `previous` [n, k], given scores [n, k, V].
 
-        A choice that is not among the candidates has no loss and the rank behind the last.
+        A choice that is not among the candidates has no loss and the rank after the last.
         """
         best = student.topk(min(MAX_RANKS, student.shape[-1]), dim=-1)
         source, target = transition
-        factor = ((self.embeddings(previous) @ source)[..., None, :] * (self.embeddings(best.indices) @ target)).sum(-1)
+        embed = cast(UnitEmbeddings, self.embeddings)
+        factor = ((embed(previous) @ source)[..., None, :] * (embed(best.indices) @ target)).sum(-1)
         scores = torch.log_softmax(best.values + factor, dim=-1)
         found, place = (best.indices == choice[..., None]).max(-1)
         loss = -scores.gather(-1, place[..., None])[..., 0].where(found, 0.0)

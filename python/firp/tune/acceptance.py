@@ -140,8 +140,7 @@ def replay(
         if refined:
             rows = torch.arange(len(recordings)), source, levels_up.clamp(0, k - 1).long()
         # The first k of a recording's depths are those of the first k offsets.
-        known = [part[rows][:, :k].contiguous() for part in (probabilities, candidates, *conditioned)]
-        draft = drafter.draft(
-            *known[:2], tokens.gather(1, root[:, None])[:, 0], usable, (known[2], known[3]) if refined else None
-        )
+        first, among, *given = (part[rows][:, :k].contiguous() for part in (probabilities, candidates, *conditioned))
+        roots = tokens.gather(1, root[:, None])[:, 0]
+        draft = drafter.draft(first, among, roots, usable, (given[0], given[1]) if refined else None)
     return stats

@@ -67,11 +67,11 @@ def candidates(
     Raises:
         ValueError: N, P or a kind out of range, naming it.
     """
-    nodes, lookahead, offsets, kinds = (sorted(set(values)) for values in (nodes, lookahead, offsets, kinds))
-    found = [plain(max(offsets))]
-    for num_nodes in nodes:
-        for num_lookahead in lookahead:
-            for kind in kinds:
+    offsets = sorted(set(offsets))
+    found = [plain(offsets[-1])]
+    for num_nodes in sorted(set(nodes)):
+        for num_lookahead in sorted(set(lookahead)):
+            for kind in sorted(set(kinds)):
                 TreeConfig(num_nodes, min(num_lookahead, num_nodes), kind)
                 if num_lookahead < 1:
                     raise ValueError(f"num_lookahead: got {num_lookahead}, expected at least 1")
@@ -138,7 +138,7 @@ def choose(points: Iterable[Point], max_rows: int | None = None) -> Point:
 def choose_each(points: dict[int, list[Point]]) -> dict[int, Point]:
     """A choice for every batch size; a larger batch never gets more rows a sequence than a smaller one.
 
-    More sequences make every further row dearer, so a larger tree there would only be noise.
+    More sequences make every further row cost more, so a larger tree there would only be noise.
     """
     chosen: dict[int, Point] = {}
     max_rows = None

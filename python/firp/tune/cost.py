@@ -85,7 +85,8 @@ def measure_steps(
         states[key] = start_at(engine, context, batch_size, num_steps(steps, repeats))
         for _ in range(WARMUP_STEPS):
             engine.step(states[key])
-    keys, seconds = list(engines), {key: [] for key in engines}
+    keys = list(engines)
+    seconds: dict[Key, list[float]] = {key: [] for key in engines}
     for repeat in range(repeats):
         shift = repeat % len(keys)
         for key in keys[shift:] + keys[:shift]:

@@ -96,7 +96,8 @@ def print_tables(tuner: Tuner, name: str, console: Console | None = None) -> Non
             candidate, time = point.candidate, batch.times[point.candidate]
             table.add_row(
                 str(candidate.num_nodes), str(candidate.num_lookahead), str(candidate.num_offsets), candidate.kind,
-                str(candidate.rows), f"{1e3 * time.seconds:.2f} ({1e3 * min(time.repeats):.2f}-{1e3 * max(time.repeats):.2f})",
+                str(candidate.rows),
+                f"{1e3 * time.seconds:.2f} ({1e3 * min(time.repeats):.2f}-{1e3 * max(time.repeats):.2f})",
                 f"{point.tau:.3f}", f"{point.tokens_per_second:.1f}",
                 f"{point.tokens_per_second / batch.plain.tokens_per_second:.2f}x", _name(batch, point),
             )  # fmt: skip

@@ -75,19 +75,26 @@ class Batch:
     """What was found for one batch size.
 
     Attributes:
+        own: the predictor's own tree.
         grid: estimates of every candidate whose step time is known from the measured sizes.
         times: measured step times, of the grid's sizes and of the finalists.
         final: measured finalists, interleaved with plain decoding and the predictor's own tree.
-        own: the predictor's own tree. chosen: the choice.
+        choice: the finalist that was chosen, once all batch sizes are measured.
         heads: measured step times of the chosen tree with each head mode; None is the engine's own rule.
     """
 
+    own: Candidate
     grid: list[Point] = field(default_factory=list)
     times: dict[Candidate, StepTime] = field(default_factory=dict)
     final: list[Point] = field(default_factory=list)
-    own: Candidate | None = None
-    chosen: Point | None = None
+    choice: Point | None = None
     heads: dict[str | None, StepTime] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> Point:
+        if self.choice is None:
+            raise RuntimeError("tuner: has not chosen yet, expected run() before")
+        return self.choice
 
     def point(self, candidate: Candidate) -> Point:
         """The measured figures of a finalist."""
@@ -137,7 +144,7 @@ class Tuner:
         self.candidates = candidates(config.nodes, config.lookahead, offsets, config.kinds)
         self.own = {batch_size: self._own(batch_size) for batch_size in sorted(set(config.batch_sizes))}
         self.taus: dict[Candidate, float] = {}
-        self.context = config.context
+        self.context = config.context or 0  # What the prompts have, once they are answered.
         self.num_offsets = self.most_offsets
         self.head: str | None = None
         self.batches: dict[int, Batch] = {}
@@ -151,7 +158,7 @@ class Tuner:
         """Fill `taus`, `batches`, `num_offsets` and `head`."""
         transition = token_tables(DecoderView(self.model), self.predictor.transition)
         recordings = self._record(transition)
-        if transition is not None:  # Recordings are on the host, whatever the model's device.
+        if transition is not None:  # Recordings are on the host, for any device of the model.
             transition = transition[0].cpu(), transition[1].cpu()
         for candidate in tqdm(
             [*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=None if self.progress else True
@@ -164,7 +171,7 @@ class Tuner:
         self.num_offsets = choose_offsets({size: batch.final for size, batch in self.batches.items()})
         chosen = choose_each({size: self._choosable(batch.final) for size, batch in self.batches.items()})
         for batch_size, point in chosen.items():
-            self.batches[batch_size].chosen = point
+            self.batches[batch_size].choice = point
         self._choose_head()
 
     def _record(self, transition: tuple[Tensor, Tensor] | None) -> list[Recording]:
@@ -182,7 +189,7 @@ class Tuner:
         pairs = list(zip(self.prompts, answers, strict=True))
         for prompt, answer in tqdm(pairs, "marginals", disable=None if self.progress else True):
             recordings.append(record(view, self.predictor, prompt, answer, ranks))
-        if self.context is None:
+        if self.config.context is None:
             self.context = round(mean(len(prompt) + len(answer) / 2 for prompt, answer in pairs))
         return recordings
 
@@ -208,7 +215,8 @@ class Tuner:
                     {key: self._engine(key)}, self.context, batch_size, self.config.steps, min(3, self.config.repeats)
                 )
                 bar.update()
-                # Sizes are measured one after another: the least repeat is what a busy moment of the machine spoils least.
+                # Sizes are measured one after another: the least repeat is what a busy moment of the machine spoils
+                # least.
                 return min(batch.times[key].repeats)
 
             seconds = measure_grid(taus, taus, measure)

@@ -1,0 +1,79 @@
+"""What a training run is made of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a training run.
+
+    Attributes:
+        model: base model, as `load_model` takes it.
+        data: file written by `firp distill`.
+        insertion_layer: t.
+        num_offsets: k.
+        steps: optimizer steps.
+        batch_size: sequences a step.
+        anchors: anchors drawn from each sequence.
+        max_length: sequences are cut to this many tokens.
+        learning_rate: peak of AdamW's for the maps, after a linear warm-up of `warmup` steps; then a cosine to a tenth.
+            0 keeps the maps of `start_from` and trains the transition or the refiner alone.
+        transition_rank: r of the token transition; 0 trains none.
+        transition_learning_rate: the same for the transition.
+        refiner_width: w of the refiner; 0 trains none. A predictor has a transition or a refiner, not both.
+        refiner_learning_rate: the same for the refiner.
+        offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
+        ridge_tokens: tokens of the closed-form start; 0 starts from the identity.
+        start_from: folder or hub id of a predictor to go on from, instead of the closed form.
+        held_out: sequences kept for accuracy.
+        seed: of data order and anchors.
+        dtype: dtype of the base model; the predictor itself trains in float32.
+        keep_rows: compute the base model's rows once and keep them in the output folder instead of at every step; see
+            `RowStore` for their size.
+    """
+
+    model: str
+    data: str
+    insertion_layer: int
+    num_offsets: int = 3
+    steps: int = 1000
+    batch_size: int = 8
+    anchors: int = 64
+    max_length: int = 512
+    learning_rate: float = 5e-4
+    warmup: int = 20
+    transition_rank: int = 64
+    transition_learning_rate: float = 1e-3
+    refiner_width: int = 0
+    refiner_learning_rate: float = 1e-3
+    offset_decay: float = 0.8
+    ridge_tokens: int = 100_000
+    start_from: str | None = None
+    held_out: int = 64
+    seed: int = 0
+    dtype: str = "float32"
+    keep_rows: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_offsets", "steps", "batch_size", "anchors", "held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.max_length <= self.num_offsets:
+            raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate: got {self.learning_rate}, expected at least 0")
+        if self.learning_rate == 0 and (self.start_from is None or not (self.transition_rank or self.refiner_width)):
+            raise ValueError(
+                "learning_rate: got 0, which trains a transition or a refiner alone: expected start_from with it, and "
+                "transition_rank or refiner_width"
+            )
+
+    def schedule(self, step: int) -> float:
+        """Share of the peak learning rates at a step."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return 0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0))
