@@ -28,8 +28,8 @@ def test_a_replay_takes_tables_and_recordings_of_one_device(dtype, monkeypatch):
 
     def replay(recordings, tree, num_offsets, tables):
         steps.append(tuner_replay(recordings, tree, num_offsets, tables))
-        tensors = [*tables, *(tensor for recording in recordings for tensor in vars(recording).values())]
-        assert all(tensor.device.type == "cpu" for tensor in tensors if tensor is not None)
+        held = [value for recording in recordings for value in vars(recording).values() if value is not None]
+        assert all(tensor.device.type == "cpu" for tensor in [*tables, *held])
         raise Replayed
 
     steps, tuner_replay = [], tuner.replay
