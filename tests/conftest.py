@@ -28,4 +28,8 @@ def memory_for_other_workers():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--exhaustive", action="store_true", help="200,000 draws a case, 1,000 random configurations")
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="200,000 draws a case, 1,000 random configurations, every place in every family",
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import traceback
 import types
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import firp
@@ -37,8 +39,10 @@ class _Guard(torch._C._acc.DeviceGuard):
 
 
 class _Hooks(torch._C._acc.PrivateUse1Hooks):
+    present = False
+
     def is_available(self):
-        return True
+        return self.present
 
     def has_primary_context(self, index):
         return True
@@ -51,19 +55,31 @@ _kept = _Hooks(), _Guard()
 
 
 def register() -> None:
-    """Make torch know the device, once in a process."""
+    """Make torch know the device, once in a process. It is there for the rest of torch only under `present`."""
     if hasattr(torch, DEVICE):
         return
     torch._C._acc.register_python_privateuseone_hook(_kept[0])
     torch._C._acc.register_python_privateuseone_device_guard(_kept[1])
     torch.utils.rename_privateuse1_backend(DEVICE)
     module = types.ModuleType(f"torch.{DEVICE}")
-    module.is_available = module.is_initialized = lambda: True
+    hooks = _kept[0]
+    module.is_available = module.is_initialized = lambda: hooks.present
     module._is_in_bad_fork = lambda: False
-    module.current_device, module.device_count = lambda: 0, lambda: 1
+    module.current_device, module.device_count = lambda: 0, lambda: int(hooks.present)
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
     module.manual_seed_all = lambda seed: None
     torch._register_device_module(DEVICE, module)
+
+
+@contextmanager
+def present() -> Iterator[None]:
+    """Tests that run later in this process see a machine without an accelerator again."""
+    register()
+    _kept[0].present = True
+    try:
+        yield
+    finally:
+        _kept[0].present = False
 
 
 class Watch(TorchDispatchMode):
@@ -145,29 +161,29 @@ def watch_step(
         again: watch the second step: the first one makes what an engine keeps.
         options: of the engine.
     """
-    register()
-    mode = FakeTensorMode()
-    _move(model, mode)
-    if predictor is not None:
-        _move(predictor, mode)
+    with present():
+        mode = FakeTensorMode()
+        _move(model, mode)
+        if predictor is not None:
+            _move(predictor, mode)
 
-    def tables(view, transition):
-        vocab = view.decoder.embed_tokens.weight.shape[0]
-        return tuple(torch.empty(vocab, transition.shape[2], dtype=view.dtype, device=DEVICE) for _ in range(2))
+        def tables(view, transition):
+            vocab = view.decoder.embed_tokens.weight.shape[0]
+            return tuple(torch.empty(vocab, transition.shape[2], dtype=view.dtype, device=DEVICE) for _ in range(2))
 
-    monkeypatch.setattr("firp.drafting.drafters.token_tables", tables if predictor is not None else None)
-    # What a model is checked by compares values.
-    monkeypatch.setattr("firp.decoder.view.check_model", lambda model: Seen())
-    monkeypatch.setattr("firp.decoder.rotary.LengthRotary.check", lambda self: None)
-    with mode:
-        engine = Engine(model, predictor, tree, graphs=False, compile=False, **options)
-        state = _state(engine, batch_size, drafted)
-        chooser: Chooser = firp.engine.chooser.Greedy(engine.ops) if choose is None else choose(engine)
-        with torch.no_grad():
-            if again:
-                engine._step.run(state, chooser)
-            with Watch() as watch:
-                engine._step.run(state, chooser)
+        monkeypatch.setattr("firp.drafting.drafters.token_tables", tables if predictor is not None else None)
+        # What a model is checked by compares values.
+        monkeypatch.setattr("firp.decoder.view.check_model", lambda model: Seen())
+        monkeypatch.setattr("firp.decoder.rotary.LengthRotary.check", lambda self: None)
+        with mode:
+            engine = Engine(model, predictor, tree, graphs=False, compile=False, **options)
+            state = _state(engine, batch_size, drafted)
+            chooser: Chooser = firp.engine.chooser.Greedy(engine.ops) if choose is None else choose(engine)
+            with torch.no_grad():
+                if again:
+                    engine._step.run(state, chooser)
+                with Watch() as watch:
+                    engine._step.run(state, chooser)
     return watch
 
 

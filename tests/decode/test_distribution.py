@@ -82,7 +82,7 @@ def test_joint_frequencies_are_the_models_own(model, expected, shape, pytestconf
     """Shapes meet chains and predictors in turn, so that each of the five chains meets shapes and predictors of all
     kinds.
     """
-    draws = 200_000 if pytestconfig.getoption("exhaustive") else 20_000
+    draws = 200_000 if pytestconfig.getoption("exhaustive") else 12_000
     chain = shape % len(CHAINS)
     predictor = tiny_predictor(model, shape, PREDICTORS[shape % len(PREDICTORS)], layer=1)
     counts = draw(firp.Engine(model, predictor, SHAPES[shape]), draws, **CHAINS[chain])

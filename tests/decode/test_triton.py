@@ -16,7 +16,7 @@ MOST_LAUNCHES = {
     "write_cache": 1, "tree_attention": 2, "predictor_projection": 1, "verify_tree": 2, "emit_tokens": 1,
     "top_marginals": 2, "condition_marginals": 1,
 }  # fmt: skip
-NEW_TOKENS = 10
+NEW_TOKENS = 10 if DEVICE == "cuda" else 5
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def count_calls(engine, launches):
     return calls, per_call
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "mistral"] if DEVICE == "cuda" else ["mistral"])
 def test_an_engine_over_triton_kernels_equals_hugging_face(family, launches):
     model = tiny_model(2, family, dtype=torch.float32).to(DEVICE)
     ids, mask = (tensor.to(DEVICE) for tensor in ragged_batch(random.Random(2), 2, 7))

@@ -61,7 +61,7 @@ def random_case(seed, dtype, vocab=97, width=64, batch=2, offsets=3, count=16):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("width, count, ranks", [(64, 16, 16), (64, 16, 7), (1, 1, 1), (17, 5, 2), (0, 3, 3)])
 def test_condition_marginals(impl, device, dtype, width, count, ranks):
-    for seed in range(5):
+    for seed in implementations.seeds(8, impl, device):
         args = random_case(seed, dtype, width=width, count=count)
         returned = run(*args, ranks, impl=impl, device=device)
         check(returned, exact(*args), ranks, rtol=1e-5)
@@ -93,7 +93,7 @@ def small_cases(draw):
     )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(small_cases())
 def test_ties_zeros_and_chains(args):
     for impl, device in AVAILABLE:
@@ -172,7 +172,7 @@ def test_strided_inputs(impl, device, dtype):
 @pytest.mark.parametrize("impl, device", AVAILABLE[1:])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_implementations_agree(impl, device, dtype):
-    for seed in range(3 if impl == "triton" else 50):
+    for seed in implementations.seeds(24, impl, device):
         args = random_case(seed, dtype)
         expected, order = run(*args, 16, impl="reference", device="cpu")
         returned, same_order = run(*args, 16, impl=impl, device=device)

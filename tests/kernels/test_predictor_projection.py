@@ -31,7 +31,7 @@ def assert_exact_within_rounding(out, hidden, weight, lookahead):
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_random_cases(impl, device, dtype):
-    for seed in range(24):
+    for seed in implementations.seeds(24, impl, device):
         args = projection_case(seed, dtype)
         assert_exact_within_rounding(run(args, impl, device), *args)
 

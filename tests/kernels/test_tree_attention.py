@@ -68,7 +68,7 @@ def test_the_mask_of_a_small_tree(window, expected):
 def test_random_cases(poisoned_outputs, impl, device, dtype, window):
     if impl == "triton" and dtype not in DTYPES:
         pytest.skip("not a dtype of the kernel here")
-    for seed in range(12 if impl != "triton" else 8):
+    for seed in implementations.seeds(24, impl, device):
         args = attention_case(seed, dtype, window)
         assert_exact(run(args, impl, device), args)
 
@@ -139,7 +139,7 @@ def test_strides(window, impl, device):
 @pytest.mark.parametrize("window", [None, 50])
 def test_a_branch_equals_a_plain_chain(window, impl, device):
     """Every root-to-node branch, rerun as causal attention of its own rows."""
-    for seed in range(3):
+    for seed in implementations.seeds(3, impl, device):
         args = case(12, [0, 37, 64], kv_heads=2, group=2, window=window, seed=seed)
         out = run(args, impl, device)
         query, key, value, lens, _, ancestors = args[:6]

@@ -44,7 +44,7 @@ def chosen(scores, uniforms, impl, device):
 @pytest.mark.parametrize("samples", [False, True], ids=["greedy", "sampling"])
 def test_random_cases(impl, device, dtype, samples):
     """bfloat16 too: the kernel has no matrix product, which is what the interpreter gets wrong."""
-    for seed in range(16 if impl == "triton" else 60):
+    for seed in implementations.seeds(60, impl, device):
         assert_equals_the_oracle(verify_case(seed, dtype, samples), impl, device, seed)
 
 
@@ -157,7 +157,7 @@ def test_a_draw_does_not_depend_on_tree_or_batch():
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("samples", [False, True], ids=["greedy", "sampling"])
 def test_strided_inputs(impl, device, samples):
-    for seed in range(8):
+    for seed in implementations.seeds(8, impl, device):
         scores, uniforms, tokens, parents, lookahead, depth = verify_case(seed, torch.float32, samples)
         rows = torch.cat([scores, torch.full_like(scores[:, :1], float("nan"))], 1)[:, :-1]
         columns = scores.transpose(1, 2).contiguous().transpose(1, 2)

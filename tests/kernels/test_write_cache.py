@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import moved
-from implementations import TRITON_DEVICE, on_devices
+from implementations import TRITON_DEVICE, on_devices, seeds
 
 import firp_kernels as kernels
 from firp_kernels.ops import write_cache
@@ -51,7 +51,7 @@ def test_rows_go_to_their_slots(impl, device, dtype, heads, head_dim):
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equals_the_oracle(impl, device, dtype):
-    for seed in range(10 if impl == "triton" else 40):
+    for seed in seeds(40, impl, device):
         generator = torch.Generator().manual_seed(seed)
         batch, rows = 1 + seed % 3, seed % 7
         lens = torch.randint(0, 10, (batch,), generator=generator).to(torch.int32)
