@@ -99,6 +99,11 @@ def extensions(choice: str) -> dict:
     class Build(cpp_extension.BuildExtension):
         """A compiler error leaves a pure-Python install, unless FIRP_BUILD asked for the extension."""
 
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # An editable install would build in a folder that is removed, and compile everything each time.
+            self.build_temp = str(ROOT / "build/objects")
+
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
