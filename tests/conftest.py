@@ -1,6 +1,7 @@
 """Triton kernels run on the GPU where there is one, else in Triton's interpreter; tests marked `gpu` need a GPU."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ HAS_GPU = torch.cuda.is_available()
 
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
+# Steps timed beside other tests are not figures for the user's own cache.
+os.environ["FIRP_CACHE"] = str(Path(__file__).parents[1] / "build/test-cache")
 
 
 def pytest_collection_modifyitems(items):

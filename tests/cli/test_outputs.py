@@ -2,10 +2,10 @@
 
 import json
 import os
-import shutil
 
 import pytest
-from firp.drafting.tuned import FILE_NAME, save_tuned
+from firp.drafting.choices import Choice, Rung, save_choice
+from firp.drafting.trees import TreeConfig
 from firp.tools.files import write_atomically
 
 
@@ -53,19 +53,12 @@ def test_an_output_that_cannot_be_written_is_found_first(
     ), err
 
 
-def test_a_predictor_folder_that_cannot_be_written_is_found_before_tuning(cli, folder, tmp_path, unloaded):
-    shutil.copytree(folder / "predictor", tmp_path / "predictor")
-    (tmp_path / "predictor" / FILE_NAME).mkdir()
-    code, _, err = cli(
-        "tune",
-        "--model",
-        folder / "model",
-        "--predictor",
-        tmp_path / "predictor",
-        "--prompts",
-        folder / "prompts.jsonl",
-    )
-    assert code == 2 and f"cannot write {tmp_path}/predictor/{FILE_NAME}: it is a folder" in err
+def test_a_cache_folder_that_cannot_be_written_is_found_before_tuning(cli, folder, tmp_path, monkeypatch, unloaded):
+    monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").write_text("a file")
+    files = "--model", folder / "model", "--predictor", folder / "predictor", "--prompts", folder / "prompts.jsonl"
+    code, _, err = cli("tune", *files)
+    assert code == 2 and f"cannot write {tmp_path}/cache/trees/" in err and "is a file, expected a folder" in err
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
@@ -81,10 +74,11 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
 
 
 def test_other_machines_entries_outlive_a_failed_write(tmp_path, monkeypatch):
-    save_tuned(tmp_path, "first machine", {"head": None})
+    made = Choice(1, None, {1: (Rung(TreeConfig(1, 1), 1.0, 1.0),)}, "firp tune")
+    path = tmp_path / "kept.json"
+    save_choice(path, "first machine", made)
     with monkeypatch.context() as context:
         context.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-        with pytest.raises(PermissionError, match=r"tuned.json: Permission denied; what was there before is unchanged"):
-            save_tuned(tmp_path, "second machine", {"head": None})
-    assert json.loads((tmp_path / FILE_NAME).read_text()) == {"first machine": {"head": None}}
-    assert os.listdir(tmp_path) == [FILE_NAME]
+        with pytest.raises(PermissionError, match=r"kept.json: Permission denied; what was there before is unchanged"):
+            save_choice(path, "second machine", made)
+    assert list(json.loads(path.read_text())) == ["first machine"] and os.listdir(tmp_path) == ["kept.json"]

@@ -6,13 +6,15 @@ import shutil
 import firp
 import pytest
 import torch
-from firp.drafting.tuned import FILE_NAME, machine, own_tree
+from firp.drafting.choices import choice_file, find_profile, load_choice
+from firp.tools.hardware import machine_name
 from firp.tune.tuner import Tuner
 
 
 @pytest.fixture
-def predictor(folder, tmp_path):
-    """A copy that may be written to."""
+def predictor(folder, tmp_path, monkeypatch):
+    """A copy, and a cache folder of its own."""
+    monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
     return shutil.copytree(folder / "predictor", tmp_path / "predictor")
 
 
@@ -47,20 +49,24 @@ def test_tune_writes_its_choice_and_its_figures(cli, arguments, predictor, tmp_p
     assert document["batch_sizes"]["3"]["chosen"]["rows"] <= document["batch_sizes"]["1"]["chosen"]["rows"]
     assert picture.stat().st_size > 10_000
 
-    kept = json.loads((predictor / FILE_NAME).read_text())
-    assert list(kept) == [machine("cpu", torch.float32)]
-    assert kept[machine("cpu", torch.float32)]["head"] == document["head"]
-    _, tree, _ = own_tree(firp.load_predictor(predictor), "cpu", torch.float32)
+    loaded = firp.load_predictor(predictor)
+    kept = load_choice(choice_file(loaded), machine_name("cpu", torch.float32))
+    assert kept.head == document["head"] and kept.num_offsets == document["num_offsets"]
     for size in (1, 3):
-        chosen = document["batch_sizes"][str(size)]["chosen"]
-        assert tree.for_batch(size) == firp.TreeConfig(
-            chosen["num_nodes"], chosen["num_lookahead"], chosen["tree_kind"]
-        )
+        batch = document["batch_sizes"][str(size)]
+        figures = {
+            (p["num_nodes"], p["num_lookahead"], p["tree_kind"]): p
+            for p in batch["finalists"]
+            if p["num_offsets"] == kept.num_offsets or p["rows"] == 1
+        }
+        for rung in kept.batches[size]:
+            point = figures[rung.tree.num_nodes, rung.tree.num_lookahead, rung.tree.kind]
+            assert rung.tau == point["tau"] and 1e3 * rung.seconds == pytest.approx(point["step_ms"])
+    profile = find_profile(loaded)
+    assert profile.lengths.sum() > 0 and profile.num_offsets == 3
 
 
 def test_an_interrupted_tune_writes_nothing(cli, arguments, predictor, tmp_path, monkeypatch):
-    before = sorted(path.name for path in predictor.iterdir())
-
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -69,7 +75,7 @@ def test_an_interrupted_tune_writes_nothing(cli, arguments, predictor, tmp_path,
         cli(*arguments, "-N", "4", "-P", "1", "--json", tmp_path / "tune.json", "--plot", tmp_path / "tune.png")[0]
         == 130
     )
-    assert sorted(path.name for path in predictor.iterdir()) == before
+    assert not list((tmp_path / "cache").rglob("*.*"))
     assert not (tmp_path / "tune.json").exists() and not (tmp_path / "tune.png").exists()
 
 
@@ -97,4 +103,4 @@ def test_bad_input_is_one_line(cli, arguments, predictor, field):
     code, _, err = cli(*arguments, *BAD[field])
     errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert code == 2 and len(errors) == 1 and errors[0].startswith(f"error: {field}:"), err
-    assert not (predictor / FILE_NAME).exists()
+    assert not choice_file(firp.load_predictor(predictor)).exists()

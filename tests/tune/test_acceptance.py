@@ -6,8 +6,10 @@ import firp
 import pytest
 import torch
 from firp.decoder.view import DecoderView
+from firp.drafting.recording import record
 from firp.drafting.transition import token_tables
-from firp.tune.acceptance import greedy_answers, record, replay
+from firp.generation.batch import greedy_answers
+from firp.tune.acceptance import replay
 from models import random_tree, refined_predictor, tiny_model, tiny_predictor
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firp.bench.equality import Difference, compare
 from firp.bench.methods import Method, Results, Run
+from firp.engine.engine import Engine
 from firp.engine.state import DecodeStats
 from firp.tools.environment import environment
 from firp.tools.prompt_files import Prompt, encode
@@ -119,6 +120,25 @@ def _summary(results: Results, chosen: list[int], differences: dict[str, list[Di
             }
         summary[name] = entry
     return summary
+
+
+def tree_settings(engine: Engine) -> dict:
+    """The tree that an engine drafts for one sequence, and those that it changes to, with their measured figures."""
+    drafter, rungs = engine.drafter(1), engine.rungs(1)
+    size = {"N": 1, "P": 0, "k": 0, "kind": "plain"}
+    if drafter is not None:
+        tree = drafter.config
+        size = {"N": tree.num_nodes, "P": tree.num_lookahead, "k": drafter.num_offsets, "kind": tree.kind}
+    if rungs is None:
+        return {"tree": size}
+    told = [
+        {
+            "N": rung.tree.num_nodes, "P": rung.tree.num_lookahead, "kind": rung.tree.kind,
+            "step_ms": 1e3 * rung.seconds, "tau": rung.tau,
+        }
+        for rung in rungs
+    ]  # fmt: skip
+    return {"tree": size, "rungs": told}
 
 
 def report(results: Results, model: PreTrainedModel, settings: dict) -> dict:

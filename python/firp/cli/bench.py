@@ -12,10 +12,10 @@ from firp.bench.methods import METHODS, check_methods, make_methods
 from firp.bench.random_weights import SHAPES
 from firp.bench.report import plot as draw
 from firp.bench.report import print_table
-from firp.bench.runner import report, run_methods
+from firp.bench.runner import report, run_methods, tree_settings
 from firp.bench.step_cost import SIZES, measure_step_cost, print_step_cost
 from firp.cli import options
-from firp.drafting.tuned import own_tree
+from firp.engine.engine import Engine
 from firp.tools.files import check_writable, write_atomically
 from firp.tools.models import load_model
 from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
@@ -72,10 +72,6 @@ def bench(
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
     base, tokenizer = load_model(model, dtype, options.choose_device(device))
     made = make_methods(names, base, drafter, tree)
-    used = drafter
-    if drafter is not None and tree is None:
-        used, own, _ = own_tree(drafter, base.device, base.dtype)
-        tree = own.for_batch(1)
     results = run_methods(made, loaded, base, tokenizer, max_new_tokens, repeats, all_turns, raw)
     settings = {
         "model": model,
@@ -84,10 +80,8 @@ def bench(
         "num_prompts": len(loaded),
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
-        "tree": None
-        if used is None or tree is None
-        else {"N": tree.num_nodes, "P": tree.num_lookahead, "k": used.num_offsets, "kind": tree.kind},
     }
+    settings |= {"tree": None} if drafter is None else tree_settings(Engine(base, drafter, tree))
     document = report(results, base, settings)
     print_table(document)
     _write(json_path, document)

@@ -1,4 +1,4 @@
-"""`firp tune`: find the draft tree that decodes fastest here, and keep it beside the predictor."""
+"""`firp tune`: measure which draft trees decode fastest here, and keep them for this machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import torch
 import typer
 
 from firp.cli import options
-from firp.drafting.tuned import FILE_NAME, machine, save_tuned
+from firp.decoder.view import DecoderView
+from firp.drafting.choices import choice_file, profile_file, save_choice
+from firp.drafting.profile import save_profile
+from firp.drafting.recording import make_profile
+from firp.drafting.transition import token_tables
 from firp.tools.environment import environment
 from firp.tools.files import check_writable, write_atomically
+from firp.tools.hardware import machine_name
 from firp.tools.models import load_model
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from firp.tune import report
@@ -53,7 +58,7 @@ def tune(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write every figure.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to draw step times and tokens per second.")] = None,
 ) -> None:
-    """Measure step times and acceptance, choose trees per batch size, write them to tuned.json beside the predictor."""
+    """Measure step times and acceptance on your prompts, choose trees per batch size, keep them for this machine."""
     config = TuneConfig(
         batch_sizes=options.integers("batch_sizes", batch_sizes),
         nodes=options.integers("nodes", nodes),
@@ -66,9 +71,8 @@ def tune(
         repeats=repeats,
     )
     drafter = options.find_predictor(model, predictor)
-    if drafter.folder is None:
-        raise ValueError(f"predictor: got {predictor or model!r}, expected a folder: the choice is kept in it")
-    for output in (drafter.folder / FILE_NAME, json_path, plot):
+    kept, profiles = choice_file(drafter), profile_file(drafter)
+    for output in (kept, profiles, json_path, plot):
         if output is not None:
             check_writable(output)
     loaded = load_prompts(prompts, limit)
@@ -77,7 +81,7 @@ def tune(
     tuner = Tuner(base, drafter, ids, config)
     tuner.run()
 
-    name = machine(base.device, base.dtype)
+    name = machine_name(base.device, base.dtype)
     settings = {
         "model": model,
         "predictor": predictor or model,
@@ -90,4 +94,9 @@ def tune(
         write_atomically(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n"))
     if plot is not None:
         write_atomically(plot, lambda path: report.plot(tuner, name, path))
-    print(f"wrote {save_tuned(drafter.folder, name, report.entry(tuner, settings))}")
+    view, categories = DecoderView(base), [prompt.category for prompt in loaded]
+    answers = list(zip(ids, tuner.answers, categories, strict=True))
+    profile = make_profile(view, drafter, answers, token_tables(view, drafter.transition))
+    write_atomically(profiles, lambda path: save_profile(path, profile))
+    save_choice(kept, name, tuner.choice(), context=tuner.context, prompts=prompts.name)
+    print(f"wrote {kept} and {profiles}")

@@ -1,1 +1,1 @@
-"""What proposes tokens: the predictor and its files, draft trees, and the trees tuned for a machine."""
+"""What proposes tokens: the predictor and its files, draft trees, and what they are worth where."""

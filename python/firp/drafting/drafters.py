@@ -1,4 +1,4 @@
-"""What drafts for one model: the predictor's maps and tables on its device, and a drafter for each batch size."""
+"""What drafts for one model: the predictor's maps and tables on its device, and a drafter for each tree."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ class Drafters:
     Args:
         view, ops: of the model.
         predictor: made for that model.
-        tree: size and kind of the draft tree.
-        shrinks: whether the tree shrinks as the batch grows; one that was asked for is the same for every batch size.
+        max_rows: rows of one sequence in a step at most, N + P * k.
 
     Attributes:
         num_offsets: k.
@@ -26,28 +25,22 @@ class Drafters:
         weight: [k, d, d] in the model's dtype, on its device.
         transition: tables of the token transition, or None.
         refined: marginals by the predictor's refiner, or None.
-        max_rows: rows of one sequence in a step at most, N + P * k.
     """
 
-    def __init__(
-        self, view: DecoderView, ops: SimpleNamespace, predictor: FirpPredictor, tree: TreeConfig, shrinks: bool
-    ) -> None:
+    def __init__(self, view: DecoderView, ops: SimpleNamespace, predictor: FirpPredictor, max_rows: int) -> None:
         self.ops = ops
-        self.tree = tree
-        self.shrinks = shrinks
+        self.max_rows = max_rows
         self.num_offsets = predictor.num_offsets
         self.insertion_layer = predictor.insertion_layer
         self.weight = predictor.weight.detach().to(view.device, view.dtype)
         self.transition = token_tables(view, predictor.transition)
         self.refined = RefinedMarginals(view, predictor, ops) if predictor.refiner_width else None
-        self.max_rows = tree.num_nodes + tree.num_lookahead * predictor.num_offsets
-        self._by_batch: dict[int, Drafter | None] = {}
+        self._by_tree: dict[TreeConfig, Drafter] = {}
 
-    def for_batch(self, batch_size: int) -> Drafter | None:
-        """What drafts for a batch of this size; None where it decodes plainly."""
-        if batch_size not in self._by_batch:
-            tree = self.tree.for_batch(batch_size) if self.shrinks else self.tree
-            plain = tree.num_nodes == 1
-            factors = self.transition, self.refined is not None
-            self._by_batch[batch_size] = None if plain else Drafter(tree, self.num_offsets, self.ops, *factors)
-        return self._by_batch[batch_size]
+    def of(self, tree: TreeConfig) -> Drafter | None:
+        """What drafts such trees; None for a tree of one node."""
+        if tree.num_nodes == 1:
+            return None
+        if tree not in self._by_tree:
+            self._by_tree[tree] = Drafter(tree, self.num_offsets, self.ops, self.transition, self.refined is not None)
+        return self._by_tree[tree]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,15 @@ class FirpPredictor(  # type: ignore[call-arg]
             setattr(other, name, nn.Parameter(own[:num_offsets].detach(), own.requires_grad))
         return other.train(self.training)
 
+    def fingerprint(self) -> str:
+        """Names these weights at their layer: a digest of some, in float16, which any file keeps."""
+        digest = hashlib.blake2b(f"{self.insertion_layer}".encode(), digest_size=16)
+        for name, parameter in sorted(self.named_parameters()):
+            flat = parameter.detach().flatten()
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(flat[:: max(1, flat.numel() // 4096)].cpu().half().numpy().tobytes())
+        return digest.hexdigest()
+
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise PredictorMismatch, naming the field that differs, unless trained for a model like `model`."""
         config = model.config
@@ -249,7 +259,7 @@ def check_drafting(predictor: object, tree: object) -> None:
 
 
 def load_predictor(source: str | os.PathLike) -> FirpPredictor:
-    """Load a predictor from a folder or a hub id; one from a folder also knows the `tuned.json` beside it.
+    """Load a predictor from a folder or a hub id; one from a folder also knows the profile beside it.
 
     Raises:
         FileNotFoundError, ValueError: as in `FirpPredictor.from_pretrained`.

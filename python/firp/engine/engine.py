@@ -17,10 +17,10 @@ from firp.decoder.model_rules import head_counts
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.rotary import check_positions
 from firp.decoder.view import DecoderView
+from firp.drafting.choices import HEADS, Rung
 from firp.drafting.drafters import Drafters
 from firp.drafting.predictor import FirpPredictor, check_drafting
 from firp.drafting.trees import Drafter, TreeConfig, first_tree
-from firp.drafting.tuned import HEADS, own_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.engine.chooser import Chooser, Greedy
 from firp.engine.graphs import StepRunner, make_runner
@@ -29,6 +29,7 @@ from firp.engine.memory import check_memory
 from firp.engine.prefill import padded_length
 from firp.engine.state import DecodeState, StepRecord
 from firp.engine.step import Step
+from firp.engine.tree_choice import TreeChoice
 from firp_kernels.registry import owner
 
 
@@ -40,7 +41,9 @@ class Engine:
     Args:
         model: a Hugging Face causal decoder of a supported kind, on one device.
         predictor: None decodes plainly, one token a step, through the same code.
-        tree: size and kind of the draft tree; None takes the one stored beside the predictor.
+        tree: size and kind of the draft tree. None takes what pays on this machine: trees are timed at the first run of
+            each batch size, once (`firp.engine.automatic`), and change with how well drafts do. A predictor without an
+            acceptance profile then drafts the tree in its configuration.
         impl: implementation of every op, or of each op named in a mapping; None, and an op that is not named, takes the
             owner on the device (see `firp_kernels.bind`).
         head: "one-pass" scores node and pseudo rows together, "two-pass" the nodes first and then the accepted node's
@@ -77,31 +80,52 @@ class Engine:
         adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
         self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
         self._joint = JointLinears(self.view) if impl is None else None
-        drafters = None
-        if predictor is not None:
-            predictor.check_model(model)
-            shrinks = tree is None
-            if tree is None:
-                predictor, tree, tuned_head = own_tree(predictor, self.view.device, self.view.dtype)
-                self.head = head or tuned_head
-            drafters = Drafters(self.view, self.ops, predictor, tree, shrinks)
         self.predictor = predictor
-        self.tree = tree
         self._spare: list[Buffers] = []
         self._runner: StepRunner = make_runner(self.view, graphs, impl)
-        own_attention = (
-            impl is None and self.view.device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
-        )
-        prefill_attention = self.ops.tree_attention if own_attention else None
-        layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
-        self._step = Step(self.view, self.ops, layer, drafters, self.head, prefill_attention)
+        on_cpu = self.view.device.type == "cpu"
+        own_attention = impl is None and on_cpu and owner("tree_attention", "cpu") == "extension"
+        self._prefill_attention = self.ops.tree_attention if own_attention else None
+        self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
+        self._steps: dict[int, Step] = {}
+        self._trees: TreeChoice | None = None
+        if predictor is not None:
+            predictor.check_model(model)
+            times_steps = impl is None and not (self._layer.compiled and on_cpu)
+            self._trees = TreeChoice(self.view, predictor, tree, self._step_of, self._runner, times_steps)
 
-    def drafter(self, batch_size: int) -> Drafter | None:
+    def _step_of(self, num_offsets: int) -> Step:
+        """The step that drafts with the first k offsets; 0 drafts nothing."""
+        if num_offsets not in self._steps:
+            drafters, head = None, self.head
+            if self.predictor is not None and self._trees is not None and num_offsets:
+                head = head or self._trees.head
+                predictor, max_rows = self.predictor.first_offsets(num_offsets), self._trees.max_rows(num_offsets)
+                drafters = Drafters(self.view, self.ops, predictor, max_rows)
+            self._steps[num_offsets] = Step(self.view, self.ops, self._layer, drafters, head, self._prefill_attention)
+        return self._steps[num_offsets]
+
+    @property
+    def _step(self) -> Step:
+        return self._step_of(0 if self._trees is None else self._trees.num_offsets)
+
+    def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
+        """Trees that a run of B sequences changes between, with their figures; None where one tree serves."""
+        return None if self._trees is None else self._trees.rungs(batch_size)
+
+    def drafter(self, batch_size: int, tree: TreeConfig | None = None) -> Drafter | None:
         """What drafts for a batch of this size; None where it decodes plainly.
 
-        A tree that was asked for serves every batch size; the predictor's own shrinks as the batch grows.
+        A tree that was asked for serves every batch size; the predictor's own shrinks as the batch grows; where trees
+        were timed it is the fastest.
+
+        Args:
+            tree: another one, such as that of a rung.
         """
-        return self._step.drafter(batch_size)
+        drafters = self._step.drafters
+        if self._trees is None or drafters is None:
+            return None
+        return drafters.of(self._trees.of(batch_size) if tree is None else tree)
 
     @property
     def captures(self) -> bool:
@@ -160,6 +184,7 @@ class Engine:
         lengths = [len(prompt) for prompt in prompts]
         self.check_lengths(lengths, max_new_tokens)
         size, device = len(prompts), self.view.device
+        drafter = None if plain else self.drafter(size)
         buffers = self._buffers(size, max(lengths) + max_new_tokens + self.max_rows)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)
         committed = [length - 1 for length in lengths]
@@ -167,13 +192,14 @@ class Engine:
             buffers=buffers,
             cache=buffers.cache[:, :, :size],
             context_lens=buffers.context_lens[:size].copy_(torch.tensor(committed)),
-            tree=first_tree(roots, self._step.drafter(size, plain), self._step.layer.compiled),
+            tree=first_tree(roots, drafter, self._layer.compiled),
             sequence=buffers.sequence[:size].copy_(torch.arange(size, device=device)),
             finished=buffers.finished[:size].fill_(False),
             remaining=buffers.remaining[:size].fill_(max_new_tokens),
             seed=buffers.seed[:size].fill_(0),
             stop_tokens=buffers.set_stop_tokens(stop_tokens),
             lengths=committed,
+            drafter=drafter,
             plain=plain,
         )
         if self._joint is not None:
@@ -190,7 +216,8 @@ class Engine:
             return spare
         del spare
         capacity = allocated_slots(slots)
-        check_memory(self.view, batch_size, capacity, self.tree, self.num_offsets, self.captures)
+        largest = None if self._trees is None else self._trees.largest(batch_size)
+        check_memory(self.view, batch_size, capacity, largest, self.num_offsets, self.captures)
         _, kv_heads, width = head_counts(self.view.config)
         buffers = Buffers.allocate(
             self.view.num_layers, batch_size, capacity, kv_heads, width, self.view.dtype, self.view.device
@@ -229,10 +256,13 @@ class Engine:
                 prompt = torch.zeros(min(length, max_len - 1), dtype=torch.int64)
                 self._runner.prefill(self._step, state.buffers, [prompt] * batch_size, None)
         buckets = {state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}
-        for slots in sorted(buckets):
-            state.use_slots(slots)
-            for _ in range(2):  # The first tree is the root alone.
-                self.step(state)
+        rungs = self.rungs(batch_size)
+        for tree in [rung.tree for rung in rungs] if rungs else [None]:
+            state.drafter = self.drafter(batch_size, tree)
+            for slots in sorted(buckets):
+                state.use_slots(slots)
+                for _ in range(2):  # The first tree is the root alone.
+                    self.step(state)
         self.release(state)
 
     @on_own_device
@@ -260,9 +290,9 @@ class Engine:
             For each place of the new batch, the slot whose sequence it now holds.
         """
         places = state.keep(slots)
-        drafter = self._step.drafter(state.batch_size, state.plain)
-        if state.tree.size[1] == 0 and drafter is not None:
-            state.tree = first_tree(state.tree.tokens[:, 0], drafter, self._step.layer.compiled)
+        state.drafter = None if state.plain else self.drafter(state.batch_size)
+        if state.tree.size[1] == 0 and state.drafter is not None:
+            state.tree = first_tree(state.tree.tokens[:, 0], state.drafter, self._layer.compiled)
         return places
 
     def compacted_size(self, batch_size: int) -> int:

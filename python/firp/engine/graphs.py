@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from firp.decoder.view import DecoderView
-from firp.drafting.trees import DraftTree
+from firp.drafting.trees import DraftTree, first_tree
 from firp.engine.buffers import Buffers
 from firp.engine.chooser import Chooser
 from firp.engine.prefill import (
@@ -93,9 +93,9 @@ class GraphRunner:
     """Replays steps, and the passes of few or short prompts. A graph belongs to the buffers it was captured over and
     serves every run that borrows them.
 
-    The key: batch size, N, P, the chooser's key, whether the run drafts, whether it keeps scores, the cache bucket, and
-    the width of the stop tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs the
-    host run eagerly.
+    The key: batch size, N, P, the chooser's key, the tree that is drafted, whether scores are kept, the cache bucket,
+    and the width of the stop tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs
+    the host run eagerly.
     """
 
     captures = True
@@ -139,7 +139,8 @@ class GraphRunner:
             return step.run(state, choose)
         state.tree = self._static_tree(step, state)
         key = (
-            *state.tree.tokens.shape, state.tree.size[1], choose.key, state.plain, state.keeps_scores,
+            *state.tree.tokens.shape, state.tree.size[1], choose.key, state.drafter and state.drafter.config,
+            state.keeps_scores,
             state.cache.shape[3], len(state.stop_tokens),
         )  # fmt: skip
         graphs = state.buffers.graphs
@@ -150,13 +151,15 @@ class GraphRunner:
         return record
 
     def _static_tree(self, step: Step, state: DecodeState) -> DraftTree:
-        """The state's tree in the buffers' own tensors, padded to the size that this batch drafts."""
-        drafter = step.drafter(state.batch_size, state.plain)
+        """The state's tree in the buffers' own tensors, padded to the size that is drafted."""
+        drafter = state.drafter
         size = (1, 0) if drafter is None else (drafter.config.num_nodes, drafter.config.num_lookahead)
         trees, key = state.buffers.trees, (state.batch_size, *size)
         if key in trees and trees[key] is state.tree:
             return state.tree
-        tree = state.tree.padded(*size)
+        fits = all(own <= most for own, most in zip(state.tree.size, size, strict=True))
+        # A graph drafts trees of the size it verifies: a larger tree is given up for its root.
+        tree = (state.tree if fits else first_tree(state.tree.tokens[:, 0], drafter, padded=False)).padded(*size)
         if key not in trees:
             trees[key] = DraftTree(*(tensor.clone() for tensor in vars(tree).values()))
         trees[key].copy_(tree)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from firp.drafting.trees import DraftTree
+from firp.drafting.trees import Drafter, DraftTree
 from firp.engine.buffers import Buffers
 from firp_kernels import Emitted, Verified
 
@@ -28,7 +28,8 @@ class DecodeState:
         seed: [B] int64 of sampling.
         stop_tokens: [n] int64 ids that end a sequence, emitted themselves; -1 is none.
         lengths: tokens committed by prefill, per sequence of the caller's batch, known to the host.
-        plain: this run drafts nothing.
+        drafter: what drafts the next tree; None goes on plainly. It may change from step to step.
+        plain: this run drafts nothing at any size.
         keeps_scores: records hold the scores, which nothing else needs after a step.
     """
 
@@ -42,6 +43,7 @@ class DecodeState:
     seed: Tensor
     stop_tokens: Tensor
     lengths: list[int]
+    drafter: Drafter | None = None
     plain: bool = False
     keeps_scores: bool = False
 

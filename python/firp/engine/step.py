@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
-from firp.drafting.trees import Drafter, DraftTree, first_tree
+from firp.drafting.trees import DraftTree, first_tree
 from firp.engine.chooser import Chooser
 from firp.engine.layers import LayerFunction, run_layers
 from firp.engine.rows import few_rows, fuse_beside_layers
@@ -118,7 +118,7 @@ class Step:
 
     def draft(self, state: DecodeState, scored: Scored, emitted: Emitted) -> DraftTree:
         """Next tree, from the pseudo rows of the lookahead node nearest to the last accepted one."""
-        drafter = self.drafter(state.batch_size, state.plain)
+        drafter = state.drafter
         if drafter is None and state.tree.size == (1, 0):
             return state.tree.of_roots(emitted.root)
         if drafter is None or not scored.hidden.shape[1]:
@@ -141,7 +141,3 @@ class Step:
             return scored.pseudo, rows
         index = torch.arange(rows.shape[1], device=rows.device)
         return self.view.logits(gather_rows(scored.hidden, rows)), index.expand_as(rows)
-
-    def drafter(self, batch_size: int, plain: bool = False) -> Drafter | None:
-        """What drafts for a batch of this size; None where it decodes plainly."""
-        return None if plain or self.drafters is None else self.drafters.for_batch(batch_size)

@@ -41,3 +41,12 @@ def answer(engine: Engine, prompts: list[list[int]], **options) -> list[list[int
     out = generate(engine.model, **batch, engine=engine, **options)
     sequences = out if isinstance(out, Tensor) else out.sequences
     return cut_after_stop(sequences[:, batch["input_ids"].shape[1] :].tolist(), stop_ids(engine.model))
+
+
+def greedy_answers(engine: Engine, prompts: list[Tensor], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+    """New tokens of each prompt [T], the stop token included, decoded `batch_size` prompts at a time."""
+    rows = [prompt.tolist() for prompt in prompts]
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return [
+        tokens for batch in batches for tokens in answer(engine, batch, max_new_tokens=max_new_tokens, do_sample=False)
+    ]

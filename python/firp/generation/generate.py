@@ -68,7 +68,7 @@ def generate(
         inputs: [B, T] integer prompts (or `input_ids=`); what `attention_mask` masks is left out, wherever it stands.
         generation_config, logits_processor, stopping_criteria: as `model.generate` takes them.
         predictor: trained for this model; None decodes plainly, one token a forward, in the same engine.
-        tree: size and kind of the draft tree; None takes the predictor's own, smaller for a batch.
+        tree: size and kind of the draft tree; None takes what pays on this machine (see `Engine`).
         engine: an `Engine` to reuse (with its own predictor and tree) instead of making one.
         seed: of sampling; None draws one from torch's global generator. Draws depend only on (seed, index of the
             sequence, absolute position).
@@ -192,8 +192,9 @@ def decode(
     if not config.return_dict_in_generate:
         return sequences
     return FirpOutput(
-        sequences=sequences, scores=out.stacked(out.scores), logits=out.stacked(out.logits), stats=stats, time=out.time
-    )
+        sequences=sequences, scores=out.stacked(out.scores), logits=out.stacked(out.logits), stats=stats, time=out.time,
+        rungs=out.rungs,
+    )  # fmt: skip
 
 
 def _chooser(

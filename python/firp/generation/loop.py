@@ -11,6 +11,8 @@ from collections import deque
 
 import torch
 
+from firp.drafting.choices import Rung
+from firp.drafting.ladder import Ladder
 from firp.engine.chooser import Chooser
 from firp.engine.engine import Engine
 from firp.engine.state import DecodeState, DecodeStats, StepRecord
@@ -60,22 +62,39 @@ class _Loop:
     def __init__(self, engine: Engine, state: DecodeState, choose: Chooser, out: Output, late: bool) -> None:
         self.engine, self.state, self.choose, self.out = engine, state, choose, out
         self.delay = int(late)
+        rungs = None if state.plain else engine.rungs(state.batch_size)
+        self.ladder = None if rungs is None else Ladder(rungs, engine.num_offsets)
         self.stats = DecodeStats()
         self.order = list(range(state.batch_size))
         self.ended: set[int] = set()
-        self.unread: deque[tuple[list[int], StepRecord, PendingRecord]] = deque()
+        # Beside a record: the rung whose drafts the step verified, None where it had none to verify.
+        self.unread: deque[tuple[list[int], Rung | None, StepRecord, PendingRecord]] = deque()
+        self.drafted: Rung | None = None
 
     @torch.no_grad()
     def decode(self) -> DecodeStats:
         while len(self.ended) < len(self.out.emitted):
             self._make_room()
             with self.out.time.measure("steps"):
+                verified = self._next_rung()
                 record = self.engine.step(self.state, self.choose)
-                self.unread.append((self.order, record, PendingRecord(record)))
+                self.unread.append((self.order, verified, record, PendingRecord(record)))
             if len(self.unread) > self.delay:
                 self._hand_over()
                 self._compact()
+        if self.ladder is not None:
+            self.out.rungs = {rung: self.ladder.steps.get(rung, 0) for rung in self.ladder.rungs} | self.ladder.steps
         return self.stats
+
+    def _next_rung(self) -> Rung | None:
+        """Set what the next step drafts; returns the rung of the tree that it verifies."""
+        if self.ladder is None:
+            return None
+        verified, rung = self.drafted, self.ladder.rung
+        drafts = rung.tree.num_nodes > 1
+        self.state.drafter = self.engine.drafter(self.state.batch_size, rung.tree)
+        self.drafted = rung if not drafts or self.state.tree.size[1] else None
+        return verified
 
     def _make_room(self) -> None:
         """Let the step see a bucket with room for its rows, for any acceptance of the steps not read yet."""
@@ -85,7 +104,7 @@ class _Loop:
 
     def _hand_over(self) -> None:
         """Read the oldest record and deliver its tokens."""
-        order, record, pending = self.unread.popleft()
+        order, verified, record, pending = self.unread.popleft()
         with self.out.time.measure("steps"):
             host = pending.read()
         if any(host.status):
@@ -103,7 +122,11 @@ class _Loop:
                 self.ended.add(sequence)
                 if sequence in self.order:
                     self.state.finished[self.order.index(sequence)] = True
-            self.stats.add(self.out.end_step())
+            counts = self.out.end_step()
+            self.stats.add(counts)
+            if self.ladder is not None and verified is not None:
+                going = [count for count in counts if count]
+                self.ladder.observe(verified, sum(going) / max(len(going), 1))
 
     def _deliver(self, order: list[int], record: StepRecord, host: HostRecord) -> None:
         path = record.path.tolist() if _keeps_scores(self.out) else []
@@ -134,3 +157,7 @@ class _Loop:
         gone = [slot for slot, sequence in enumerate(self.order) if sequence in self.ended]
         places = self.engine.compact(self.state, sorted(going + gone[: size - len(going)]))
         self.order = [self.order[slot] for slot in places]
+        if self.ladder is not None:
+            rungs = self.engine.rungs(len(self.order))
+            if rungs is not None and rungs != self.ladder.rungs:
+                self.ladder.use(rungs)

@@ -12,6 +12,7 @@ from transformers import StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
+from firp.drafting.choices import Rung
 from firp.engine.state import DecodeStats
 from firp.generation.metrics import StepEvent, TimeSplit
 
@@ -23,10 +24,13 @@ class FirpOutput(GenerateDecoderOnlyOutput):
     Attributes:
         stats: `DecodeStats` over all sequences: steps, tau, accepted per position.
         time: where the seconds went.
+        rungs: where trees change during a run, each tree with its figures and the steps that verified its drafts,
+            plain decoding first; else None.
     """
 
     stats: DecodeStats = None  # type: ignore[assignment]
     time: TimeSplit = None  # type: ignore[assignment]
+    rungs: dict[Rung, int] | None = None
 
 
 class Output:
@@ -73,6 +77,7 @@ class Output:
         self.logits: list[list[Tensor]] | None = [[] for _ in prompts] if keep_logits else None
         self.on_step = on_step
         self.time = TimeSplit()
+        self.rungs: dict[Rung, int] | None = None
         self._steps = 0
         self._began = time.perf_counter()
         self._reported = [0] * len(prompts)

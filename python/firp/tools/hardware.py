@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import time
 from pathlib import Path
 
 import torch
+
+import firp_kernels
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
 
@@ -21,6 +24,43 @@ def device_name(device: torch.device | str) -> str:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def machine_name(device: torch.device | str, dtype: torch.dtype) -> str:
+    """All that the time of a step depends on beside the model, in words.
+
+    A GPU's name, capability and multiprocessors; a CPU's name, family, model, stepping, instruction set and threads;
+    the dtype, and the versions of torch, Triton and this package.
+    """
+    parts = [device_name(device)]
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        parts += [f"capability {properties.major}.{properties.minor}"]
+        parts += [f"{properties.multi_processor_count} multiprocessors", f"triton {_version('triton')}"]
+    else:
+        parts += _cpu_fields() + [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+    parts += [str(dtype).removeprefix("torch."), f"torch {torch.__version__}"]
+    return ", ".join([*parts, f"firp_kernels {firp_kernels.__version__}"])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _cpu_fields() -> list[str]:
+    """Family, model and stepping of the CPU, where the system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    fields: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        fields.setdefault(name.strip(), value.strip())
+    told = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    return [f"{name} {fields[field]}" for name, field in told.items() if field in fields]
 
 
 def available_memory(device: torch.device | str) -> int:

@@ -14,8 +14,13 @@ from tqdm import tqdm
 from firp.decoder.passes import RealRows, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, load_predictor
-from firp.drafting.transition import UnitEmbeddings
-from firp.tools.files import check_writable, locked
+from firp.drafting.profile import FILE_NAME as PROFILE
+from firp.drafting.profile import save_profile
+from firp.drafting.recording import make_profile
+from firp.drafting.transition import UnitEmbeddings, token_tables
+from firp.engine.engine import Engine
+from firp.generation.batch import greedy_answers
+from firp.tools.files import check_writable, locked, write_atomically
 from firp.tools.models import load_model
 from firp.train import run_files
 from firp.train.config import TrainConfig
@@ -28,6 +33,7 @@ CHECKPOINT = "checkpoint.pt"
 ROWS = "rows.bin"
 LOG = "train_log.jsonl"
 SOURCE_SCALE = 0.01
+PROFILE_PROMPTS, PROFILE_TOKENS, PROFILE_AT_ONCE = 32, 96, 8
 
 
 class Trainer:
@@ -117,7 +123,24 @@ class Trainer:
                 return False
         bar.close()
         run_files.write_predictor(self.output, self.predictor)
+        self.write_profile()
         return True
+
+    def write_profile(self) -> None:
+        """Record what the predictor drafts at the positions of the model's greedy answers to held-out prompts."""
+        prompts: list[torch.Tensor] = []
+        room = self.model.config.max_position_embeddings - PROFILE_TOKENS - self.config.num_offsets
+        for index in self.held_out_indices:
+            prompt = self.dataset.sequence(index)[: self.dataset.prompt_lengths[index]]
+            if len(prompt) <= room and len(prompts) < PROFILE_PROMPTS:
+                prompts.append(prompt)
+        if not prompts:
+            return
+        answers = greedy_answers(Engine(self.model), prompts, PROFILE_TOKENS, PROFILE_AT_ONCE)
+        found = [(prompt, answer, "held out") for prompt, answer in zip(prompts, answers, strict=True)]
+        tables = token_tables(self.view, self.predictor.transition)
+        profile = make_profile(self.view, self.predictor, found, tables)
+        write_atomically(self.output / PROFILE, lambda path: save_profile(path, profile))
 
     def initialize(self) -> None:
         """Start from another predictor or from the closed form, and log the held-out accuracy of that start."""

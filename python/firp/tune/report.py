@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +9,6 @@ from rich.table import Table
 
 from firp.tune.choose import Point
 from firp.tune.tuner import Batch, Tuner
-from firp_kernels import __version__
 
 
 def _figures(batch: Batch, point: Point, measured: bool) -> dict:
@@ -54,26 +52,6 @@ def document(tuner: Tuner, environment: dict, settings: dict) -> dict:
         "num_offsets": tuner.num_offsets,
         "head": tuner.head,
         "batch_sizes": batches,
-    }
-
-
-def entry(tuner: Tuner, settings: dict) -> dict:
-    """One machine's entry of `tuned.json`: the choices and the figures they rest on."""
-    trees = {}
-    for batch_size, batch in tuner.batches.items():
-        figures = _figures(batch, batch.chosen, False)
-        trees[str(batch_size)] = {
-            name: figures[name]
-            for name in ("num_nodes", "num_lookahead", "tree_kind", "step_ms", "tau", "tokens_per_second")
-        } | {"plain_tokens_per_second": batch.plain.tokens_per_second}
-    return {
-        "num_offsets": tuner.num_offsets,
-        "head": tuner.head,
-        "trees": trees,
-        "context": tuner.context,
-        "prompts": settings["prompts"],
-        "date": datetime.date.today().isoformat(),
-        "firp_kernels": __version__,
     }
 
 

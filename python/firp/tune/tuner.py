@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 import firp_kernels
 from firp.decoder.view import DecoderView
+from firp.drafting.choices import HEADS, Choice, Rung
 from firp.drafting.predictor import FirpPredictor
+from firp.drafting.recording import Recording, record
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter
-from firp.drafting.tuned import HEADS
 from firp.engine.engine import Engine
-from firp.tune.acceptance import Recording, greedy_answers, record, replay
+from firp.generation.batch import greedy_answers
+from firp.tune.acceptance import replay
 from firp.tune.choose import (
     Candidate,
     Point,
@@ -147,6 +149,7 @@ class Tuner:
         self.context = config.context or 0  # What the prompts have, once they are answered.
         self.num_offsets = self.most_offsets
         self.head: str | None = None
+        self.answers: list[list[int]] = []
         self.batches: dict[int, Batch] = {}
 
     def _own(self, batch_size: int) -> Candidate:
@@ -186,6 +189,7 @@ class Tuner:
         ):
             part = self.prompts[start : start + ANSWERS_AT_ONCE]
             answers += greedy_answers(engine, part, self.config.max_new_tokens, ANSWERS_AT_ONCE)
+        self.answers = answers
         pairs = list(zip(self.prompts, answers, strict=True))
         for prompt, answer in tqdm(pairs, "marginals", disable=None if self.progress else True):
             recordings.append(record(view, self.predictor, prompt, answer, ranks))
@@ -247,3 +251,12 @@ class Tuner:
         self.head = choose_head(
             {size: {h: t.seconds for h, t in batch.heads.items()} for size, batch in drafting.items()}
         )
+
+    def choice(self) -> Choice:
+        """What engines take from here: by batch size, plain decoding and the measured trees of the chosen k."""
+        batches = {}
+        for batch_size, batch in self.batches.items():
+            drafting = [p for p in self._choosable(batch.final) if p.candidate.num_nodes > 1]
+            points = [batch.plain, *sorted(drafting, key=lambda point: point.seconds)]
+            batches[batch_size] = tuple(Rung(p.candidate.tree, p.seconds, p.tau) for p in points)
+        return Choice(self.num_offsets, self.head, batches, "firp tune")

@@ -1,0 +1,181 @@
+"""What a predictor drafts at every position of the model's answers, recorded in one pass over each.
+
+The model's own output does not depend on the tree, and neither do a position's marginals: a lookahead node on the
+accepted path sees the text alone. So drafting, verification and the nearest lookahead ancestor can be replayed for any
+tree without the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import firp_kernels
+from firp.decoder.passes import pseudo_rows, real_rows
+from firp.decoder.view import DecoderView
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.profile import ABSENT, NODES, AcceptanceProfile, columns, ranges
+from firp.drafting.refined import RefinedMarginals
+from firp.drafting.trees import MAX_RANKS, Drafter, DraftTree, TreeConfig
+from firp_kernels import top_marginals
+
+ANCHORS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One answer of the model, and the marginals at each of its positions.
+
+    Attributes:
+        tokens: [n + 1] int64, the last prompt token (the first root), then n new tokens.
+        probabilities: [n, k, K] float32; [i, j] is the top-K marginal of pseudo[i, j + 1], descending, where i counts
+            from the first root. It is for token i + j + 2. With a refiner [n, k, k, K]: [i, m] are those of offsets
+            m + 1 .. k given the token m positions after the next, zeros at the end.
+        candidates: int64 their tokens, of the same shape.
+        conditioned: with a refiner, probabilities and order [n, k, k, K, K] given the token before.
+    """
+
+    tokens: Tensor
+    probabilities: Tensor
+    candidates: Tensor
+    conditioned: tuple[Tensor, Tensor] | None = None
+
+
+@torch.no_grad()
+def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: list[int], num_ranks: int) -> Recording:
+    """Marginals at every position of the answer that can be a root or an accepted node, with their top `num_ranks`.
+
+    Args:
+        prompt: [T] int64. answer: n new tokens.
+    """
+    tokens = torch.cat([prompt, torch.tensor(answer)])
+    layer, device = predictor.insertion_layer, view.device
+    real = real_rows(view, tokens[None, :-1].to(device), layer)
+    weight = predictor.weight.to(device, view.dtype)
+    refined = RefinedMarginals(view, predictor, firp_kernels.bind(None)) if predictor.refiner_width else None
+    parts: list[tuple[Tensor, ...]] = []
+    positions = torch.arange(len(prompt) - 1, len(tokens) - 1, device=device)
+    for anchors in positions.split(ANCHORS_AT_ONCE):
+        rows = pseudo_rows(view, weight, real, anchors[None], layer)[0]
+        if refined is not None:
+            parts.append(_refined(refined, rows, tokens.to(device), anchors, num_ranks))
+            continue
+        logits = view.logits(rows)
+        offsets = torch.arange(logits.shape[1], device=device).expand(logits.shape[:2])
+        parts.append(top_marginals(logits, offsets, min(num_ranks, logits.shape[-1])))
+    probabilities, candidates, *conditioned = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return Recording(tokens[len(prompt) - 1 :], probabilities, candidates, tuple(conditioned) or None)
+
+
+def _refined(
+    refined: RefinedMarginals, rows: Tensor, tokens: Tensor, anchors: Tensor, num_ranks: int
+) -> tuple[Tensor, ...]:
+    """Probabilities, candidates, and those given the token before with their order, for every number of levels."""
+    levels: list[tuple[Tensor, ...]] = []
+    for level in range(rows.shape[1]):
+        known = tokens[(anchors + level + 1).clamp(max=len(tokens) - 1)]
+        probabilities, candidates, conditioned = refined(rows[:, level:], known, num_ranks)
+        found = (probabilities, candidates, *conditioned)
+        levels.append(tuple(functional.pad(part, (0, 0) * (part.dim() - 2) + (0, level)) for part in found))
+    return tuple(torch.stack(part, 1) for part in zip(*levels, strict=True))
+
+
+@torch.no_grad()
+def make_profile(
+    view: DecoderView,
+    predictor: FirpPredictor,
+    answers: list[tuple[Tensor, list[int], str]],
+    tables: tuple[Tensor, Tensor] | None,
+) -> AcceptanceProfile:
+    """The acceptance profile of a predictor at every position of some answers.
+
+    Args:
+        answers: prompt [T] int64, n new tokens of the model, category.
+        tables: of the predictor's token transition (`firp.drafting.transition.token_tables`).
+
+    Raises:
+        ValueError: no answers.
+    """
+    if not answers:
+        raise ValueError("answers: got none, expected at least one")
+    transition = None if tables is None else (tables[0].cpu(), tables[1].cpu())
+    categories = sorted({category for _, _, category in answers})
+    parts = [_found(record(view, predictor, p, a, MAX_RANKS), predictor.num_offsets, transition) for p, a, _ in answers]
+    return AcceptanceProfile(
+        num_offsets=predictor.num_offsets,
+        fingerprint=predictor.fingerprint(),
+        lengths=np.array([len(answer) for _, answer, _ in answers], np.int32),
+        category=np.array([categories.index(category) for _, _, category in answers], np.int32),
+        categories=tuple(categories),
+        places=np.concatenate([places for places, _ in parts]),
+        ranks=np.concatenate([ranks for _, ranks in parts]),
+    )
+
+
+def _found(
+    recording: Recording, num_offsets: int, transition: tuple[Tensor, Tensor] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`places` and `ranks` of one answer, as in `AcceptanceProfile`."""
+    ops, refined, known = firp_kernels.bind(None), recording.conditioned is not None, columns(num_offsets)
+    count = len(recording.probabilities)
+    # Tokens past the answer: never drafted.
+    tokens = functional.pad(recording.tokens, (0, num_offsets + 1), value=-1)
+    places = np.full((count, len(NODES), len(known)), ABSENT, np.uint8)
+    ranks = np.full((count, len(known)), ABSENT, np.uint8)
+    for up, k in ranges(num_offsets):
+        part = (slice(None), up, slice(k - up)) if refined else (slice(None), slice(up, k))
+        probabilities, candidates = (p[part].contiguous() for p in (recording.probabilities, recording.candidates))
+        conditioned = None
+        if recording.conditioned is not None:
+            after, order = (p[part].contiguous() for p in recording.conditioned)
+            conditioned = after, order
+        # The root is `up` levels after the position's next token.
+        own = torch.stack([tokens[up + 1 + depth : up + 1 + depth + count] for depth in range(k - up + 1)], 1)
+        roots, usable = own[:, 0].clamp(min=0), torch.full((count,), k - up, dtype=torch.int32)
+        first = known[up, k, 1]
+        target = slice(first, first + k - up)
+        for i, num_nodes in enumerate(NODES):
+            drafter = Drafter(TreeConfig(num_nodes, num_nodes), k - up, ops, transition, refined)
+            given, among = (p[..., : drafter.num_ranks].contiguous() for p in (probabilities, candidates))
+            tree = drafter.draft(given, among, roots, usable, conditioned)
+            places[:, i, target] = _places(tree, own)
+        ranks[:, target] = _ranks(probabilities, candidates, own, ops, transition, conditioned)
+    return places, ranks
+
+
+def _places(tree: DraftTree, own: Tensor) -> np.ndarray:
+    """Lookahead slot of the node of each of the model's own tokens [n, 1 + depths], `ABSENT` where there is none."""
+    node = torch.zeros(len(own), 1, dtype=torch.int64)
+    inside = torch.ones(len(own), dtype=torch.bool)
+    slots = torch.full(tree.tokens.shape, ABSENT)
+    size = torch.arange(tree.size[1]).expand_as(tree.lookahead)
+    real = tree.lookahead >= 0
+    slots[real.nonzero()[:, 0], tree.lookahead[real].long()] = size[real]
+    found = []
+    for depth in range(1, own.shape[1]):
+        match = (tree.parents == node) & (tree.tokens == own[:, depth, None])
+        inside = inside & match.any(1)
+        node = match.int().argmax(1, keepdim=True)
+        found.append(torch.where(inside, slots.gather(1, node)[:, 0], ABSENT))
+    return torch.stack(found, 1).numpy().astype(np.uint8)
+
+
+def _ranks(probabilities, candidates, own, ops, transition, conditioned) -> np.ndarray:
+    """Rank of each of the model's own tokens after its own parent, `ABSENT` past the candidates."""
+    match = candidates == own[:, 1:, None]  # [n, depths, K]
+    inside, index = match.any(2), match.int().argmax(2)
+    order = None if conditioned is None else conditioned[1]
+    if transition is not None:
+        roots = own[:, 0].clamp(min=0)
+        order = ops.condition_marginals(probabilities, candidates, roots, *transition, candidates.shape[2])[1]
+    if order is None:
+        return torch.where(inside, index, ABSENT).numpy().astype(np.uint8)
+    before = functional.pad(index[:, :-1], (1, 0))  # the root has row 0
+    rows = order.gather(2, before[:, :, None, None].expand(-1, -1, 1, order.shape[3]))[:, :, 0].long()
+    rank = (rows == index[..., None]).int().argmax(2)
+    inside = inside & functional.pad(inside[:, :-1], (1, 0), value=True)
+    return torch.where(inside, rank, ABSENT).numpy().astype(np.uint8)

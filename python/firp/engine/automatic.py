@@ -1,0 +1,175 @@
+"""Which trees an engine drafts where none was asked for: those kept for this machine, or measured at first use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from firp.decoder.view import DecoderView
+from firp.drafting.choices import Choice, Rung, choice_file, load_choice, save_choice
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.profile import NODES, AcceptanceProfile
+from firp.drafting.trees import TreeConfig
+from firp.engine.costs import Curves, StepClock, StepsOf
+from firp.engine.graphs import StepRunner
+from firp.engine.rows import SHARED_PSEUDO_ROWS
+from firp.tools.hardware import machine_name
+
+LOOKAHEAD = (1, 2, 4, 8, 16, 32, 64)
+GPU_NODES = (4, 8, 16, 32, 64)
+# Rows of a step at most.
+MOST_ROWS = {"cpu": 64, "cuda": 256}
+# Estimates and timed steps differ by at most this factor, or all is timed again.
+STEADY, ATTEMPTS = 1.5, 3
+
+# What is not in the cache folder: it cannot be written, or the machine was busy. It lasts as long as the process.
+_measured: dict[tuple[str, str], Choice] = {}
+
+
+class Measured(NamedTuple):
+    """What was timed for a batch size.
+
+    Attributes:
+        num_offsets: k.
+        rungs: plain decoding first.
+        steady: whole steps took what the rows let expect, within `STEADY`.
+    """
+
+    num_offsets: int
+    rungs: tuple[Rung, ...]
+    steady: bool
+
+
+class Automatic:
+    """Finds the trees of one engine, batch size by batch size.
+
+    Args:
+        view: of the model.
+        predictor, profile: what drafts, and what its drafts are worth.
+        steps: the step of the first k offsets.
+        runner: how the engine runs steps.
+    """
+
+    def __init__(
+        self,
+        view: DecoderView,
+        predictor: FirpPredictor,
+        profile: AcceptanceProfile,
+        steps: StepsOf,
+        runner: StepRunner,
+    ) -> None:
+        self.predictor, self.profile, self.steps, self.runner = predictor, profile, steps, runner
+        self.device = view.device
+        self._taus: dict[tuple[TreeConfig, int], float] = {}
+        self.machine = machine_name(view.device, view.dtype)
+
+    def choice(self, batch_size: int) -> Choice:
+        """What is kept for this machine; measured, and kept, where it does not hold this batch size."""
+        try:
+            path = choice_file(self.predictor)
+        except FileNotFoundError:
+            path = None
+        kept = self._kept(path)
+        if kept is not None and kept.rungs(batch_size) is not None:
+            return kept
+        found = self._measure(batch_size, kept.num_offsets if kept else None, path)
+        batches = dict(sorted({**(kept.batches if kept else {}), batch_size: found.rungs}.items()))
+        made_by = kept.made_by if kept else "first use"
+        choice = Choice(found.num_offsets, kept.head if kept else None, batches, made_by)
+        _measured[str(path), self.machine] = choice
+        if path is not None and found.steady:
+            with suppress(OSError):
+                save_choice(path, self.machine, choice)
+                del _measured[str(path), self.machine]
+        return choice
+
+    def _kept(self, path: Path | None) -> Choice | None:
+        if (str(path), self.machine) in _measured:
+            return _measured[str(path), self.machine]
+        try:
+            kept = None if path is None else load_choice(path, self.machine)
+            if kept is not None and kept.num_offsets > self.predictor.num_offsets:
+                raise ValueError(
+                    f"{path}: num_offsets: got {kept.num_offsets}, expected at most {self.predictor.num_offsets}"
+                )
+        except ValueError as error:
+            print(f"firp: {error}; measuring again", file=sys.stderr)
+            return None
+        return kept
+
+    def _measure(self, batch_size: int, num_offsets: int | None, path: Path | None) -> Measured:
+        """Time a batch size, again where the machine was not steady."""
+        where = f", kept in {path.parent}" if path else ""
+        print(f"firp: timing decode steps of {batch_size} sequences on this machine, once{where}", file=sys.stderr)
+        offsets = [num_offsets] if num_offsets else list(range(1, self.predictor.num_offsets + 1))
+        with tqdm(desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None) as bar:
+            clock = StepClock(self.steps, self.runner, batch_size, bar.update)
+            for _ in range(ATTEMPTS):
+                k, trees, expected = self._candidates(clock, offsets)
+                plain, *seconds = clock.seconds([None, *trees], k)
+                steady = all(1 / STEADY < e / t < STEADY for e, t in zip(expected, [plain, *seconds], strict=False))
+                if steady:
+                    break
+        rungs = [Rung(tree, time, self._tau(tree, k)) for tree, time in zip(trees, seconds, strict=True)]
+        rungs.sort(key=lambda rung: rung.seconds)
+        # A tree that takes longer than one which delivers as much is never the best.
+        useful = [rung for i, rung in enumerate(rungs) if all(rung.tau > cheaper.tau for cheaper in rungs[:i])]
+        return Measured(k, (Rung(TreeConfig(1, 1), plain, 1.0), *useful), steady)
+
+    def _candidates(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[float]]:
+        """k, trees worth timing as whole steps, and the estimated seconds of plain decoding and of each, if any."""
+        if self.device.type == "cpu":
+            return self._estimate(clock, offsets)
+        k = offsets[-1]
+        return k, [TreeConfig(nodes, nodes) for nodes in GPU_NODES], []
+
+    def _tau(self, tree: TreeConfig, num_offsets: int) -> float:
+        if (tree, num_offsets) not in self._taus:
+            self._taus[tree, num_offsets] = self.profile.tau(tree, num_offsets)
+        return self._taus[tree, num_offsets]
+
+    def _estimate(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[float]]:
+        """`_candidates` by the cost of rows: the two best trees, and the best of half and of more of their rows."""
+        below = self.predictor.insertion_layer / self.predictor.num_layers
+        largest = TreeConfig(NODES[-1], NODES[-1])
+        most = {k: self._tau(largest, k) for k in offsets}
+        found: dict[int, list[tuple[float, int, TreeConfig]]] = {}
+
+        def hopeless(curves: Curves) -> bool:
+            """Whether no tree with more rows can be the fastest."""
+            best = 1 / (curves.layers[0] + curves.head[0])
+            for k in offsets:
+                found[k] = []
+                for tree in trees_within(min(curves.rows[-1], MOST_ROWS["cpu"]), k):
+                    seconds = curves.step(tree, k, below, SHARED_PSEUDO_ROWS)
+                    if most[k] / seconds > best:
+                        found[k].append((self._tau(tree, k) / seconds, tree.num_nodes + tree.num_lookahead * k, tree))
+                        best = max(best, found[k][-1][0])
+            least = below * curves.layers[0] + (1 - below) * curves.layers[-1] + curves.head[0]
+            return max(most.values()) / least < best
+
+        curves = clock.curves(hopeless)
+        hopeless(curves)
+        k = max(offsets, key=lambda k: max((speed for speed, _, _ in found[k]), default=0.0))
+        ranked = sorted(found[k], key=lambda entry: entry[:2], reverse=True)
+        if not ranked:
+            return k, [], []
+        rows = ranked[0][1]
+        smaller = [entry for entry in ranked if entry[1] <= rows / 2][:1]
+        larger = [entry for entry in ranked if entry[1] >= 1.5 * rows][:1]
+        trees = list(dict.fromkeys(tree for _, _, tree in (*ranked[:2], *smaller, *larger)))
+        plain = curves.layers[0] + curves.head[0]
+        return k, trees, [plain, *(curves.step(tree, k, below, SHARED_PSEUDO_ROWS) for tree in trees)]
+
+
+def trees_within(most_rows: int, num_offsets: int) -> Iterator[TreeConfig]:
+    """Dynamic trees of at most so many rows."""
+    for nodes in NODES:
+        for lookahead in LOOKAHEAD:
+            if lookahead <= nodes and nodes + lookahead * num_offsets <= most_rows:
+                yield TreeConfig(nodes, lookahead)

@@ -1,0 +1,166 @@
+"""What a decode step costs on this machine, measured in a few seconds at first use.
+
+On a CPU the layers are timed at a few numbers of rows, and so is the head: a step of N nodes and P * k pseudo rows
+takes the lower layers at N rows, the upper ones at N + P * k, and the head. The trees that this estimate ranks first
+are then timed as whole steps beside plain decoding, and these times are what counts. On a GPU, where a step is a
+captured graph, whole steps of trees of a few sizes are timed at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+
+from firp.decoder.model_rules import head_counts
+from firp.drafting.trees import DraftTree, TreeConfig, root_only
+from firp.engine.buffers import SMALLEST_BUCKET, Buffers
+from firp.engine.chooser import Greedy
+from firp.engine.graphs import StepRunner
+from firp.engine.state import DecodeState
+from firp.engine.step import Step
+from firp.tools.hardware import synchronize
+
+# Tokens before a measured step.
+CONTEXT = 64
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+SWEEPS, SWEEP_SECONDS = 4, 1.0
+STEPS, STEP_SECONDS, WARM_UP_STEPS = 7, 0.9, 2
+
+StepsOf = Callable[[int], Step]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Seconds at each number of rows of a sequence.
+
+    Attributes:
+        rows: increasing.
+        layers: seconds of all layers. head: of the head.
+    """
+
+    rows: tuple[int, ...]
+    layers: tuple[float, ...]
+    head: tuple[float, ...]
+
+    def step(self, tree: TreeConfig, num_offsets: int, below: float, shared_rows: int) -> float:
+        """Seconds of a step, by interpolation between the rows.
+
+        Args:
+            below: share of the layers below the insertion layer.
+            shared_rows: pseudo rows up to which they share the head's pass with the nodes.
+        """
+        nodes, pseudo = tree.num_nodes, tree.num_lookahead * num_offsets
+        layers = below * self._at(self.layers, nodes) + (1 - below) * self._at(self.layers, nodes + pseudo)
+        if pseudo <= shared_rows:
+            return layers + self._at(self.head, nodes + pseudo)
+        return layers + self._at(self.head, nodes) + self._at(self.head, num_offsets)
+
+    def _at(self, seconds: tuple[float, ...], rows: int) -> float:
+        return float(np.interp(rows, self.rows, seconds))
+
+
+class StepClock:
+    """Times steps of B sequences over a cache of zeros.
+
+    Args:
+        steps: the step of the first k offsets.
+        runner: how the engine runs steps.
+        progress: called after each timing.
+    """
+
+    def __init__(
+        self, steps: StepsOf, runner: StepRunner, batch_size: int, progress: Callable[[], object] = lambda: None
+    ) -> None:
+        self.steps, self.runner, self.batch_size, self.progress = steps, runner, batch_size, progress
+        view = steps(1).view
+        self.view, self.device = view, view.device
+        _, kv_heads, width = head_counts(view.config)
+        slots = CONTEXT + 2 * (STEPS + WARM_UP_STEPS) * max(ROWS) + 4 * max(ROWS)
+        self.buffers = Buffers.allocate(
+            view.num_layers, batch_size, max(SMALLEST_BUCKET, slots), kv_heads, width, view.dtype, view.device
+        )
+        self.buffers.cache.zero_()
+        self.buffers.addresses = view.addresses() if runner.captures else ()
+
+    def state(self, step: Step, tree: TreeConfig | None = None) -> DecodeState:
+        """A run before its first step, which drafts `tree`; None decodes plainly."""
+        buffers, size = self.buffers, self.batch_size
+        drafter = None if tree is None or step.drafters is None else step.drafters.of(tree)
+        roots = torch.zeros(size, dtype=torch.int64, device=self.device)
+        return DecodeState(
+            buffers=buffers,
+            cache=buffers.cache,
+            context_lens=buffers.context_lens.fill_(CONTEXT),
+            tree=root_only(roots, int(drafter is not None)),
+            sequence=buffers.sequence.copy_(torch.arange(size)),
+            finished=buffers.finished.fill_(False),
+            remaining=buffers.remaining.fill_(1 << 40),
+            seed=buffers.seed.fill_(0),
+            stop_tokens=buffers.set_stop_tokens([]),
+            lengths=[CONTEXT] * size,
+            drafter=drafter,
+        )
+
+    def curves(self, hopeless: Callable[[Curves], bool]) -> Curves:
+        """Layers and head at growing numbers of rows, until `hopeless` says that no more can pay.
+
+        Rows are timed in sweeps, so that all meet the same moments of the machine; the least time of each counts.
+        """
+        step = self.steps(1)
+        state = self.state(step)
+        least: dict[int, list[float]] = {}
+        for _ in range(WARM_UP_STEPS):
+            self._rows(step, state, 1)
+        started = time.perf_counter()
+        for sweep in range(SWEEPS):
+            for rows in ROWS if sweep == 0 else tuple(least):
+                if sweep and time.perf_counter() - started > SWEEP_SECONDS:
+                    return _curves(least)
+                taken = self._rows(step, state, rows)
+                least[rows] = [min(pair) for pair in zip(taken, least.get(rows, taken), strict=True)]
+                self.progress()
+                if sweep == 0 and hopeless(_curves(least)):
+                    break
+        return _curves(least)
+
+    def _rows(self, step: Step, state: DecodeState, rows: int) -> list[float]:
+        """Seconds of all layers and of the head at a number of rows."""
+        roots = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
+        state.tree = root_only(roots, 0).padded(rows, 0)
+        begin = time.perf_counter()
+        hidden = step.forward(state)
+        between = time.perf_counter()
+        self.view.logits(hidden)
+        return [between - begin, time.perf_counter() - between]
+
+    def seconds(self, trees: list[TreeConfig | None], num_offsets: int) -> list[float]:
+        """Median seconds of a step of each tree (None: plain decoding), taken in turns."""
+        step, choose = self.steps(num_offsets), Greedy(self.steps(num_offsets).ops)
+        taken: list[list[float]] = [[] for _ in trees]
+        drafted: list[DraftTree | None] = [None for _ in trees]
+        started = time.perf_counter()
+        for turn in range(WARM_UP_STEPS + STEPS):
+            for i, tree in enumerate(trees):
+                state = self.state(step, tree)
+                state.tree = drafted[i] or state.tree
+                synchronize(self.device)
+                begin = time.perf_counter()
+                self.runner.step(step, state, choose)
+                synchronize(self.device)
+                if turn >= WARM_UP_STEPS:
+                    taken[i].append(time.perf_counter() - begin)
+                drafted[i] = state.tree
+                self.progress()
+            if turn > WARM_UP_STEPS and time.perf_counter() - started > STEP_SECONDS:
+                break
+        return [median(times) for times in taken]
+
+
+def _curves(least: dict[int, list[float]]) -> Curves:
+    layers, head = zip(*least.values(), strict=True)
+    return Curves(tuple(least), tuple(np.maximum.accumulate(layers)), tuple(np.maximum.accumulate(head)))

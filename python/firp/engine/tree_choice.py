@@ -1,0 +1,86 @@
+"""Which tree an engine drafts for a batch: the one asked for, the predictor's own, or what pays on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from firp.decoder.view import DecoderView
+from firp.drafting.choices import Choice, Rung, best_rung, find_profile
+from firp.drafting.predictor import FirpPredictor
+from firp.drafting.trees import TreeConfig
+from firp.engine.automatic import MOST_ROWS, Automatic
+from firp.engine.buffers import next_power_of_two
+from firp.engine.graphs import StepRunner
+from firp.engine.step import Step
+
+
+class TreeChoice:
+    """Trees by batch size, all with the first k offsets of one predictor.
+
+    Args:
+        view: of the model.
+        predictor: what drafts.
+        tree: for every batch size; None chooses.
+        steps: the step of the first k offsets.
+        runner: how the engine runs steps.
+        times_steps: whether trees may be timed: figures are kept for the engine's usual steps alone.
+    """
+
+    def __init__(
+        self,
+        view: DecoderView,
+        predictor: FirpPredictor,
+        tree: TreeConfig | None,
+        steps: Callable[[int], Step],
+        runner: StepRunner,
+        times_steps: bool,
+    ) -> None:
+        self.predictor, self.device = predictor, view.device
+        profile = find_profile(predictor) if tree is None and times_steps else None
+        self.shrinks = tree is None
+        self.tree = predictor.tree if tree is None and profile is None else tree
+        self.automatic = None if profile is None else Automatic(view, predictor, profile, steps, runner)
+        self.choice: Choice | None = None
+
+    @property
+    def num_offsets(self) -> int:
+        """k. Where nothing was timed yet, steps of one sequence are."""
+        return self.predictor.num_offsets if self.automatic is None else self._choose(1).num_offsets
+
+    @property
+    def head(self) -> str | None:
+        """The head's mode that goes with the trees, as `Engine` takes it."""
+        return None if self.choice is None else self.choice.head
+
+    def max_rows(self, num_offsets: int) -> int:
+        """Rows of a sequence in a step at most, N + P * k."""
+        if self.tree is None:
+            return MOST_ROWS[self.device.type]
+        return self.tree.num_nodes + self.tree.num_lookahead * num_offsets
+
+    def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
+        """Trees that a run of B sequences changes between, with their figures; None where one tree serves."""
+        return None if self.automatic is None else self._choose(batch_size).rungs(batch_size)
+
+    def of(self, batch_size: int) -> TreeConfig:
+        """The tree that a run of B sequences begins with."""
+        rungs = self.rungs(batch_size)
+        if rungs is not None:
+            return best_rung(rungs).tree
+        assert self.tree is not None
+        return self.tree.for_batch(batch_size) if self.shrinks else self.tree
+
+    def largest(self, batch_size: int) -> TreeConfig:
+        """The tree with the most rows that a run of B sequences may draft."""
+        rungs = self.rungs(batch_size)
+        trees = [self.of(batch_size)] if rungs is None else [rung.tree for rung in rungs]
+        return max(trees, key=lambda tree: tree.num_nodes + tree.num_lookahead * self.num_offsets)
+
+    def _choose(self, batch_size: int) -> Choice:
+        """What was measured for a batch of this size; steps are timed where nothing was. The first one sets k."""
+        assert self.automatic is not None
+        if self.choice is None or self.choice.rungs(batch_size) is None:
+            found = self.automatic.choice(next_power_of_two(batch_size))
+            self.choice = found if self.choice is None else replace(self.choice, batches=found.batches)
+        return self.choice

@@ -1,0 +1,25 @@
+"""Acceptance profiles of tiny predictors."""
+
+import random
+
+import firp
+import torch
+from firp.decoder.view import DecoderView
+from firp.drafting.profile import AcceptanceProfile
+from firp.drafting.recording import make_profile
+from firp.drafting.transition import token_tables
+from firp.generation.batch import greedy_answers
+
+
+def some_prompts(seed: int, vocab: int, count: int = 5) -> list[torch.Tensor]:
+    rng = random.Random(seed)
+    return [torch.tensor([rng.randrange(4, vocab) for _ in range(rng.randint(1, 9))]) for _ in range(count)]
+
+
+def made_profile(model, predictor, prompts=None, max_new_tokens=40) -> AcceptanceProfile:
+    """Of the model's own answers to prompts; two categories in turn."""
+    prompts = some_prompts(0, model.config.vocab_size) if prompts is None else prompts
+    answers = greedy_answers(firp.Engine(model), prompts, max_new_tokens, batch_size=3)
+    named = [(p, a, "ab"[i % 2]) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
+    view = DecoderView(model)
+    return make_profile(view, predictor, named, token_tables(view, predictor.transition))

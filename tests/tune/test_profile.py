@@ -1,0 +1,114 @@
+"""A profile tells of every tree what decoding with it does, answer by answer, and comes back from its file alone."""
+
+import random
+
+import firp
+import numpy as np
+import pytest
+from firp.drafting.profile import NODES, load_profile, save_profile
+from models import refined_predictor, tiny_model, tiny_predictor
+from profiles import made_profile, some_prompts
+
+
+def setup(seed, make=tiny_predictor, kind="random", vocab=11, max_new_tokens=40):
+    model = tiny_model(seed, vocab=vocab)
+    predictor, prompts = make(model, seed, kind), some_prompts(seed, vocab)
+    return model, predictor, prompts, made_profile(model, predictor, prompts, max_new_tokens)
+
+
+def decoded(model, predictor, prompts, tree, max_new_tokens=40):
+    """Steps of each prompt, and tokens."""
+    engine = firp.Engine(model, predictor, tree)
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
+    stats = [firp.generate(model, prompt[None], engine=engine, **options).stats for prompt in prompts]
+    return [one.steps for one in stats], [one.tokens for one in stats]
+
+
+def some_tree(rng):
+    if rng.random() < 0.5:
+        num_nodes = rng.choice((1, *NODES))
+        return firp.TreeConfig(num_nodes, rng.randint(1, num_nodes))
+    num_nodes = rng.choice((2, 5, 9, 16))
+    return firp.TreeConfig(num_nodes, rng.randint(1, num_nodes), "static")
+
+
+KINDS = [
+    (tiny_predictor, "random"), (tiny_predictor, "identity"), (tiny_predictor, "inverted"),
+    (refined_predictor, "random"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make, kind", KINDS)
+def test_a_profile_counts_the_steps_that_decoding_takes(make, kind):
+    rng = random.Random(1)
+    for seed in range(2):
+        model, predictor, prompts, profile = setup(seed, make, kind)
+        for k in (1, 2, 3):
+            for _ in range(5):
+                tree = some_tree(rng)
+                steps, tokens = decoded(model, predictor.first_offsets(k), prompts, tree)
+                assert profile.replay(tree, k).tolist() == steps, (seed, k, tree)
+                assert profile.lengths.tolist() == tokens
+                assert profile.tau(tree, k) == sum(tokens) / sum(steps)
+
+
+def test_paths_of_a_static_tree_and_answers_of_one_token():
+    model, predictor, prompts, profile = setup(4, max_new_tokens=1)
+    assert profile.replay(firp.TreeConfig(4, 2), 3).tolist() == [1] * len(prompts)
+    model, predictor, prompts, profile = setup(4)
+    tree = firp.TreeConfig(4, 2, "static", ((0,), (2,), (2, 1)))
+    assert profile.replay(tree, 3).tolist() == decoded(model, predictor, prompts, tree)[0]
+
+
+def test_what_a_profile_does_not_know_is_refused():
+    profile = setup(5)[3]
+    for tree, k in ((firp.TreeConfig(5, 1), 3), (firp.TreeConfig(4, 1), 4), (firp.TreeConfig(20, 1, "static"), 1)):
+        assert not profile.knows(tree, k)
+        with pytest.raises(ValueError, match="tree: got"):
+            profile.replay(tree, k)
+
+
+def test_the_file_holds_all_of_it(tmp_path):
+    profile = setup(6)[3]
+    save_profile(tmp_path / "acceptance.npz", profile)
+    read = load_profile(tmp_path / "acceptance.npz")
+    for name, value in vars(profile).items():
+        np.testing.assert_array_equal(getattr(read, name), value)
+
+
+DAMAGE = {
+    "num_offsets": np.int64(0),
+    "lengths": np.array([1, 0]),
+    "category": np.array([7] * 5),
+    "categories": np.array([1.0]),
+    "fingerprint": np.array(3),
+    "places": np.zeros((2, 2), np.uint8),
+    "ranks": np.zeros((3, 10), np.int64),
+    "nodes": np.arange(11),
+}
+
+
+@pytest.mark.parametrize("field", DAMAGE)
+def test_a_damaged_field_is_named(tmp_path, field):
+    path = tmp_path / "acceptance.npz"
+    save_profile(path, setup(7, max_new_tokens=4)[3])
+    named = dict(np.load(path))
+    np.savez(path, **named | {field: DAMAGE[field]})
+    with pytest.raises(ValueError, match=f"acceptance.npz: .*{field}"):
+        load_profile(path)
+    np.savez(path, **{name: value for name, value in named.items() if name != field})
+    with pytest.raises(ValueError, match="got the fields"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x00" * 99])
+def test_another_file_is_refused_by_name(tmp_path, damage):
+    path = tmp_path / "acceptance.npz"
+    path.write_bytes(damage)
+    with pytest.raises(ValueError, match="acceptance"):
+        load_profile(path)
+    save_profile(path, setup(8, max_new_tokens=4)[3])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="acceptance"):
+        load_profile(path)
