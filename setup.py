@@ -62,7 +62,7 @@ def wanted() -> str:
     if choice is not None:
         return choice
     if shutil.which(os.environ.get("CXX", "c++")) is None:
-        notice("no C++ compiler found: installing without the extension; the torch reference serves every op on a CPU")
+        notice("no C++ compiler found: installing without the extension; the torch reference runs every op on a CPU")
         return "none"
     return "cuda" if can_cuda else "cpu"
 

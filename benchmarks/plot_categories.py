@@ -19,11 +19,13 @@ FIGURES = ROOT / "benchmarks/results/cpu-epyc-avx512bf16-2026-11-25.json"
 PICTURE = ROOT / "docs/assets/categories.svg"
 
 STYLE = """
+    .page { fill: #ffffff; }
     text { font: 13px system-ui, sans-serif; fill: #24292f; }
     .title { font-weight: 600; } .small { font-size: 11px; fill: #57606a; } .end { text-anchor: end; }
     .tau { fill: #0969da; } .speedup { fill: #1a7f37; } .spread { stroke: #24292f; stroke-width: 1.5; }
     .base { stroke: #8c959f; stroke-dasharray: 3 3; }
     @media (prefers-color-scheme: dark) {
+      .page { fill: #0d1117; }
       text { fill: #e6edf3; } .small { fill: #9198a1; } .spread { stroke: #e6edf3; }
       .tau { fill: #4493f8; } .speedup { fill: #3fb950; } .base { stroke: #656c76; }
     }
@@ -66,6 +68,7 @@ def draw(document: dict) -> str:
         f'viewBox="0 0 {WIDTH} {height}" role="img">',
         "  <title>tau and speedup of FIRP by category of prompt</title>",
         f"  <style>{STYLE}  </style>",
+        '  <rect class="page" width="100%" height="100%" rx="8"/>',
         f'  <text class="title" x="{left}" y="22">tau</text>',
         f'  <text class="small" x="{left}" y="40">tokens of decode steps / decode steps</text>',
         f'  <text class="title" x="{right}" y="22">speedup</text>',

@@ -1,4 +1,4 @@
-"""`rotary`: queries of few rows turned in place, against the torch expression of Hugging Face's Llama."""
+"""`rotary`: queries of few rows rotated in place, against the torch expression of Hugging Face's Llama."""
 
 from __future__ import annotations
 

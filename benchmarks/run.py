@@ -77,7 +77,7 @@ def benchmark(
         if entries:
             print_table(entries, console)
         else:
-            console.print(f"{name}: served by the reference alone")
+            console.print(f"{name}: only the reference runs it")
     return document, failed
 
 

@@ -27,7 +27,7 @@ def main(model: str = "smollm2-135m", max_new_tokens: int = 32) -> None:
     )  # fmt: skip
     for text in tokenizer.batch_decode(output.sequences, skip_special_tokens=True):
         print("-", text)
-    print(f"{output.stats.tokens} tokens in {output.stats.steps} steps of single sequences")
+    print(f"{output.stats.tokens} tokens in {output.stats.steps} steps, counted per sequence")
 
 
 if __name__ == "__main__":

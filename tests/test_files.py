@@ -1,4 +1,4 @@
-"""Files are whole or not there, whatever the disk refuses and whenever a process is killed."""
+"""Files are whole or not there, for any refusal of the disk, and whenever a process is killed."""
 
 import errno
 import os

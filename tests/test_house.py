@@ -143,3 +143,30 @@ def test_files_can_be_read_in_one_sitting():
         for path in sources
         if len(lines := path.read_text().splitlines()) > 300 and path.suffix != ".so"
     ]
+
+
+def test_each_load_of_a_kernel_says_its_shape():
+    for path in (ROOT / "firp_kernels/triton").glob("*.py"):
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load":
+                assert any("# [" in line for line in lines[node.lineno - 1 : node.end_lineno]), (path, node.lineno)
+
+
+# Words of a private dialect, and the words of the field.
+GLOSSARY = {
+    "dearer": "costs more", "told apart": "identified", "anew": "again", "whatever": "for any", "turned": "rotated",
+    "behind": "after", "served by": "run by",
+}  # fmt: skip
+
+
+def test_prose_uses_the_words_of_the_field():
+    places = [*PACKAGE.rglob("*.py"), *(ROOT / "firp_kernels").rglob("*.py"), *(ROOT / "docs").glob("*.md")]
+    places += [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "benchmarks").rglob("*.py")]
+    places += [*(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").glob("*"), ROOT / "README.md"]
+    for path in places:
+        if path.resolve() != Path(__file__).resolve():
+            text = path.read_text()
+            for word, field in GLOSSARY.items():
+                found = re.search(rf"\b{word}\b", text)
+                assert found is None, f"{path}: {word!r} -> {field!r}: ...{text[found.start() - 40 : found.end() + 20]}"

@@ -1,4 +1,4 @@
-"""Runs stages one after the other and keeps what they showed: three files, whatever the number of stages."""
+"""Runs stages one after the other and keeps what they showed: three files for any number of stages."""
 
 from __future__ import annotations
 

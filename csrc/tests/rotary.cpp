@@ -14,8 +14,8 @@ void one_case(uint64_t seed, double rounding) {
     std::vector<T> row = given;
     cpu::rotary(isa, row.data(), cos.data(), sin.data(), width);
     for (int64_t i = 0; i < width; ++i) {
-      const double turned = i < half ? -real(given[i + half]) : real(given[i - half]);
-      const double own = real(given[i]) * real(cos[i]), other = turned * real(sin[i]);
+      const double rotated = i < half ? -real(given[i + half]) : real(given[i - half]);
+      const double own = real(given[i]) * real(cos[i]), other = rotated * real(sin[i]);
       CHECK(
           std::abs(real(row[i]) - (own + other)) <= rounding * (std::abs(own) + std::abs(other)), seed, cpu::isa_name(isa), i);
     }

@@ -28,7 +28,7 @@ class Emitted(NamedTuple):
         finished: [B] bool, after the step.
         root: [B] int64 token of the next tree's root.
         rows: [B, k] int64, the pseudo row for each depth of the next tree, counted from the first pseudo row.
-        usable: [B] int32, how many depths these rows serve.
+        usable: [B] int32, for how many depths these rows hold scores.
         packed: [B, max_depth + 4] int64 tokens, counts, finished and status, for one copy to the host.
     """
 

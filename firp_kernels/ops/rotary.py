@@ -47,7 +47,7 @@ def check(rows: Tensor, cos: Tensor, sin: Tensor) -> None:
     checks.dtype("cos", cos, rows.dtype)
     checks.dtype("sin", sin, rows.dtype)
     if head_dim % 2:
-        raise ValueError(f"rows: got head width {head_dim}, expected an even one")
+        raise ValueError(f"rows: got head_dim {head_dim}, expected an even one")
     if rows.stride(3) != 1:
         raise ValueError("rows: got a strided last dimension, expected a dense one")
 

@@ -110,7 +110,7 @@ def tree_mask(
     context_lens: Tensor, depths: Tensor, ancestors: Tensor, lookahead: Tensor, num_offsets: int, rows: int,
     sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Which slots of the cache each row sees, as bool [B, R, S + R], where S is the longest context.
+    """Which slots of the cache each row sees, as bool [B, R, C + R], where C is the longest context.
 
     Args:
         context_lens, depths, ancestors, lookahead, num_offsets, sliding_window: as in `tree_attention`.

@@ -5,7 +5,7 @@ House dialect:
     o_x             offsets along an axis, a range (o_d)
     p_x, b_x, m_x   pointers; a block of values; a mask. A name without prefix is one number, the same for the program
     s_tensor_axis   a stride in elements (s_key_cache_b)
-    UPPER_CASE      a constexpr; BLOCK_X is the tile along axis x, HEAD_DIM is D, WIDTH is d
+    UPPER_CASE      a constexpr; BLOCK_X is the tile along axis x, HEAD_DIM is D, WIDTH that of a row
     # [BLOCK_M, BLOCK_D] stands at each load: the shape of what it loads; # [] for one number
     docstring       of each kernel: the formula, and what one program computes
     launch_config   a `LaunchConfig` from shapes and architecture; no trial runs, which would write into caches

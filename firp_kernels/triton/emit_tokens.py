@@ -48,7 +48,8 @@ def emit_tokens_kernel(
     count = tl.where(stopped, (first + 1).to(tl.int64), count)
     left -= count
     committed = tl.maximum(count - 1, 0).to(tl.int32)
-    full = tl.load(context_lens + i_b) + committed + 1 > max_context
+    length = tl.load(context_lens + i_b)  # []
+    full = length + committed + 1 > max_context
     done = (was_finished | broken | stopped | full | (left == 0)).to(tl.int64)
 
     b_token = tl.where(o_l < count, b_token, -1)

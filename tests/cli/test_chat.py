@@ -67,7 +67,7 @@ def test_an_unknown_command_is_named(chat):
 
 def test_a_full_context_is_said(chat):
     lines = chat("w1 " * 300 + "\nw1\n")
-    assert any("fill the model's context; /reset starts anew" in line for line in lines) and len(answers(lines)) == 1
+    assert any("fill the model's context; /reset starts again" in line for line in lines) and len(answers(lines)) == 1
 
 
 def test_a_system_message_counts(chat):

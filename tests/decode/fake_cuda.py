@@ -1,10 +1,10 @@
-"""A GPU made of CPU tensors: every tensor says that it lies on it, and what captures, replays and late reads rely on
+"""A GPU made of CPU tensors: every tensor reports that device, and what captures, replays and late reads rely on
 holds.
 
 Streams are per device, and an op runs on the current stream of its tensors' device. A capture records what its stream
 is given, and does none of it. A pool counts the graphs in it; one that none is left in cannot be captured into while a
 block of it lives. cuBLAS makes a workspace at a stream's first product and keeps it. A copy into pinned memory arrives
-when an event behind it, on its stream, is waited for.
+when a later event of its stream is waited for.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Event:
 
     def record(self) -> None:
         self.stream = self.cuda.current_stream()
-        self.behind = list(self.stream.queue)
+        self.before = list(self.stream.queue)
 
     def synchronize(self) -> None:
-        for copy in self.behind:
+        for copy in self.before:
             target, value = copy
             with self.cuda.quiet():
                 target.copy_(value)

@@ -179,6 +179,6 @@ def hf_alone(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, **op
 
 
 def new_tokens(sequences: torch.Tensor, prompt_length: int, stops: Sequence[int] = (EOS,)) -> list[list[int]]:
-    """New tokens of a batch, cut behind the first end-of-sequence token."""
+    """New tokens of a batch, cut after the first end-of-sequence token."""
     rows = sequences[:, prompt_length:].tolist()
     return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]

@@ -18,7 +18,7 @@ LONG, ONE, PAIR = [[4, 5, 6, 5]], [[4]], [[4, 5, 6], [6, 6, 4]]
 
 @dataclass(frozen=True)
 class Case:
-    """One call with a served field set.
+    """One call with a supported field set.
 
     Attributes:
         value: of the field.

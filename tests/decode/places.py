@@ -24,7 +24,7 @@ def place(function: Place) -> Place:
 
 
 def changed(out):
-    """Another value of the same shape, whatever a module or function returned."""
+    """Another value of the same shape, for anything that a module or function returned."""
     if isinstance(out, torch.Tensor):
         return out * 1.7 + out.roll(1, -1) * 0.5 if out.is_floating_point() else out
     if isinstance(out, tuple):

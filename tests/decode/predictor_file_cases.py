@@ -115,7 +115,7 @@ REFUSED = {
     # safetensors
     "weights truncated": (weights(lambda data: data[:-7]), WEIGHTS, UNREADABLE),
     "a header truncated": (weights(lambda data: data[:50]), WEIGHTS, UNREADABLE),
-    "bytes behind the tensors": (weights(lambda data: data + b"\0" * 64), WEIGHTS, UNREADABLE),
+    "bytes after the tensors": (weights(lambda data: data + b"\0" * 64), WEIGHTS, UNREADABLE),
     "weights of garbage": (weights(bytes(range(256)) * 9), WEIGHTS, UNREADABLE),
     "an empty file of weights": (weights(b""), WEIGHTS, UNREADABLE),
     "a header of 2 GB": (weights(struct.pack("<Q", 2 << 30) + b"{"), WEIGHTS, UNREADABLE),

@@ -1,4 +1,4 @@
-"""No step reads a value or copies between host and device, whatever the model, the tree, the chooser and the head."""
+"""No step reads a value or copies between host and device, for any model, tree, chooser and head."""
 
 import firp
 import pytest
@@ -114,7 +114,7 @@ def test_every_op_of_a_step_is_listed(monkeypatch):
 
 @pytest.mark.parametrize("op", sorted(STEP_OPS))
 def test_which_references_wait_is_known(monkeypatch, op):
-    """What serves an op on a GPU where no kernel does, tried alone."""
+    """What runs an op on a GPU where no kernel does, tried alone."""
     module, bound = getattr(ops, op), registry.bound
     serves = getattr(module, "fallback", module.reference)
     monkeypatch.setattr(registry, "bound", lambda name, impl: serves if name == op else bound(name, impl))

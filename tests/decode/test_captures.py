@@ -38,10 +38,10 @@ LENGTHS = [(1,), (2,), (33,), (34,), (31, 5, 17), (31, 31, 31), (60, 2, 1), (5, 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "phi3"])
 def test_replayed_prompts_equal_eager_ones(cuda, family):
-    """Every replay of a shape, whatever prompts it was captured with, and whatever stood in the cache before."""
+    """Every replay of a shape, for any prompts that it was captured with and any contents of the cache."""
     model = tiny_model(3, family, vocab=12, dtype=torch.float32)
     engine, eager = captured(model), firp.Engine(model, graphs=False, compile=False)
-    fill(engine, (1, 89, 1))  # Buffers that serve all.
+    fill(engine, (1, 89, 1))  # Buffers that fit all.
     for lengths in LENGTHS * 2:
         prompts = [PROMPTS[length] for length in lengths]
         wanted = eager.start(prompts, 5, []).cache

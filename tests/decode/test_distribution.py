@@ -1,4 +1,4 @@
-"""Sampling is lossless: joint frequencies of three tokens against exact enumeration, whatever the tree and
+"""Sampling is lossless: joint frequencies of three tokens against exact enumeration, for any tree and
 predictor."""
 
 import importlib
@@ -56,7 +56,7 @@ def expected(model):
 
 
 def draw(engine: firp.Engine, draws: int, **options) -> Counter:
-    """Outcomes of `draws` samples; identical prompts are told apart by their index in the batch."""
+    """Outcomes of `draws` samples; identical prompts are identified by their index in the batch."""
     counts = Counter()
     for seed in range(draws // BATCH):
         out = firp.generate(

@@ -175,7 +175,7 @@ def test_an_argument_comes_before_the_models_own_configuration(name, value, inst
 
 
 def test_padding_on_both_sides_is_stripped():
-    """Hugging Face goes on behind the padding there; each row is its prompt alone."""
+    """Hugging Face goes on after the padding there; each row is its prompt alone."""
     model = tiny_model(1, vocab=11)
     ids, mask = torch.tensor([[0, 4, 5, 0], [6, 7, 8, 0]]), torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0]])
     for options in (

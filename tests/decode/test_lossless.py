@@ -1,4 +1,4 @@
-"""The first invariant: whatever the tree, the predictor and the batch, the output is the model's own greedy output."""
+"""The first invariant: for any tree, predictor and batch, the output is the model's own greedy output."""
 
 import random
 

@@ -29,7 +29,7 @@ def test_plain_decoding_needs_less():
     assert plain.predictor == plain.graphs == 0
     assert plain.cache == firp_.cache and plain.scores < firp_.scores
     captured = [memory.plan_memory(config, torch.bfloat16, slots, captures=True) for slots in (2048, 4096)]
-    # One pool serves the graphs of all buckets, and those of prompts, which are not captured beyond.
+    # One pool holds the graphs of all buckets, and those of prompts, which are not captured beyond.
     assert captured[0].graphs == captured[1].graphs >= captured[0].scores > 0
 
 

@@ -47,5 +47,5 @@ def test_only_a_reference_that_waits_prevents_captures(monkeypatch, op):
     registry._owners[op, "cuda"] = "reference"
     assert make_runner(view_of(), None, None).captures != STEP_OPS[op]
     if STEP_OPS[op]:
-        with pytest.raises(ValueError, match=f"graphs: got True, but the reference serves {op}, which waits"):
+        with pytest.raises(ValueError, match=f"graphs: got True, but the reference runs {op}, which waits"):
             make_runner(view_of(), True, None)

@@ -1,4 +1,4 @@
-"""Every field of GenerationConfig is served as Hugging Face serves it, has no effect in either, or is refused
+"""Every field of GenerationConfig works as in Hugging Face, has no effect in either, or is refused
 by name."""
 
 import firp

@@ -1,4 +1,4 @@
-"""Whatever a model object says, Hugging Face's output comes out, or one refusal that names what is not supported."""
+"""For any model object Hugging Face's output comes out, or one refusal that names what is not supported."""
 
 import re
 from contextlib import ExitStack

@@ -6,7 +6,7 @@ from firp.tools.prompt_files import Prompt, encode, load_prompts
 FIRST = b'{"prompt": "one"}\n'
 
 # case -> (the file, its turns)
-SERVED = {
+SUPPORTED = {
     "LF": (b'{"prompt": "one"}\n{"turns": ["two", "three"]}\n', [("one",), ("two", "three")]),
     "CRLF": (b'{"prompt": "one"}\r\n{"prompt": "two"}\r\n', [("one",), ("two",)]),
     "no line end": (b'{"prompt": "one"}', [("one",)]),
@@ -56,9 +56,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", SERVED)
+@pytest.mark.parametrize("case", SUPPORTED)
 def test_a_file_as_people_write_them_is_read(tmp_path, case):
-    content, turns = SERVED[case]
+    content, turns = SUPPORTED[case]
     (tmp_path / "prompts.jsonl").write_bytes(content)
     assert [prompt.turns for prompt in load_prompts(tmp_path / "prompts.jsonl")] == turns
 

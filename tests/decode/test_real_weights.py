@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct in float32: FIRP's greedy output is Hugging Face's, whatever the tree and the predictor."""
+"""SmolLM2-135M-Instruct in float32: FIRP's greedy output is Hugging Face's, for any tree and predictor."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Compiled layers of Hugging Face serve every batch size in a few graphs, and no request dies of a recompile limit."""
+"""Compiled layers of Hugging Face run every batch size in a few graphs, and no request dies of a recompile limit."""
 
 import functools
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Drafts of a predictor with a refiner: whatever it holds, the output is the model's own."""
+"""Drafts of a predictor with a refiner: for any weights, the output is the model's own."""
 
 import firp
 import pytest

@@ -1,4 +1,4 @@
-"""Sampling: the same tokens as plain sampling for the same seed, whatever drafts and whoever shares the batch."""
+"""Sampling: the same tokens as plain sampling for the same seed, for any drafts and any other sequences in the batch."""
 
 import firp
 import pytest

@@ -1,4 +1,4 @@
-"""The CUDA sources compile with the headers of whatever torch is here, a CPU-only build included; no GPU is needed."""
+"""The CUDA sources compile with the headers of the torch that is here, a CPU-only build included; no GPU is needed."""
 
 import shutil
 import subprocess

@@ -1,1 +1,1 @@
-"""`firp bench`: decoding methods side by side, in one run."""
+"""`firp bench`: how fast are decoding methods beside each other, in one run?"""

@@ -14,7 +14,7 @@ WARMUP_TOKENS = 4
 
 
 def check_compilable(model: PreTrainedModel) -> None:
-    """Raise ValueError, naming what is missing, unless torch.compile can serve the model here."""
+    """Raise ValueError, naming what is missing, unless torch.compile works for the model here."""
     reason = None
     if not getattr(model, "_can_compile_fullgraph", False):
         reason = f"{type(model).__name__} does not say that it compiles as one graph"

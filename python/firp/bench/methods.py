@@ -110,7 +110,7 @@ def compiled_method(model: PreTrainedModel) -> Method:
     return run
 
 
-# The last two serve every op, linear layers and norms included, with torch: what the package's kernels are worth.
+# The last two run every op, linear layers and norms included, with torch: what the package's kernels are worth.
 METHODS = ("ar", "firp", "hf", "hf-compiled", "prompt-lookup", "ar-reference", "firp-reference")
 
 

@@ -75,7 +75,7 @@ def build(
             f"(weights {weights / 1e9:.1f} GB, the rest keys and values), {available / 1e9:.1f} GB are free"
         )
     model.to_empty(device=device)
-    with torch.device(device):  # its frequencies are no parameters: made anew, and in float32
+    with torch.device(device):  # its frequencies are no parameters: made again, and in float32
         model.model.rotary_emb = LlamaRotaryEmbedding(config)
     predictor.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)

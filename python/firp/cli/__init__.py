@@ -1,1 +1,1 @@
-"""The command line `firp`."""
+"""The command line: which options does a command take, and what does it print?"""

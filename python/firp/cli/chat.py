@@ -81,7 +81,7 @@ def chat(
         ids = torch.tensor([encode(tokenizer, messages)], device=device)
         room = context_limit(base.config) - ids.shape[1]
         if room < 1:
-            console.print(f"the conversation's {ids.shape[1]} tokens fill the model's context; /reset starts anew")
+            console.print(f"the conversation's {ids.shape[1]} tokens fill the model's context; /reset starts again")
             messages.pop()
             continue
         streamer = MarkingStreamer(tokenizer, console)

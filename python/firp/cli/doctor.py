@@ -1,4 +1,4 @@
-"""`firp doctor`: what hardware is here, which implementation serves each op, what is missing and how to get it."""
+"""`firp doctor`: what hardware is here, which implementation owns each op, what is missing and how to get it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from firp.engine.memory import gib, plan_memory, slots_for, weight_bytes
 from firp.engine.prefill import most_rows
 from firp.tools.converted import WHEEL_MODELS, is_kept
 from firp.tools.hardware import available_memory, usable_cores
-from firp.tools.models import load_config, parse_dtype
+from firp.tools.models import check_source, load_config, parse_dtype
 from firp_kernels import ops, registry
 
 REBUILD = "pip install --no-build-isolation -e . (FIRP_BUILD=cpu makes a compiler error visible)"
@@ -39,9 +39,11 @@ def doctor(
     nodes: options.Nodes = None,
     lookahead: options.Lookahead = None,
 ) -> None:
-    """Say what hardware is here, which implementation serves each op, what is missing and how to get it."""
+    """Say what hardware is here, which implementation owns each op, what is missing and how to get it."""
     if model is None and max_len is not None:
         raise ValueError("max_len: given without a model, expected both")
+    if model is not None:
+        check_source(model)
     console = Console(highlight=False, soft_wrap=True)
     extension, reason = registry.load_extension()
     facts = {
@@ -147,11 +149,11 @@ def _version(package: str) -> str:
 
 def _missing(extension, reason: str | None):
     if extension is None:
-        yield f"the C++ extension ({reason}): the torch reference serves every op, slower. {REBUILD}"
+        yield f"the C++ extension ({reason}): the torch reference runs every op, slower. {REBUILD}"
     if shutil.which("c++") is None and extension is None:
         yield "a C++ compiler: install g++ (Debian, Ubuntu: apt install g++), then rebuild"
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
-        yield "Triton, which serves tree attention, projection and verification on a GPU: pip install triton"
+        yield "Triton, which runs tree attention, projection and verification on a GPU: pip install triton"
     for name, wheel in WHEEL_MODELS.items():
         if not wheel.installed and not is_kept(wheel):
             yield f"the model {name}: {wheel.install}"

@@ -47,6 +47,8 @@ def generate(
     if plain and compare:
         raise ValueError("plain: given with compare, expected one of them")
     sampling = options.sampling(temperature, top_p, top_k)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
     if not prompt:
         raise ValueError("prompt: got an empty prompt, expected text")
     device = options.choose_device(device)

@@ -10,6 +10,7 @@ import typer
 
 from firp.drafting.predictor import SHIPPED, FirpPredictor, default_predictor, load_predictor
 from firp.drafting.trees import TreeConfig
+from firp.tools.models import check_source
 
 Model = Annotated[str, typer.Option(help="Base model: a folder, a hub id, or smollm2-135m.")]
 Predictor = Annotated[str | None, typer.Option(help="Folder or hub id; default: the one shipped for the model.")]
@@ -21,9 +22,9 @@ Lookahead = Annotated[int | None, typer.Option("--lookahead", "-P", help="Nodes 
 TreeKind = Annotated[str | None, typer.Option(help="dynamic or static.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Prompt as it is, without the chat template.")]
 
-Temperature = Annotated[float, typer.Option(help="0 is greedy, more samples.")]
-TopP = Annotated[float, typer.Option(help="Nucleus of sampling.")]
-TopK = Annotated[int, typer.Option(help="Ranks of sampling, 0 for all.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy decoding; above 0 samples.")]
+TopP = Annotated[float, typer.Option(help="Top-p (nucleus) threshold.")]
+TopK = Annotated[int, typer.Option(help="Sample among the k best tokens; 0 for all.")]
 Seed = Annotated[int, typer.Option(help="Seed of sampling.")]
 Plain = Annotated[bool, typer.Option("--plain", help="No drafting: plain decoding in the same engine.")]
 
@@ -32,6 +33,10 @@ def sampling(temperature: float, top_p: float, top_k: int) -> dict:
     """Options of `generate` for sampling, or for greedy decoding at temperature 0."""
     if temperature < 0:
         raise ValueError(f"temperature: got {temperature}, expected at least 0")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: got {top_p}, expected more than 0 and at most 1")
+    if top_k < 0:
+        raise ValueError(f"top_k: got {top_k}, expected at least 0")
     if temperature == 0:
         return {"do_sample": False}
     return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
@@ -46,13 +51,14 @@ def choose_device(device: str | None) -> str:
     except RuntimeError as error:
         raise ValueError(f"device: got {device!r}, expected cpu or cuda") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: got 'cuda', but torch sees no CUDA device here")
+        raise ValueError(f"device: got {device!r}, expected cpu: torch sees no CUDA device here")
     return device
 
 
 def find_predictor(model_name: str, predictor: str | None) -> FirpPredictor:
     """The predictor asked for, or the one shipped for the model."""
     if predictor is None:
+        check_source(model_name)
         return default_predictor(model_name)
     shipped = {folder.name for folder in SHIPPED.iterdir()}
     return default_predictor(predictor) if predictor in shipped else load_predictor(predictor)

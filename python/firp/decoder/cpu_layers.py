@@ -35,7 +35,7 @@ def _plain(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
-def _served(weight: Tensor) -> bool:
+def _supported(weight: Tensor) -> bool:
     return (
         type(weight) is nn.Parameter
         and weight.device.type == "cpu"
@@ -45,11 +45,11 @@ def _served(weight: Tensor) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and _plain(module) and _served(module.weight)
+    return type(module) is nn.Linear and _plain(module) and _supported(module.weight)
 
 
 def _is_norm(module: nn.Module, dtype: torch.dtype) -> bool:
-    return type(module) in NORMS and _plain(module) and _served(module.weight) and module.weight.dtype == dtype
+    return type(module) in NORMS and _plain(module) and _supported(module.weight) and module.weight.dtype == dtype
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ calls are a good part of a step.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from firp.decoder.attention import check_heads, check_window
 
 class FewRowLinear(nn.Module):
     """Replaces an `nn.Linear` of the model in a view, sharing its parameters."""
+
+    OPS = ("linear",)
 
     def __init__(self, linear: nn.Linear, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -30,6 +33,8 @@ class FewRowLinear(nn.Module):
 class FewRowNorm(nn.Module):
     """Replaces an RMS norm of the model."""
 
+    OPS = ("rms_norm",)
+
     def __init__(self, norm: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
         self.ops = ops
@@ -42,6 +47,8 @@ class FewRowNorm(nn.Module):
 
 class FewRowMLP(nn.Module):
     """Replaces a gated MLP of the model."""
+
+    OPS = ("linear", "gated_linear")
 
     def __init__(self, mlp: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -56,6 +63,8 @@ class FewRowMLP(nn.Module):
 
 class FewRowAttention(nn.Module):
     """Replaces an attention block of the model; an `AttentionStep` attends."""
+
+    OPS = ("linear", "joint_linear", "rotary")
 
     def __init__(self, attention: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -72,7 +81,7 @@ class FewRowAttention(nn.Module):
         heads, kv_heads, _ = (weight.shape[0] // self.head_dim for weight in self.weights)
         check_window(attention, self.sliding_window)
         check_heads(attention, heads, kv_heads, self.head_dim)
-        self.turned = [heads + kv_heads, kv_heads]
+        self.rotated = [heads + kv_heads, kv_heads]
         self.heads = [heads, kv_heads]
 
     def forward(
@@ -80,9 +89,9 @@ class FewRowAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         batch, rows, _ = hidden_states.shape
         joint = self.ops.joint_linear(hidden_states, self.weights, self.biases).view(batch, rows, -1, self.head_dim)
-        turned, value = joint.split_with_sizes(self.turned, 2)
-        self.ops.rotary(turned, *position_embeddings)
-        query, key = turned.split_with_sizes(self.heads, 2)
+        rotated, value = joint.split_with_sizes(self.rotated, 2)
+        self.ops.rotary(rotated, *position_embeddings)
+        query, key = rotated.split_with_sizes(self.heads, 2)
         attended = firp_step.attend(self, query, key, value, self.scaling, self.sliding_window)
         return self.ops.linear(attended.flatten(2), *self.output), None
 
@@ -90,6 +99,8 @@ class FewRowAttention(nn.Module):
 class FewRowLayer(nn.Module):
     """Replaces a decoder layer of the model: attention and gated MLP, each after an RMS norm and added to
     its input."""
+
+    OPS = ("rms_norm", *FewRowAttention.OPS, *FewRowMLP.OPS)
 
     def __init__(self, layer: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
@@ -105,3 +116,9 @@ class FewRowLayer(nn.Module):
         normed = self.ops.rms_norm(hidden_states, *before_attention)
         hidden_states = hidden_states + self.attend(normed, position_embeddings, firp_step)[0]
         return hidden_states + self.feed(self.ops.rms_norm(hidden_states, *before_mlp))
+
+
+def ops_of(parts: Iterable[object]) -> set[str]:
+    """Names of the package's ops that these views of a model run."""
+    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+    return {name for module in modules for name in getattr(module, "OPS", ())}

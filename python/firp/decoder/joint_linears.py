@@ -1,7 +1,7 @@
 """On a GPU, let layer views take queries, keys and values in one product, and gate and up in another: three launches
 fewer.
 
-The weights side by side are a copy. It is made anew at every `JointLinears.refresh`, at the start of a run, which costs
+The weights side by side are a copy. It is made again at every `JointLinears.refresh`, at the start of a run, which costs
 about what a step costs: a weight that changed in place looks like one that did not. The model's own modules
 stay as they are, and so do all that are not plain linears: quantised, adapted, hooked.
 """
@@ -80,10 +80,10 @@ class JointAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         batch, rows, _ = hidden_states.shape
         joint = self.joint(hidden_states).view(batch, rows, -1, self.head_dim)
-        turned, value = joint.split((self.heads + self.kv_heads, self.kv_heads), 2)
+        rotated, value = joint.split((self.heads + self.kv_heads, self.kv_heads), 2)
         cos, sin = (part.unsqueeze(2) for part in position_embeddings)
-        turned = turned * cos + llama.rotate_half(turned) * sin
-        query, key = turned.split((self.heads, self.kv_heads), 2)
+        rotated = rotated * cos + llama.rotate_half(rotated) * sin
+        query, key = rotated.split((self.heads, self.kv_heads), 2)
         attended = firp_step.attend(self, query, key, value, self.scaling, self.sliding_window)
         return self.o_proj(attended.reshape(batch, rows, -1)), None
 

@@ -203,7 +203,7 @@ def check_functions(config) -> None:
             function, getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
         ):
             raise ValueError(
-                f"model: attention function {name!r} was registered anew, expected the library's: FIRP's own "
+                f"model: attention function {name!r} was registered again, expected the library's: FIRP's own "
                 f"attention takes its place"
             )
     experts = getattr(config, "_experts_implementation", None)

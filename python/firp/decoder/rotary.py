@@ -44,7 +44,7 @@ def check_positions(config: PreTrainedConfig, prompt_length: int, max_new_tokens
         if prompt_length <= trained < total:
             raise ValueError(
                 f"max_new_tokens: got {max_new_tokens}, expected at most {trained - prompt_length}: past {trained} "
-                "tokens Phi-3 computes its whole cache anew with other frequencies, which FIRP does not follow"
+                "tokens Phi-3 computes its whole cache again with other frequencies, which FIRP does not follow"
             )
 
 

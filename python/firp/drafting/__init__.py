@@ -1,1 +1,1 @@
-"""What proposes tokens: the predictor and its files, draft trees, and what they are worth where."""
+"""What proposes tokens: which tree does the predictor draft, and what is it worth on a machine?"""

@@ -279,7 +279,7 @@ def default_predictor(name: str) -> FirpPredictor:
     shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())
     if name not in shipped:
         raise ValueError(
-            f"predictor: none ships for model {name!r}, expected one of {', '.join(shipped)}; train one with `firp "
-            f"train`"
+            f"predictor: got none for the model {name!r}, expected the folder of one (one ships for "
+            f"{', '.join(shipped)}); train one with `firp train`"
         )
     return load_predictor(SHIPPED / name)

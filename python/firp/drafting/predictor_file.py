@@ -44,7 +44,7 @@ def find_files(source: str | os.PathLike, **hub: object) -> tuple[Path, Path]:
     if os.path.exists(folder):
         raise ValueError(f"predictor: got the file {str(source)!r}, expected the folder of {CONFIG} and {WEIGHTS}")
     if str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"predictor: folder {str(source)!r} does not exist")
+        raise FileNotFoundError(f"predictor: got {str(source)!r}, expected an existing folder or a hub id")
     try:
         return Path(hf_hub_download(str(source), CONFIG, **hub)), Path(hf_hub_download(str(source), WEIGHTS, **hub))
     except Exception as error:

@@ -8,8 +8,11 @@ neighbours.
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from firp.decoder.view import DecoderView
 
@@ -32,14 +35,44 @@ class UnitEmbeddings:
         return self.view.embed(tokens).float() * self.scale
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class _Made:
+    """Tables, and what they were made from: another tensor, or one written to since, makes others."""
+
+    transition: weakref.ref
+    state: tuple
+    tables: tuple[Tensor, Tensor]
+
+
+# By the module of the embeddings, so that tables die with their model.
+_made: weakref.WeakKeyDictionary[nn.Module, _Made] = weakref.WeakKeyDictionary()
+
+
 def token_tables(view: DecoderView, transition: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """The tables source and target [V, r], in the model's dtype, of a predictor's `transition` [2, d, r]; None has
-    none.
+    none. They are made once for a model and a predictor.
     """
     if transition is None:
         return None
-    embeddings, maps = UnitEmbeddings(view), transition.detach().to(view.device).float()
-    parts = [(embeddings(tokens) @ maps).to(view.dtype) for tokens in embeddings.vocabulary.split(TOKENS_AT_ONCE)]
-    source, target = torch.cat(parts, 1)
-    return source, target
+    module = view.decoder.embed_tokens
+    tensors = (*module.parameters(), transition)
+    state = view.dtype, view.device, *((id(t), t.data_ptr(), t._version) for t in tensors)
+    made = _made.get(module)
+    if made is None or made.transition() is not transition or made.state != state:
+        made = _made[module] = _Made(weakref.ref(transition), state, _make_tables(view, transition))
+    return made.tables
+
+
+@torch.no_grad()
+def _make_tables(view: DecoderView, transition: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tables in one pass over the embeddings, whose scale comes out at its end."""
+    maps = torch.cat(tuple(transition.detach().to(view.device).float()), 1)  # [d, 2 * r]
+    vocabulary = torch.arange(view.decoder.embed_tokens.weight.shape[0], device=view.device)
+    parts, squares = [], torch.zeros((), dtype=torch.float64, device=view.device)
+    for tokens in vocabulary.split(TOKENS_AT_ONCE):
+        embeddings = view.embed(tokens).float()
+        squares += torch.linalg.vector_norm(embeddings).double().square()
+        parts.append(embeddings @ maps)
+    scale = float((squares / (len(vocabulary) * view.config.hidden_size)).rsqrt())
+    source, target = (torch.cat(parts) * scale).to(view.dtype).chunk(2, 1)
+    return source.contiguous(), target.contiguous()

@@ -1,1 +1,1 @@
-"""The device side of a run: what one step does, what it needs in memory, and how it is replayed."""
+"""The device side of a run: what does one step do, what does it need in memory, how is it replayed?"""

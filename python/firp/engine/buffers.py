@@ -21,7 +21,7 @@ def next_power_of_two(number: int) -> int:
 
 def allocated_slots(slots: int) -> int:
     """Cache slots to allocate for `slots`: a quarter of a power of two at a time, so that requests which grow step by
-    step allocate anew only now and then."""
+    step allocate again only now and then."""
     step = max(SMALLEST_BUCKET, next_power_of_two(slots) // 8)
     return -(-slots // step) * step
 

@@ -26,11 +26,11 @@ from firp.engine.chooser import Chooser, Greedy
 from firp.engine.graphs import StepRunner, make_runner
 from firp.engine.layers import compiles, layer_function
 from firp.engine.memory import check_memory
+from firp.engine.named_ops import check_named, prefill_attention
 from firp.engine.prefill import padded_length
 from firp.engine.state import DecodeState, StepRecord
 from firp.engine.step import Step
 from firp.engine.tree_choice import TreeChoice
-from firp_kernels.registry import owner
 
 
 class Engine:
@@ -48,11 +48,11 @@ class Engine:
             owner on the device (see `firp_kernels.bind`).
         head: "one-pass" scores node and pseudo rows together, "two-pass" the nodes first and then the accepted node's
             pseudo rows alone; None takes one pass for few rows (`firp.engine.rows.few_rows`).
-        graphs: replay steps as CUDA graphs; None does so wherever a GPU and kernels for it serve the model.
+        graphs: replay steps as CUDA graphs; None does so on a GPU where every op has a kernel.
         compile: compile the model's layers; the first step of each shape then takes seconds. None does so on a GPU.
 
-    One engine decodes many runs, one after another or several at a time; what it allocated for a run that
-    `Engine.release` gave back, and the steps captured over it, serve the next.
+    One engine decodes many runs, in turn or at once. A later run reuses the buffers and captured steps that
+    `Engine.release` gave back.
 
     Raises:
         ValueError: a model of another kind, a predictor for another model (`PredictorMismatch`), a tree out of range,
@@ -79,13 +79,13 @@ class Engine:
         # The reference is torch throughout, the model's own linear layers and norms included.
         adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
         self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
-        self._joint = JointLinears(self.view) if impl is None else None
+        check_named(impl, self.view, predictor)
+        self._joint = None if isinstance(impl, str) else JointLinears(self.view)
         self.predictor = predictor
         self._spare: list[Buffers] = []
         self._runner: StepRunner = make_runner(self.view, graphs, impl)
         on_cpu = self.view.device.type == "cpu"
-        own_attention = impl is None and on_cpu and owner("tree_attention", "cpu") == "extension"
-        self._prefill_attention = self.ops.tree_attention if own_attention else None
+        self._prefill_attention = prefill_attention(impl, self.ops, self.view.device)
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
         self._steps: dict[int, Step] = {}
         self._trees: TreeChoice | None = None
@@ -110,13 +110,13 @@ class Engine:
         return self._step_of(0 if self._trees is None else self._trees.num_offsets)
 
     def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
-        """Trees that a run of B sequences changes between, with their figures; None where one tree serves."""
+        """Trees that a run of B sequences changes between, with their figures; None where the tree stays."""
         return None if self._trees is None else self._trees.rungs(batch_size)
 
     def drafter(self, batch_size: int, tree: TreeConfig | None = None) -> Drafter | None:
         """What drafts for a batch of this size; None where it decodes plainly.
 
-        A tree that was asked for serves every batch size; the predictor's own shrinks as the batch grows; where trees
+        A tree that was passed is used at every batch size; the predictor's own shrinks as the batch grows; where trees
         were timed it is the fastest.
 
         Args:
@@ -233,7 +233,7 @@ class Engine:
         """Compile layers, capture greedy steps and the passes of prompts ahead of the first request.
 
         Args:
-            batch_sizes: as they will be decoded; the largest comes first, and its buffers serve all.
+            batch_sizes: as they will be decoded; the largest comes first, and its buffers fit all.
             max_len: tokens that prompt and output may hold together; every cache bucket and prompt length up to there
                 is captured.
             progress: show a bar, on a terminal.

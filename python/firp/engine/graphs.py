@@ -91,7 +91,7 @@ class CapturedPrefill:
 
 class GraphRunner:
     """Replays steps, and the passes of few or short prompts. A graph belongs to the buffers it was captured over and
-    serves every run that borrows them.
+    is replayed by every run that borrows them.
 
     The key: batch size, N, P, the chooser's key, the tree that is drafted, whether scores are kept, the cache bucket,
     and the width of the stop tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs
@@ -220,7 +220,7 @@ def _obstacle(view: DecoderView, impl: str | Mapping[str, str] | None) -> str | 
         return f"the ops are those of {impl!r}, expected the owners on the device (impl None)"
     waiting = [name for name, waits in STEP_OPS.items() if waits and registry.owner(name, "cuda") == "reference"]
     if waiting:
-        return f"the reference serves {', '.join(waiting)}, which waits for the device; see `firp doctor`"
+        return f"the reference runs {', '.join(waiting)}, which waits for the device; see `firp doctor`"
     if _experts_wait(view):
         return (
             f"experts_implementation {view.config._experts_implementation!r} in {view.dtype} waits for the device "

@@ -108,7 +108,7 @@ def fused(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def layer_function(compiled: bool, ops: SimpleNamespace) -> LayerFunction:
-    """The function that takes rows through one layer; compiled, it serves all layers."""
+    """The function that takes rows through one layer; compiled once for all layers."""
     function = compiled_copy(_layer) if compiled else _layer
 
     def call(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, *others) -> Tensor:

@@ -107,10 +107,11 @@ class StepRecord:
     packed: Tensor | None = None
 
     @classmethod
-    def of(cls, emitted: Emitted, chosen: Verified, logits: Tensor | None, scores: Tensor | None) -> StepRecord:
+    def of(cls, emitted: Emitted, chosen: Verified, logits: Tensor, scores: Tensor | None, keeps: bool) -> StepRecord:
         packed = None if emitted.tokens.device.type == "cpu" else emitted.packed
         tokens, counts, finished = emitted.tokens, emitted.counts, emitted.finished
-        return cls(tokens, counts, finished, chosen.status, chosen.path, logits, scores, packed)
+        kept = (logits, scores) if keeps else (None, None)
+        return cls(tokens, counts, finished, chosen.status, chosen.path, *kept, packed)
 
 
 @dataclass

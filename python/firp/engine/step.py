@@ -74,7 +74,7 @@ class Step:
         self.ops.commit_cache(state.cache, state.context_lens, chosen.path, emitted.kept, state.finished)
         state.finished.copy_(emitted.finished)  # [B]
         state.tree = self.draft(state, scored, emitted)  # tokens [B, N]
-        return StepRecord.of(emitted, chosen, *((scored.nodes, scores) if state.keeps_scores else (None, None)))
+        return StepRecord.of(emitted, chosen, scored.nodes, scores, state.keeps_scores)
 
     def forward(self, state: DecodeState) -> Tensor:
         """Final hidden states of the node rows, then of the pseudo rows, [B, N + P*k, d]."""

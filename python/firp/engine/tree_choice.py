@@ -60,7 +60,7 @@ class TreeChoice:
         return self.tree.num_nodes + self.tree.num_lookahead * num_offsets
 
     def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
-        """Trees that a run of B sequences changes between, with their figures; None where one tree serves."""
+        """Trees that a run of B sequences changes between, with their figures; None where the tree stays."""
         return None if self.automatic is None else self._choose(batch_size).rungs(batch_size)
 
     def of(self, batch_size: int) -> TreeConfig:

@@ -1,4 +1,4 @@
-"""The host's side of decoding: launch steps, read their records, hand over tokens, let finished sequences leave.
+"""The decode loop: launch steps, read their records, deliver tokens, remove finished sequences.
 
 Where nothing needs the host between two steps, step n + 1 is launched before the record of step n is read, so that a
 GPU never waits. A sequence ends on the device; the one step more that it sees there changes nothing.

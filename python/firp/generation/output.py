@@ -1,4 +1,4 @@
-"""The host's side of a run: tokens so far, stopping criteria, streamer, scores that were asked for."""
+"""What a run has produced: tokens, stopping criteria, streamer, requested scores."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Files that are there whole or not at all, one sentence for every fault of the disk, and JSON that is read
-strictly."""
+"""Atomic file writes, one-sentence disk errors, and strict JSON reading."""
 
 from __future__ import annotations
 

@@ -33,20 +33,34 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def check_source(name: str) -> None:
+    """Raise for what can be no model: a folder that is not there, or a name that is neither folder nor hub id.
+
+    Raises:
+        FileNotFoundError, ValueError: names what was given and what is expected.
+    """
+    folder, known = Path(os.path.expanduser(name)), ", ".join(WHEEL_MODELS)
+    if name in WHEEL_MODELS or folder.is_dir():
+        return
+    if folder.is_file():
+        raise FileNotFoundError(f"model: got the file {name!r}, expected the folder of a model")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"model: got {name!r}, expected an existing folder, a hub id or {known}")
+    if "/" not in name:
+        raise ValueError(f"model: got {name!r}, expected a folder, a hub id (owner/name) or {known}")
+
+
 @contextmanager
 def _source(name: str) -> Iterator[str]:
     """What Hugging Face loads for `name`, a folder or a hub id; what it raises within becomes one sentence."""
     if name in WHEEL_MODELS:
         with converted(name) as folder:
-            remedy = f"; remove {folder} and run again, it is then converted anew"
+            remedy = f"; remove {folder} and run again, it is then converted again"
             with _explained(str(folder), remedy):
                 yield str(folder)
         return
+    check_source(name)
     folder = Path(os.path.expanduser(name))
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_like_path and not folder.is_dir():
-        problem = "is a file, expected the folder of a model" if folder.is_file() else "does not exist"
-        raise FileNotFoundError(f"model: folder {name!r} {problem}")
     with _explained(name):
         yield str(folder) if folder.is_dir() else name
 

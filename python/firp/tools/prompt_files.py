@@ -63,7 +63,7 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
         ValueError: a malformed line (its number is named), no prompts, a bad limit.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"prompts: file {str(path)!r} does not exist")
+        raise FileNotFoundError(f"prompts: got {str(path)!r}, expected an existing file")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: got {limit}, expected at least 1")
     prompts = []

@@ -1,1 +1,1 @@
-"""Predictor training: the base model's own text, a ridge start, then KL to its own distribution."""
+"""Training: how does a predictor learn from the base model's own text?"""

@@ -90,9 +90,9 @@ def load_dataset(path: str | Path) -> TextDataset:
         ValueError: a file that is damaged or lacks an array, or whose arrays disagree; file and array are named.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"data: file {str(path)!r} does not exist")
+        raise FileNotFoundError(f"data: got {str(path)!r}, expected an existing file")
     try:
-        with np.load(path) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             dataset = TextDataset(arrays["tokens"], arrays["offsets"], arrays["prompt_lengths"])
         dataset.check()
     except Exception as error:

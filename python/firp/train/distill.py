@@ -137,7 +137,7 @@ def _answer_all(
     engine = Engine(model)
     arrays: dict[int, dict[str, np.ndarray]] = {}
     bar = tqdm(total=len(kept), desc="distill", unit="prompt", disable=None if progress else True)
-    # The longest first: the engine's buffers, and steps captured over them, then serve every batch.
+    # The longest first: the engine's buffers, and steps captured over them, then fit every batch.
     for index, batch in reversed(list(enumerate(batches))):
         part = parts / f"{index:06d}.npz"
         ids, rows = [p for p, _ in batch], [row for _, row in batch]

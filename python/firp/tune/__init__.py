@@ -1,1 +1,1 @@
-"""`firp tune`: which draft tree decodes fastest on the machine at hand."""
+"""`firp tune`: which of many draft trees decodes fastest on the machine at hand?"""

@@ -243,7 +243,7 @@ class Tuner:
         batch.final = [Point(c, time.seconds, self.taus[c], batch_size) for c, time in times.items()]
 
     def _choose_head(self) -> None:
-        """Measure the chosen trees with each head mode, and take the mode that serves them best."""
+        """Measure the chosen trees with each head mode, and take the fastest mode."""
         drafting = {size: batch for size, batch in self.batches.items() if batch.chosen.candidate.num_nodes > 1}
         for batch_size, batch in drafting.items():
             engines = {head: self._engine(batch.chosen.candidate, head) for head in (None, *HEADS)}

@@ -1,7 +1,7 @@
 // Tree attention on a CPU. One task is a block of query rows of one key/value head of one sequence.
 //
 // A row's entries are the context slots, then the tail slots it sees, in order: for a node they are the positions of a
-// plain chain, so its result has the bits that plain decoding would give it, whatever the tree. Softmax runs online over
+// plain chain, so its result has the bits that plain decoding would give it, for any tree. Softmax runs online over
 // blocks of entries that start at multiples of kBlock.
 #pragma once
 

@@ -1,0 +1,46 @@
+"""Implementations that an engine was asked for by name: which of its ops they are, and that it runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from firp.decoder.few_row_modules import ops_of
+from firp.decoder.view import DecoderView
+from firp.drafting.predictor import FirpPredictor
+from firp_kernels.registry import owner
+
+STEP = {"write_cache", "tree_attention", "write_and_attend", "verify_tree", "emit_tokens", "commit_cache"}
+DRAFTING = {"predictor_projection", "top_marginals", "draft_tree"}
+
+
+def check_named(impl: str | Mapping[str, str] | None, view: DecoderView, predictor: FirpPredictor | None) -> None:
+    """Raise ValueError for an op in a mapping that no step of this engine runs."""
+    if not isinstance(impl, Mapping):
+        return
+    run = STEP | ops_of([*view.layers, view.norm, view.head])
+    if predictor is not None:
+        run |= DRAFTING | ({"condition_marginals"} if predictor.transition_rank else set())
+        run |= {"linear"} if predictor.refiner_width else set()
+    if unused := sorted(impl.keys() - run):
+        raise ValueError(
+            f"impl: got {unused[0]!r}, expected ops that this engine runs: {', '.join(sorted(run))}; it "
+            + ("drafts nothing" if unused[0] in DRAFTING and predictor is None else "runs torch's in its place")
+        )
+    parts = sorted(impl.keys() & {"write_cache", "tree_attention"})
+    if parts and "write_and_attend" in impl:
+        raise ValueError(
+            f"impl: got {parts[0]!r} beside 'write_and_attend', expected one of them: it is a part of that"
+        )
+
+
+def prefill_attention(
+    impl: str | Mapping[str, str] | None, ops: SimpleNamespace, device: torch.device
+) -> Callable[..., Tensor] | None:
+    """The op that prompts attend with: the extension's on a CPU; None is torch's own attention."""
+    named = impl.get("tree_attention") if isinstance(impl, Mapping) else impl
+    on_cpu = device.type == "cpu" and owner("tree_attention", "cpu") == "extension"
+    return ops.tree_attention if on_cpu and named in (None, "extension") else None
