@@ -15,7 +15,7 @@ from firp_kernels.ops.tree_attention import tree_attention
 from firp_kernels.ops.verify_tree import Verified, verify_tree
 from firp_kernels.ops.write_and_attend import write_and_attend
 from firp_kernels.ops.write_cache import write_cache
-from firp_kernels.registry import bind
+from firp_kernels.registry import bind, cpu_isa
 from firp_kernels.version import __version__
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "bind",
     "commit_cache",
     "condition_marginals",
+    "cpu_isa",
     "draft_tree",
     "emit_tokens",
     "gated_linear",

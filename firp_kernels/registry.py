@@ -38,6 +38,18 @@ def load_extension():
         return None, str(error)
 
 
+def cpu_isa() -> str | None:
+    """Instruction set of the CPU kernels: "portable", "avx2", "avx512" or "avx512bf16"; None without the extension.
+
+    It is the best one of the processor, or what the environment variable FIRP_CPU_ISA caps it to.
+
+    Raises:
+        ValueError: FIRP_CPU_ISA is none of these.
+    """
+    extension, _ = load_extension()
+    return None if extension is None else extension.build_info()["cpu_instructions"]
+
+
 def _triton(name: str) -> Callable:
     """Launcher of a Triton kernel; Triton itself is imported on the first call."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 from typing import Annotated
@@ -56,6 +57,7 @@ def doctor(
     }
     if extension is not None:
         facts |= {f"extension: {name}": value or "-" for name, value in extension.build_info().items()}
+        facts["cap on cpu_instructions"] = os.environ.get("FIRP_CPU_ISA", "none (FIRP_CPU_ISA is not set)")
     table = Table("what", "found", title="machine")
     for row in facts.items():
         table.add_row(*row)

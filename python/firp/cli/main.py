@@ -15,6 +15,7 @@ from firp.cli.generate import generate
 from firp.cli.train import distill, train
 from firp.cli.tune import tune
 from firp.tools.hardware import is_out_of_memory
+from firp_kernels import cpu_isa
 
 INTERRUPTED = 130
 
@@ -35,6 +36,7 @@ def run() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (lives as long as the process)
     try:
         try:
+            cpu_isa()  # before any work: FIRP_CPU_ISA may name no instruction set
             app()
         finally:
             _flush()

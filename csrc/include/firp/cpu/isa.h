@@ -4,8 +4,11 @@
 // include/ knows torch. Sets are ordered: each includes those before it.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 // Functions between FIRP_TARGET_BEGIN("avx2,fma") and FIRP_TARGET_END are compiled for these instructions, whatever the
 // flags of the translation unit.
@@ -38,8 +41,9 @@ namespace firp::cpu {
 
 enum class Isa { portable, avx2, avx512, avx512_bf16 };
 
+// As FIRP_CPU_ISA takes them and firp_kernels.cpu_isa returns them.
 inline const char* isa_name(Isa isa) {
-  constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+  constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512bf16"};
   return names[static_cast<int>(isa)];
 }
 
@@ -55,8 +59,20 @@ inline Isa detect_isa() {
   return Isa::portable;
 }
 
+// The best set that the processor has and `cap`, the value of FIRP_CPU_ISA or null, allows.
+inline Isa capped_isa(Isa detected, const char* cap) {
+  if (!cap) return detected;
+  std::string expected;
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
+    if (std::strcmp(isa_name(isa), cap) == 0) return std::min(detected, isa);
+    expected += std::string(expected.empty() ? "" : ", ") + isa_name(isa);
+  }
+  throw std::invalid_argument("FIRP_CPU_ISA: got '" + std::string(cap) + "', expected one of " + expected);
+}
+
+// A value of FIRP_CPU_ISA that is none throws, at this call and the next.
 inline Isa best_isa() {
-  static const Isa isa = detect_isa();
+  static const Isa isa = capped_isa(detect_isa(), std::getenv("FIRP_CPU_ISA"));
   return isa;
 }
 
