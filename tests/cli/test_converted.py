@@ -296,5 +296,5 @@ def test_a_damaged_model_folder_of_the_users_is_one_line(cli, folder, tmp_path, 
 
 def test_a_file_as_the_models_folder_is_named(tmp_path):
     (tmp_path / "model.gguf").touch()
-    with pytest.raises(FileNotFoundError, match="got the file .* expected the folder of a model"):
+    with pytest.raises(FileNotFoundError, match=r"got the file .* expected the folder of a model"):
         firp.load_model(str(tmp_path / "model.gguf"))

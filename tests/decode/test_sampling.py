@@ -1,4 +1,4 @@
-"""Sampling: the same tokens as plain sampling for the same seed, for any drafts and any other sequences in the batch."""
+"""Sampling: the same tokens as plain sampling for the same seed, for any drafts and any other sequences beside it."""
 
 import firp
 import pytest

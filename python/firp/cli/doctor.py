@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from firp.cli import options
-from firp.drafting.predictor import SHIPPED
+from firp.drafting.choices import choice_file, load_choice
+from firp.drafting.predictor import SHIPPED, FirpPredictor
 from firp.engine.memory import gib, plan_memory, slots_for, weight_bytes
 from firp.engine.prefill import most_rows
 from firp.tools.converted import WHEEL_MODELS, is_kept
-from firp.tools.hardware import available_memory, usable_cores
+from firp.tools.hardware import available_memory, machine_name, usable_cores
 from firp.tools.models import check_source, load_config, parse_dtype
 from firp_kernels import ops, registry
 
@@ -78,17 +79,10 @@ def doctor(
     for text in missing:
         console.print(f"- {text}")
     if model is not None:
-        _memory(
-            console,
-            model,
-            max_len,
-            batch_size,
-            predictor,
-            dtype,
-            torch.device(options.choose_device(device)),
-            nodes,
-            lookahead,
-        )
+        where = torch.device(options.choose_device(device))
+        _memory(console, model, max_len, batch_size, predictor, dtype, where, nodes, lookahead)
+        if predictor is not None or model in {folder.name for folder in SHIPPED.iterdir()}:
+            _timed_steps(console, options.find_predictor(model, predictor), dtype, where)
 
 
 def _memory(
@@ -141,6 +135,26 @@ def _memory(
     table.add_row(f"free on {device}", gib(available))
     console.print(table)
     console.print("it fits" if plan.total <= available else f"it does not fit: {gib(plan.total - available)} too much")
+
+
+def _timed_steps(console: Console, drafter: FirpPredictor, dtype: str, device: torch.device) -> None:
+    """Print the step times that engines on this machine choose trees by, if any were measured."""
+    machine = machine_name(device, parse_dtype(dtype))
+    path = choice_file(drafter)
+    choice = load_choice(path, machine)
+    if choice is None:
+        console.print(f"no steps were timed yet on this machine: {machine}")
+        return
+    table = Table("batch", "N", "P", "k", "kind", "step", "tau", title=f"timed steps ({choice.made_by}): {machine}")
+    for size, rungs in choice.batches.items():
+        for rung in rungs:
+            tree, plain = rung.tree, rung.tree.num_nodes == 1
+            shape = ("1", "-", "-", "plain") if plain else (
+                str(tree.num_nodes), str(tree.num_lookahead), str(choice.num_offsets), tree.kind
+            )  # fmt: skip
+            table.add_row(str(size), *shape, f"{1e3 * rung.seconds:.2f} ms", f"{rung.tau:.3f}")
+    console.print(table)
+    console.print(f"kept in {path}; remove it to time steps again")
 
 
 def _version(package: str) -> str:

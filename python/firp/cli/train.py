@@ -21,7 +21,9 @@ def distill(
     limit: Annotated[int | None, typer.Option(help="Prompts taken; default all.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 192,
     batch_size: Annotated[int, typer.Option(help="Prompts answered at once.")] = 16,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature of every second batch; the others are greedy.")] = 0.7,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature of every second batch; the others are greedy.")
+    ] = 0.7,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longer prompts are left out.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     dtype: options.Dtype = "bfloat16",
@@ -44,12 +46,16 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     anchors: Annotated[int, typer.Option(help="Anchors drawn from each sequence.")] = 64,
     max_length: Annotated[int, typer.Option(help="Sequences are cut to this many tokens.")] = 512,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW for the maps; 0 trains everything except the maps.")] = 5e-4,
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak learning rate of AdamW for the maps; 0 trains everything except the maps.")
+    ] = 5e-4,
     transition_rank: Annotated[
         int | None, typer.Option(help="r of the token transition; 0: none. Default: 64, or 0 with a refiner.")
     ] = None,
     refiner_width: Annotated[int, typer.Option(help="w of the refiner, which replaces the transition; 0: none.")] = 0,
-    ridge_tokens: Annotated[int, typer.Option(help="Tokens for the ridge start; 0 starts from the identity.")] = 100_000,
+    ridge_tokens: Annotated[
+        int, typer.Option(help="Tokens for the ridge start; 0 starts from the identity.")
+    ] = 100_000,
     start_from: Annotated[str | None, typer.Option(help="Predictor to continue training from.")] = None,
     held_out: Annotated[int, typer.Option(help="Sequences kept for accuracy.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the data order and of the anchors.")] = 0,

@@ -1,7 +1,7 @@
 """On a GPU, let layer views take queries, keys and values in one product, and gate and up in another: three launches
 fewer.
 
-The weights side by side are a copy. It is made again at every `JointLinears.refresh`, at the start of a run, which costs
+The weights side by side are a copy. Every `JointLinears.refresh`, at the start of a run, makes it again, which costs
 about what a step costs: a weight that changed in place looks like one that did not. The model's own modules
 stay as they are, and so do all that are not plain linears: quantised, adapted, hooked.
 """

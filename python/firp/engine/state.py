@@ -110,8 +110,8 @@ class StepRecord:
     def of(cls, emitted: Emitted, chosen: Verified, logits: Tensor, scores: Tensor | None, keeps: bool) -> StepRecord:
         packed = None if emitted.tokens.device.type == "cpu" else emitted.packed
         tokens, counts, finished = emitted.tokens, emitted.counts, emitted.finished
-        kept = (logits, scores) if keeps else (None, None)
-        return cls(tokens, counts, finished, chosen.status, chosen.path, *kept, packed)
+        kept, chosen_from = (logits, scores) if keeps else (None, None)
+        return cls(tokens, counts, finished, chosen.status, chosen.path, kept, chosen_from, packed)
 
 
 @dataclass

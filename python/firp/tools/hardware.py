@@ -38,7 +38,7 @@ def machine_name(device: torch.device | str, dtype: torch.dtype) -> str:
         parts += [f"capability {properties.major}.{properties.minor}"]
         parts += [f"{properties.multi_processor_count} multiprocessors", f"triton {_version('triton')}"]
     else:
-        parts += _cpu_fields() + [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+        parts += _cpu_fields() + [firp_kernels.cpu_isa() or "no extension", f"{torch.get_num_threads()} threads"]
     parts += [str(dtype).removeprefix("torch."), f"torch {torch.__version__}"]
     return ", ".join([*parts, f"firp_kernels {firp_kernels.__version__}"])
 

@@ -10,8 +10,8 @@
 #include <stdexcept>
 #include <string>
 
-// Functions between FIRP_TARGET_BEGIN("avx2,fma") and FIRP_TARGET_END are compiled for these instructions, whatever the
-// flags of the translation unit.
+// Functions between FIRP_TARGET_BEGIN("avx2,fma") and FIRP_TARGET_END are compiled for these instructions, for any flags
+// of the translation unit.
 #define FIRP_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define FIRP_TARGET_BEGIN(set) FIRP_PRAGMA(clang attribute push(__attribute__((target(set))), apply_to = function))

@@ -1,7 +1,7 @@
 // output = input @ weight^T + bias for few rows, each weight read once per block of rows.
 //
-// Work on outputs [first, last) by one thread; threads share nothing. The result of a row is the same bits whatever
-// the other rows are and however many: every (row, output) pair has one accumulator vector, filled in one order and
+// Work on outputs [first, last) by one thread; threads share nothing. The result of a row is the same bits for any
+// other rows and any number of them: every (row, output) pair has one accumulator vector, filled in one order and
 // summed in one order.
 #pragma once
 
@@ -46,7 +46,7 @@ inline int64_t tile_rows(int64_t left, int64_t most) {
 }
 
 // Which weights to ask for while `outs` outputs from `first` on are computed: a block of the same size, some blocks
-// ahead, line after line in the order of memory whatever the order of use, shared out among the tiles of the rows.
+// ahead, line after line in the order of memory for any order of use, shared out among the tiles of the rows.
 struct Fetch {
   static constexpr int64_t kBlocksAhead = 4;
 
