@@ -2,8 +2,13 @@
 
 import json
 
+import firp
 import numpy as np
 import pytest
+import torch
+from firp.drafting.choices import Choice, Rung, choice_file, save_choice
+from firp.drafting.trees import TreeConfig
+from firp.tools.hardware import machine_name
 
 
 def base(folder):
@@ -130,6 +135,20 @@ def test_distill_then_train(cli, folder, tmp_path):
 def test_doctor(cli):
     code, out, _ = cli("doctor")
     assert code == 0 and "tree_attention" in out and "memory:" not in out
+
+
+def test_doctor_prints_the_timed_steps(cli, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FIRP_CACHE", str(tmp_path))
+    arguments = ("doctor", "--model", folder / "model", "--predictor", folder / "predictor", "--dtype", "float32")
+    code, out, _ = cli(*arguments, "--device", "cpu")
+    assert code == 0 and "no steps were timed yet" in out
+    rungs = (Rung(TreeConfig(1, 1), 2e-3, 1.0), Rung(TreeConfig(7, 3), 3e-3, 1.25))
+    path = choice_file(firp.load_predictor(folder / "predictor"))
+    save_choice(path, machine_name("cpu", torch.float32), Choice(2, None, {4: rungs}, "first use"))
+    code, out, _ = cli(*arguments, "--device", "cpu")
+    assert (
+        code == 0 and "3.00 ms" in out and "1.250" in out and "first use" in out and str(path) in out.replace("\n", "")
+    )
 
 
 def test_doctor_plans_memory(cli, folder):

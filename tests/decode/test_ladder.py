@@ -42,7 +42,7 @@ def test_better_drafts_move_up_and_worse_ones_down():
 def test_drafts_that_fail_cost_little():
     """At most 4 % of the steps' time over 128 tokens, none of a draft accepted."""
     used = run(Ladder(RUNGS, 3), lambda rung: 1.0, 128)
-    assert used[-1] in (PLAIN, SMALL) and sum(rung.seconds for rung in used) < 1.06 * 128
+    assert used[-1] in (PLAIN, SMALL) and sum(rung.seconds for rung in used) < 1.04 * 128
     drafted = [i for i, rung in enumerate(used) if rung is not PLAIN]
     assert max(drafted) > WAIT, "drafts are tried again"
 
@@ -122,3 +122,8 @@ def test_sampled_tokens_are_those_of_plain_decoding(engine_of):
     ids = torch.tensor([[4, 5, 6, 4]])
     expected = firp.generate(model, ids, engine=plain, **options)
     assert torch.equal(firp.generate(model, ids, engine=engine, **options), expected)
+
+
+def test_drafts_that_could_not_pay_are_not_tried():
+    dear = Rung(firp.TreeConfig(2, 1), 2.4, 1.5)
+    assert set(run(Ladder((PLAIN, dear), 3), lambda rung: 1.0, 500)) == {PLAIN}

@@ -50,7 +50,9 @@ def test_over_long_requests_are_refused_before_any_work(monkeypatch):
     model = tiny_model(1)
     engine = firp.Engine(model)
     monkeypatch.setattr(engine._runner, "prefill", None)
-    with pytest.raises(ValueError, match="prompt of 3 tokens plus 254 new ones exceed the model's context of 256"):
+    with pytest.raises(
+        ValueError, match="got 254 after a prompt of 3 tokens, expected at most 253: the model's context holds 256"
+    ):
         firp.generate(model, torch.tensor([[4, 5, 6]]), engine=engine, max_new_tokens=254, do_sample=False)
 
 

@@ -14,6 +14,7 @@ from firp.cli.main import app
 
 import firp_kernels
 from benchmarks.plot_categories import FIGURES, cut
+from firp_kernels import ops
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -67,8 +68,9 @@ def test_the_cli_page_has_every_command_and_no_other():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_cli_page_has_every_option_and_its_default(command):
-    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", section(command), flags=re.MULTILINE)
-    documented = {name: default for names, default in rows for name in re.findall(r"`(.*?)`", names)}
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \| (.*) \|$", section(command), flags=re.MULTILINE)
+    documented = {name: default for names, default, _ in rows for name in re.findall(r"`(.*?)`", names)}
+    meanings = {name: meaning for names, _, meaning in rows for name in re.findall(r"`(.*?)`", names)}
     given = {}
     for parameter in COMMANDS[command].params:
         names = (
@@ -79,12 +81,19 @@ def test_the_cli_page_has_every_option_and_its_default(command):
         given |= dict.fromkeys(names, parameter)
     assert set(documented) == set(given)
     for name, parameter in given.items():
+        assert meanings[name] == (parameter.help or meanings[name]), name
         if parameter.required:
             assert documented[name] == "required", name
         elif isinstance(parameter.default, bool):
             assert documented[name] == ("on" if parameter.default else "off"), name
         elif isinstance(parameter.default, int | float):
             assert documented[name] == f"`{parameter.default}`", name
+
+
+def test_the_table_of_work_has_every_op():
+    table = (DOCS / "benchmarks.md").read_text().split("| op | bytes | operations |")[1].split("\n\n")[0]
+    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    assert sorted(name for cell in first for name in re.findall(r"`(\w+)`", cell)) == sorted(ops.SCHEMAS)
 
 
 def test_the_api_page_has_every_public_name():

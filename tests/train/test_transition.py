@@ -1,8 +1,12 @@
 """The token transition: its tables, and that training finds which token follows which."""
 
+import gc
+import weakref
+
 import numpy as np
 import torch
 from firp.decoder.view import DecoderView
+from firp.drafting import transition
 from firp.drafting.transition import UnitEmbeddings, token_tables
 from firp.train.objective import Objective
 from models import tiny_model, tiny_predictor
@@ -51,3 +55,22 @@ def test_a_choice_outside_the_candidates_has_no_loss():
     scores = torch.from_numpy(np.linspace(1.0, 0.0, 40, dtype=np.float32))[None, None]
     loss, rank = objective.follow(predictor.transition, scores, torch.tensor([[5]]), torch.tensor([[30]]))
     assert loss.tolist() == [[0.0]] and rank.tolist() == [[16]]
+
+
+def test_tables_are_made_once_for_a_model_and_a_predictor(monkeypatch):
+    made, make = [], transition._make_tables
+    monkeypatch.setattr(transition, "_make_tables", lambda *others: made.append(1) or make(*others))
+    model = tiny_model(1)
+    predictor, other = tiny_predictor(model, 1), tiny_predictor(model, 2)
+    first = token_tables(DecoderView(model), predictor.transition)
+    assert token_tables(DecoderView(model), predictor.first_offsets(2).transition) is first and len(made) == 1
+    token_tables(DecoderView(model), other.transition)
+    assert len(made) == 2
+    changed = token_tables(DecoderView(model), predictor.transition)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(torch.linspace(1, 2, model.config.hidden_size))
+    assert not torch.equal(token_tables(DecoderView(model), predictor.transition)[0], changed[0]) and len(made) == 4
+    kept = weakref.ref(model.get_input_embeddings())
+    del model
+    gc.collect()
+    assert kept() is None

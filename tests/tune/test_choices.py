@@ -9,6 +9,7 @@ import pytest
 import torch
 from firp.drafting.choices import Choice, Rung, best_rung, choice_file, find_profile, load_choice, save_choice
 from firp.drafting.profile import FILE_NAME, save_profile
+from firp.engine.costs import Curves, StepClock
 from firp.tools.hardware import machine_name
 from models import tiny_model
 from profiles import made_profile
@@ -229,7 +230,23 @@ def test_a_profile_of_another_predictor_is_refused(predictor):
     other = firp.FirpPredictor.for_model(tiny_model(0), 3, 1)
     save_profile(predictor.folder / FILE_NAME, made_profile(tiny_model(0), other))
     with pytest.raises(ValueError, match=r"acceptance\.npz: .* is the profile of a predictor"):
-        firp.Engine(tiny_model(0), predictor)
+        firp.Engine(tiny_model(0), predictor).rungs(1)
     (predictor.folder / FILE_NAME).unlink()
     assert find_profile(predictor) is None
     assert firp.Engine(tiny_model(0), predictor).drafter(2).config == firp.TreeConfig(4, 1)
+
+
+def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
+    taken = []
+    monkeypatch.setattr(StepClock, "seconds", lambda self, trees, k: taken.append(k) or [1e3] * len(trees))
+    for _ in range(2):
+        assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e3
+    assert len(taken) == 3 and not choice_file(predictor).exists()
+
+
+def test_estimates_go_up_with_rows_and_meet_what_was_timed():
+    curves = Curves((1, 2, 4, 8), (1.0, 1.0, 2.0, 4.0), (0.5, 0.5, 1.0, 2.0))
+    assert curves.step(firp.TreeConfig(2, 1), 2, below=1.0, shared_rows=16) == 1.0 + 1.0
+    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=16) == (2.0 + 4.0) / 2 + 2.0
+    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=3) == (2.0 + 4.0) / 2 + 1.0 + 0.5
+    assert curves.step(firp.TreeConfig(3, 1), 3, below=0.0, shared_rows=16) == 3.0 + 1.5

@@ -36,8 +36,8 @@ def check_positions(config: PreTrainedConfig, prompt_length: int, max_new_tokens
     limit, total = context_limit(config), prompt_length + max_new_tokens
     if total > limit:
         raise ValueError(
-            f"max_new_tokens: prompt of {prompt_length} tokens plus {max_new_tokens} new ones exceed the "
-            f"model's context of {limit}"
+            f"max_new_tokens: got {max_new_tokens} after a prompt of {prompt_length} tokens, expected at most "
+            f"{limit - prompt_length}: the model's context holds {limit}"
         )
     if config.model_type == "phi3" and rope_type_of(config) == "longrope":
         trained = config.rope_parameters["original_max_position_embeddings"]

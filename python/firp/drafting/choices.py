@@ -107,25 +107,27 @@ def profile_file(predictor: FirpPredictor) -> Path:
     return cache_dir() / "profiles" / f"{predictor.fingerprint()}.npz"
 
 
-def find_profile(predictor: FirpPredictor) -> AcceptanceProfile | None:
-    """The profile of a user's prompts, or the one beside the predictor; None where there is neither.
+def find_profile(predictor: FirpPredictor) -> Path | None:
+    """The file of a user's own profile, or of the one beside the predictor; None where there is neither."""
+    paths = [predictor.folder / FILE_NAME] if predictor.folder is not None else []
+    with suppress(FileNotFoundError):  # nowhere to keep one
+        paths.insert(0, profile_file(predictor))
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def read_profile(path: Path, predictor: FirpPredictor) -> AcceptanceProfile:
+    """The profile in a file, which must be that of the predictor.
 
     Raises:
         ValueError: a damaged file, or the profile of another predictor.
     """
-    paths = [predictor.folder / FILE_NAME] if predictor.folder is not None else []
-    with suppress(FileNotFoundError):  # nowhere to keep one
-        paths.insert(0, profile_file(predictor))
-    for path in paths:
-        if os.path.lexists(path):
-            profile = load_profile(path)
-            if profile.fingerprint != predictor.fingerprint():
-                raise ValueError(
-                    f"{path.name}: {path} is the profile of a predictor {profile.fingerprint[:8]}, expected "
-                    f"{predictor.fingerprint()[:8]}; remove it, or record one with `firp tune`"
-                )
-            return profile if predictor.num_offsets <= profile.num_offsets else None
-    return None
+    profile = load_profile(path)
+    if profile.fingerprint != predictor.fingerprint():
+        raise ValueError(
+            f"{path.name}: {path} is the profile of a predictor {profile.fingerprint[:8]}, expected "
+            f"{predictor.fingerprint()[:8]}; remove it, or record one with `firp tune`"
+        )
+    return profile
 
 
 def load_choice(path: Path, machine: str) -> Choice | None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from firp.drafting.choices import Rung, best_rung
 
 # Each step keeps this share of what is known from the steps before.
-MEMORY = 0.95
+MEMORY = 0.9
 # What the profile expects counts as so many steps at the start, and as so many where plain decoding tries drafts again.
-TRUST, TRUST_AGAIN = 8.0, 2.0
+TRUST, TRUST_AGAIN = 3.0, 2.0
 # Another rung has to be this much faster.
 HYSTERESIS = 1.03
+# Drafts are not tried again where only this share of what the profile expects would pay.
+PLAUSIBLE = 1.5
 # Plain steps before drafts are tried again; each try that fails doubles them.
 WAIT, LONGEST_WAIT = 32, 256
 
@@ -83,8 +85,13 @@ class Ladder:
         return best if current not in self.rungs or self.speed(best) > HYSTERESIS * self.speed(current) else current
 
     def _try_again(self) -> None:
-        """Draft with the smallest tree, trusted just so far that a few failures end the trial."""
-        first = self.rungs[1]
-        pays = (self.rungs[0].speed * first.seconds - 1) / (first.tau - 1) if first.tau > 1 else 1.0
-        self._trust(max(pays, 0.0) * HYSTERESIS, TRUST_AGAIN)
-        self.rung, self._plain_steps = first, 0
+        """Draft with the tree that pays at the least share, trusted just so far that a few failures end the trial."""
+        plain = self.rungs[0]
+        pays, first = min(
+            (((plain.speed * r.seconds - 1) / max(r.tau - 1, 1e-9), r) for r in self.rungs[1:]),
+            key=lambda pair: pair[0],
+        )
+        self._plain_steps = 0
+        if pays <= PLAUSIBLE:
+            self._trust(max(pays, 0.0) * HYSTERESIS, TRUST_AGAIN)
+            self.rung = first

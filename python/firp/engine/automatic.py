@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from firp.decoder.view import DecoderView
-from firp.drafting.choices import Choice, Rung, choice_file, load_choice, save_choice
+from firp.drafting.choices import Choice, Rung, choice_file, load_choice, read_profile, save_choice
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile
 from firp.drafting.trees import TreeConfig
@@ -50,7 +51,7 @@ class Automatic:
 
     Args:
         view: of the model.
-        predictor, profile: what drafts, and what its drafts are worth.
+        predictor: what drafts. profile: the file of what its drafts are worth.
         steps: the step of the first k offsets.
         runner: how the engine runs steps.
     """
@@ -59,11 +60,11 @@ class Automatic:
         self,
         view: DecoderView,
         predictor: FirpPredictor,
-        profile: AcceptanceProfile,
+        profile: Path,
         steps: StepsOf,
         runner: StepRunner,
     ) -> None:
-        self.predictor, self.profile, self.steps, self.runner = predictor, profile, steps, runner
+        self.predictor, self.profile_path, self.steps, self.runner = predictor, profile, steps, runner
         self.device = view.device
         self._taus: dict[tuple[TreeConfig, int], float] = {}
         self.machine = machine_name(view.device, view.dtype)
@@ -127,6 +128,11 @@ class Automatic:
             return self._estimate(clock, offsets)
         k = offsets[-1]
         return k, [TreeConfig(nodes, nodes) for nodes in GPU_NODES], []
+
+    @functools.cached_property
+    def profile(self) -> AcceptanceProfile:
+        """Read where steps are timed, not at every start of an engine."""
+        return read_profile(self.profile_path, self.predictor)
 
     def _tau(self, tree: TreeConfig, num_offsets: int) -> float:
         if (tree, num_offsets) not in self._taus:
