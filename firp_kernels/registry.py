@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ _ops: dict[str, ModuleType] = {}
 _owners: dict[tuple[str, str], str] = {}
 
 
-def load_extension():
+def load_extension() -> tuple[ModuleType | None, str | None]:
     """Return the compiled module `firp_kernels._C`, or None with the reason it cannot be loaded."""
     try:
         return importlib.import_module("firp_kernels._C"), None
@@ -53,7 +54,7 @@ def cpu_isa() -> str | None:
 def _triton(name: str) -> Callable:
     """Launcher of a Triton kernel; Triton itself is imported on the first call."""
 
-    def launch(*args):
+    def launch(*args: object) -> Any:
         return getattr(importlib.import_module(f"firp_kernels.triton.{name}"), name)(*args)
 
     return functools.wraps(_ops[name].reference)(launch)
@@ -104,7 +105,7 @@ def bound(name: str, impl: str | None) -> Callable:
             raise ValueError(f"impl: op {name!r} has no 'triton' implementation")
         return _triton(name)
 
-    def extension(*args):
+    def extension(*args: object) -> Any:
         device = next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
         if _owners.get((name, device)) != "extension":
             raise RuntimeError(f"impl: the extension has no {name!r} for {device}; see `firp doctor`")
@@ -119,7 +120,7 @@ def _with_names(name: str, function: Callable) -> Callable:
     return function if returns is None else lambda *args: returns(*function(*args))
 
 
-def call(name: str, impl: str | None, *args):
+def call(name: str, impl: str | None, *args: object) -> Any:
     return bound(name, impl)(*args)
 
 

@@ -39,7 +39,7 @@ def commit_cache(
     registry.call("commit_cache", impl, cache, context_lens, path, num_accepted, finished)
 
 
-def fake(*_) -> None:
+def fake(*_: object) -> None:
     return None
 
 

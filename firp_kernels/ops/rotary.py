@@ -33,7 +33,7 @@ def rotary(rows: Tensor, cos: Tensor, sin: Tensor, impl: str | None = None) -> N
     registry.call("rotary", impl, rows, cos, sin)
 
 
-def fake(*_) -> None:
+def fake(*_: object) -> None:
     return None
 
 

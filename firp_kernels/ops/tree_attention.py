@@ -64,7 +64,7 @@ def tree_attention(
     )  # fmt: skip
 
 
-def fake(query: Tensor, *_) -> Tensor:
+def fake(query: Tensor, *_: object) -> Tensor:
     return query.new_empty(query.shape)
 
 

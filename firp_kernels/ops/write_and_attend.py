@@ -6,7 +6,8 @@ them, and torch 2.13 drops the offset of the second where shapes are dynamic.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def write_and_attend(
     )  # fmt: skip
 
 
-def fake(query: Tensor, *_) -> Tensor:
+def fake(query: Tensor, *_: object) -> Tensor:
     return query.new_empty(query.shape)
 
 
@@ -76,8 +77,9 @@ def check(
 
 
 def composed(
-    ops, query: Tensor, key: Tensor, value: Tensor, layer_cache: Tensor, context_lens: Tensor, depths: Tensor,
-    ancestors: Tensor, lookahead: Tensor, num_offsets: int, scale: float, sliding_window: int | None = None,
+    ops: SimpleNamespace | ModuleType, query: Tensor, key: Tensor, value: Tensor, layer_cache: Tensor,
+    context_lens: Tensor, depths: Tensor, ancestors: Tensor, lookahead: Tensor, num_offsets: int, scale: float,
+    sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
     """The op made of `ops.write_cache` and `ops.tree_attention`."""
     check(query, key, value, layer_cache, context_lens, depths, ancestors, lookahead)
@@ -88,9 +90,9 @@ def composed(
     )
 
 
-def reference(*args) -> Tensor:
+def reference(*args: Any) -> Tensor:
     return composed(SimpleNamespace(write_cache=write_cache.reference, tree_attention=tree_attention.reference), *args)
 
 
-def fallback(*args) -> Tensor:
+def fallback(*args: Any) -> Tensor:
     return composed(torch.ops.firp, *args)

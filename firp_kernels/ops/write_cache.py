@@ -33,7 +33,7 @@ def write_cache(
     registry.call("write_cache", impl, key, value, key_cache, value_cache, context_lens)
 
 
-def fake(*_) -> None:
+def fake(*_: object) -> None:
     return None
 
 

@@ -72,13 +72,13 @@ def engine_method(engine: Engine) -> Method:
     return run
 
 
-def hugging_face_method(model: PreTrainedModel, **options) -> Method:
+def hugging_face_method(model: PreTrainedModel, **options: object) -> Method:
     """Hugging Face `generate`. Its prefill delivers the first token, so decode steps deliver the others."""
 
     def run(ids: Tensor, max_new_tokens: int) -> Run:
         forwards = [0]
 
-        def count(*_) -> None:
+        def count(*_: object) -> None:
             forwards[0] += 1
 
         handle = model.register_forward_pre_hook(count)

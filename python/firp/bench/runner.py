@@ -23,7 +23,7 @@ def _converse(
     method: Method,
     prompt: Prompt,
     tokenizer: PreTrainedTokenizerBase,
-    device,
+    device: torch.device,
     max_new_tokens: int,
     all_turns: bool,
     raw: bool,

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import torch
@@ -118,7 +119,7 @@ def _noted_interrupts() -> Iterator[list[int]]:
     """Within it, a first Ctrl-C is put into the list; a second one raises KeyboardInterrupt."""
     noted: list[int] = []
 
-    def note(number: int, _) -> None:
+    def note(number: int, _: FrameType | None) -> None:
         if noted:
             raise KeyboardInterrupt
         noted.append(number)

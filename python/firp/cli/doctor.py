@@ -6,6 +6,8 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Annotated
 
 import torch
@@ -163,7 +165,7 @@ def _version(package: str) -> str:
     return importlib.import_module(package).__version__
 
 
-def _missing(extension, reason: str | None):
+def _missing(extension: ModuleType | None, reason: str | None) -> Iterator[str]:
     if extension is None:
         yield f"the C++ extension ({reason}): the torch reference runs every op, slower. {REBUILD}"
     if shutil.which("c++") is None and extension is None:

@@ -34,7 +34,18 @@ class AttentionStep(Protocol):
         """
 
 
-def _attention(module, query, key, value, attention_mask, scaling, sliding_window=None, firp_step=None, **others):
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    sliding_window: int | None = None,
+    *,
+    firp_step: AttentionStep,
+    **others: object,
+) -> tuple[Tensor, None]:
     for name, value_given in others.items():
         if value_given is not None and name not in HARMLESS:
             raise ValueError(f"model: its attention asks for {name}={value_given!r}, which FIRP does not support")

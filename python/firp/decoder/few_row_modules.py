@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from torch import Tensor, nn
 from transformers.models.mistral.modeling_mistral import MistralAttention
 
-from firp.decoder.attention import check_heads, check_window
+from firp.decoder.attention import AttentionStep, check_heads, check_window
 
 
 class FewRowLinear(nn.Module):
@@ -85,7 +85,7 @@ class FewRowAttention(nn.Module):
         self.heads = [heads, kv_heads]
 
     def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step, **_
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object
     ) -> tuple[Tensor, None]:
         batch, rows, _ = hidden_states.shape
         joint = self.ops.joint_linear(hidden_states, self.weights, self.biases).view(batch, rows, -1, self.head_dim)
@@ -111,7 +111,9 @@ class FewRowLayer(nn.Module):
         self.attend = FewRowAttention(layer.self_attn, ops).forward
         self.feed = FewRowMLP(layer.mlp, ops).forward
 
-    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step, **_) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object
+    ) -> Tensor:
         before_attention, before_mlp = self.norms
         normed = self.ops.rms_norm(hidden_states, *before_attention)
         hidden_states = hidden_states + self.attend(normed, position_embeddings, firp_step)[0]

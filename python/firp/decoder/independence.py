@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from firp.decoder.attention import AttentionStep
+
 # Largest difference, relative to the largest value, that is rounding where another number of rows takes another kernel.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 OUTLIER = 100.0
@@ -25,7 +27,9 @@ SMALL, TINY = 3e-3, 1e-5
 class OwnRowOnly:
     """An `AttentionStep` in which every row attends to itself: queries, keys and values all count."""
 
-    def attend(self, module, query, key, value, scale, sliding_window):
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
+    ) -> Tensor:
         group = query.shape[2] // key.shape[2]
         key, value = (rows.repeat_interleave(group, 2) for rows in (key, value))
         return value * (query * key * scale).sum(-1, keepdim=True).sigmoid()
@@ -62,7 +66,7 @@ def check_rows(view: View, names: list[str]) -> None:
         ValueError: a row's result depends on other rows; names the module and its class.
     """
     model, dtype = view.model, view.dtype
-    step = OwnRowOnly()
+    step: AttentionStep = OwnRowOnly()
     layers: dict[int, tuple[str, nn.Module]] = {}
     for name in names:
         module = model.get_submodule(name)

@@ -19,7 +19,7 @@ from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-from firp.decoder.attention import check_heads, check_window
+from firp.decoder.attention import AttentionStep, check_heads, check_window
 from firp.decoder.view import DecoderView, replace_submodule
 from firp.tools.hardware import available_memory
 
@@ -76,7 +76,7 @@ class JointAttention(nn.Module):
         self.heads, self.kv_heads = heads, kv_heads
 
     def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step, **_
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object
     ) -> tuple[Tensor, None]:
         batch, rows, _ = hidden_states.shape
         joint = self.joint(hidden_states).view(batch, rows, -1, self.head_dim)

@@ -160,7 +160,7 @@ def check_config(model: PreTrainedModel) -> None:
     _check_rotary(decoder.rotary_emb, config)
 
 
-def _check_layer(place: int, layer: nn.Module, config) -> None:
+def _check_layer(place: int, layer: nn.Module, config: PreTrainedConfig) -> None:
     attention = layer.self_attn
     for name, holder in (("self_attn.", attention), ("", layer)):
         index = getattr(holder, "layer_idx", place)
@@ -189,7 +189,7 @@ def _check_layer(place: int, layer: nn.Module, config) -> None:
         )
 
 
-def check_functions(config) -> None:
+def check_functions(config: PreTrainedConfig) -> None:
     """The functions that attend, mask and run experts are the library's known ones."""
     name = config._attn_implementation
     if name not in ATTENTION_FUNCTIONS:
@@ -214,7 +214,7 @@ def check_functions(config) -> None:
         raise ValueError(f"model: experts function {experts!r} was registered by a caller, expected one of the library")
 
 
-def _check_rotary(rotary: nn.Module, config) -> None:
+def _check_rotary(rotary: nn.Module, config: PreTrainedConfig) -> None:
     kind = rope_type_of(config)
     if getattr(rotary, "rope_type", kind) != kind:
         raise ValueError(

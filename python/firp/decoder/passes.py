@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from firp.decoder.view import DecoderView
@@ -39,7 +39,9 @@ class RecordingAttention:
     record_from: int
     recorded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def attend(self, module, query, key, value, scale, sliding_window):
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
+    ) -> Tensor:
         query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
         if module.layer_idx >= self.record_from:
             self.recorded[module.layer_idx] = (key, value)
@@ -86,7 +88,9 @@ class PseudoAttention:
     anchors: Tensor
     num_offsets: int
 
-    def attend(self, module, query, key, value, scale, sliding_window):
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
+    ) -> Tensor:
         query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
         batch, heads, _, width = query.shape
         anchors, k = self.anchors.shape[1], self.num_offsets

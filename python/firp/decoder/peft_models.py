@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import PreTrainedModel
+
 from firp.decoder.originals import ORIGINALS, Homes, library_base, methods_of
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
 
 # Adapters whose layers were tested against peft's own generate (tests/decode/test_adapters.py).
 TESTED_TYPES = frozenset(
@@ -29,7 +37,7 @@ def check_per_call(options: dict) -> None:
             )
 
 
-def without_peft(model):
+def without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The decoder inside a peft model, whose layers hold the adapters; other models as they are.
 
     Raises:
@@ -63,13 +71,13 @@ def without_peft(model):
     return model.get_base_model()
 
 
-def _active_configs(model) -> list:
+def _active_configs(model: PeftModel) -> list[PeftConfig]:
     active = model.active_adapters
     names = active() if callable(active) else active
     return [model.peft_config[name] for name in names if name in model.peft_config]
 
 
-def _check_wrapper(wrapper) -> None:
+def _check_wrapper(wrapper: nn.Module) -> None:
     base, overridden = library_base(type(wrapper))
     if base is None or overridden is not None:
         raise ValueError(

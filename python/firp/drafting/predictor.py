@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from firp.drafting.predictor_file import find_files, read_fields, read_tensors
+from firp.drafting.predictor_file import OptionalFields, find_files, read_fields, read_tensors
 from firp.drafting.refiner import Refiner
 from firp.drafting.trees import MAX_NODES, TreeConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MAX_WIDTH = 1 << 20
 MAX_REFINER_WIDTH = 1 << 14
@@ -164,7 +168,9 @@ class FirpPredictor(  # type: ignore[call-arg]
         return predictor.eval()
 
     @classmethod
-    def for_model(cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **others) -> FirpPredictor:
+    def for_model(
+        cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **others: Unpack[OptionalFields]
+    ) -> FirpPredictor:
         """An untrained (identity) predictor for `model`; `others` are a tree and a transition's rank."""
         config = model.config
         name = config._name_or_path

@@ -7,7 +7,7 @@ import os
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -19,6 +19,16 @@ from firp.tools.files import read_object
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by their names in safetensors
 LARGEST = torch.finfo(torch.float16).max
+
+
+class OptionalFields(TypedDict, total=False):
+    """Fields of a configuration that a caller of `FirpPredictor.for_model` may give."""
+
+    num_nodes: int
+    num_lookahead: int
+    tree_kind: str
+    transition_rank: int
+    refiner_width: int
 
 
 def find_files(source: str | os.PathLike, **hub: object) -> tuple[Path, Path]:

@@ -8,6 +8,7 @@ tree without the model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -164,7 +165,14 @@ def _places(tree: DraftTree, own: Tensor) -> np.ndarray:
     return torch.stack(found, 1).numpy().astype(np.uint8)
 
 
-def _ranks(probabilities, candidates, own, ops, transition, conditioned) -> np.ndarray:
+def _ranks(
+    probabilities: Tensor,
+    candidates: Tensor,
+    own: Tensor,
+    ops: SimpleNamespace,
+    transition: tuple[Tensor, Tensor] | None,
+    conditioned: tuple[Tensor, Tensor] | None,
+) -> np.ndarray:
     """Rank of each of the model's own tokens after its own parent, `ABSENT` past the candidates."""
     match = candidates == own[:, 1:, None]  # [n, depths, K]
     inside, index = match.any(2), match.int().argmax(2)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from firp.decoder.attention import AttentionStep
 from firp.drafting.trees import DraftTree
 
 # Graphs that one engine's layer may have: about six without a limit on batch sizes, and more where two sizes coincide.
@@ -49,7 +50,9 @@ class TreeAttention:
     lookahead: Tensor
     num_offsets: int
 
-    def attend(self, module, query, key, value, scale, sliding_window):
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
+    ) -> Tensor:
         return self.attention(
             query, key, value, self.layer_cache, self.context_lens, self.depths, self.ancestors, self.lookahead,
             self.num_offsets, scale, sliding_window,
@@ -70,7 +73,7 @@ def _layer(
     num_offsets: int,
 ) -> Tensor:
     """Rows [B, R, d] through one layer view. Cache and tree come as arguments, so that all layers share one graph."""
-    step = TreeAttention(attention, layer_cache, context_lens, depths, ancestors, lookahead, num_offsets)
+    step: AttentionStep = TreeAttention(attention, layer_cache, context_lens, depths, ancestors, lookahead, num_offsets)
     return layer(hidden, attention_mask=None, position_embeddings=(cos, sin), firp_step=step)
 
 
@@ -100,7 +103,7 @@ def fused(function: Callable[..., R]) -> Callable[..., R]:
     """A function of a few rows, compiled into few kernels, with the limits that its calls run in."""
     compiled = compiled_copy(function)
 
-    def call(*args) -> R:
+    def call(*args: object) -> R:
         with compile_limits():
             return compiled(*args)
 
@@ -111,7 +114,7 @@ def layer_function(compiled: bool, ops: SimpleNamespace) -> LayerFunction:
     """The function that takes rows through one layer; compiled once for all layers."""
     function = compiled_copy(_layer) if compiled else _layer
 
-    def call(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, *others) -> Tensor:
+    def call(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, *others: Tensor | int) -> Tensor:
         return function(layer, hidden, cos, sin, ops.write_and_attend, *others)
 
     return LayerFunction(call, compiled)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
@@ -87,29 +87,38 @@ class PrefillAttention:
     start: int
     tree_attention: Callable[..., Tensor] | None
 
-    def attend(self, module, query, key, value, scale, sliding_window):
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
+    ) -> Tensor:
         stop = self.start + query.shape[1]
         key_cache, value_cache = self.cache[module.layer_idx]
         key_cache[self.places, self.start : stop] = key
         value_cache[self.places, self.start : stop] = value
         if self.tree_attention is not None:
-            return self._by_chains(query, key_cache[self.places], value_cache[self.places], scale, sliding_window)
+            caches = key_cache[self.places], value_cache[self.places]
+            return self._by_chains(self.tree_attention, query, *caches, scale, sliding_window)
         if self.start:
             key, value = (rows[self.places, :stop] for rows in (key_cache, value_cache))
         window = None if sliding_window is None or sliding_window >= stop else sliding_window
         query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
         return causal_attention(query, key, value, scale, window).transpose(1, 2)
 
-    def _by_chains(self, query, key_cache, value_cache, scale, sliding_window):
+    def _by_chains(
+        self,
+        attention: Callable[..., Tensor],
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        scale: float,
+        sliding_window: int | None,
+    ) -> Tensor:
         none = torch.empty(1, 0, dtype=torch.int32)
         attended = []
         for first in range(0, query.shape[1], CHAIN_ROWS):
             rows = query[:, first : first + CHAIN_ROWS]
             context = torch.tensor([self.start + first], dtype=torch.int32)
             attended.append(
-                self.tree_attention(
-                    rows, key_cache, value_cache, context, *chain(rows.shape[1]), none, 0, scale, sliding_window
-                )
+                attention(rows, key_cache, value_cache, context, *chain(rows.shape[1]), none, 0, scale, sliding_window)
             )
         return torch.cat(attended, 1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -29,7 +31,7 @@ def cut_after_stop(rows: list[list[int]], stops: set[int]) -> list[list[int]]:
     return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
 
 
-def answer(engine: Engine, prompts: list[list[int]], **options) -> list[list[int]]:
+def answer(engine: Engine, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     """New tokens of each prompt, the stop token included.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ from firp.sampling.choosers import Sequential, Vectorised
 from firp.sampling.processors import VECTORISED, is_vectorised
 from firp.sampling.typical import Typical, TypicalAcceptance
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 # Arguments of `model.generate` that Hugging Face drops before a custom method could see them.
 NOT_PASSED_ON = {
     "assistant_model": "FIRP is the drafter here",
@@ -45,7 +49,7 @@ NOT_PASSED_ON = {
 
 
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     inputs: Tensor | None = None,
     generation_config: GenerationConfig | None = None,
     logits_processor: LogitsProcessorList | None = None,
@@ -58,7 +62,7 @@ def generate(
     streamer: BaseStreamer | None = None,
     acceptance: TypicalAcceptance | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
-    **options,
+    **options: Any,
 ) -> Tensor | FirpOutput:
     """`model.generate(...)`, decoded by FIRP: the same tokens, in fewer forwards.
 
@@ -128,7 +132,7 @@ def decode(
     streamer: BaseStreamer | None = None,
     acceptance: TypicalAcceptance | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
-    **model_inputs,
+    **model_inputs: Any,
 ) -> Tensor | FirpOutput:
     """The decoding loop, for `model.generate(..., custom_generate=firp.decode, predictor=predictor)`.
 
@@ -218,7 +222,9 @@ def _chooser(
     return Greedy(engine.ops)
 
 
-def _check_acceptance(acceptance, engine: Engine, processors: LogitsProcessorList, seed: int | None) -> None:
+def _check_acceptance(
+    acceptance: TypicalAcceptance, engine: Engine, processors: LogitsProcessorList, seed: int | None
+) -> None:
     if not isinstance(acceptance, TypicalAcceptance):
         raise ValueError(f"acceptance: got {acceptance!r}, expected firp.TypicalAcceptance(epsilon, delta) or None")
     if seed is None:
@@ -238,7 +244,9 @@ def _check_acceptance(acceptance, engine: Engine, processors: LogitsProcessorLis
             )
 
 
-def _engine_for(model, engine: Engine | None, predictor: FirpPredictor | None, tree: TreeConfig | None) -> Engine:
+def _engine_for(
+    model: PreTrainedModel, engine: Engine | None, predictor: FirpPredictor | None, tree: TreeConfig | None
+) -> Engine:
     if engine is None:
         return Engine(model, predictor, tree, compile=False)
     if predictor is not None or tree is not None:

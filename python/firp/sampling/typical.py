@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from firp.engine.state import DecodeState, gather_rows
 from firp.sampling.choosers import Vectorised
@@ -45,11 +48,19 @@ class Typical(Vectorised):
 
     Args:
         rule: what is acceptable.
-        others: as `Vectorised` takes them; `seed` must be a number.
+        ops, processors, seed, history, padding: as `Vectorised` takes them; `seed` must be a number.
     """
 
-    def __init__(self, rule: TypicalAcceptance, *others) -> None:
-        super().__init__(*others)
+    def __init__(
+        self,
+        rule: TypicalAcceptance,
+        ops: SimpleNamespace,
+        processors: LogitsProcessorList,
+        seed: int | None,
+        history: Callable[[int], Tensor],
+        padding: list[int],
+    ) -> None:
+        super().__init__(ops, processors, seed, history, padding)
         self.epsilon, self.delta = rule.epsilon, rule.delta
 
     def acceptable(self, before: Tensor, drafts: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def bars_on_terminals_only() -> Iterator[None]:
 
 def _quiet(make: Callable) -> Callable:
     @functools.wraps(make)
-    def bar(*args, **options):
+    def bar(*args: object, **options: object) -> object:
         if threading.get_ident() in _quiet_threads:
             options["disable"] = True
         return make(*args, **options)
