@@ -209,4 +209,5 @@ def _state(engine: Engine, batch_size: int, drafted: bool) -> DecodeState:
         seed=buffers.seed,
         stop_tokens=torch.empty(8, dtype=torch.int64, device=device),
         lengths=[10] * batch_size,
+        drafter=drafter,
     )
