@@ -6,6 +6,8 @@ import random
 import firp
 import pytest
 import torch
+from captured_runs import LONG, SHORT, captured, emitted, expected, parts
+from fake_cuda import FakeCuda
 from firp.drafting.choices import Choice, Rung, choice_file, save_choice
 from firp.drafting.ladder import HYSTERESIS, LONGEST_WAIT, WAIT, Ladder
 from firp.drafting.profile import FILE_NAME, save_profile
@@ -127,3 +129,45 @@ def test_sampled_tokens_are_those_of_plain_decoding(engine_of):
 def test_drafts_that_could_not_pay_are_not_tried():
     dear = Rung(firp.TreeConfig(2, 1), 2.4, 1.5)
     assert set(run(Ladder((PLAIN, dear), 3), lambda rung: 1.0, 500)) == {PLAIN}
+
+
+@pytest.fixture
+def captured_engine(tmp_path, monkeypatch):
+    """An engine on a GPU made of CPU tensors; with `kept`, its trees are known and the ladder goes through all."""
+
+    monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("firp.engine.automatic.machine_name", lambda *_: "a GPU")
+    model, predictor, _ = parts()
+    predictor.folder = tmp_path
+    save_profile(tmp_path / FILE_NAME, made_profile(model, predictor, max_new_tokens=20))
+
+    def make(kept):
+        if kept:
+            monkeypatch.setattr("firp.generation.loop.Ladder", Cycle)
+            made = Choice(3, None, {size: RUNGS for size in (1, 2)}, "firp tune")
+            save_choice(choice_file(predictor), "a GPU", made)
+        return captured(model, predictor)
+
+    return make
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_captured_steps_go_through_all_rungs(captured_engine, monkeypatch, late):
+    runs = [(SHORT, 25), (LONG, 25), (SHORT, 25)]
+    wanted = expected(*runs)
+    fake = FakeCuda(monkeypatch)
+    with fake.tensors():
+        engine = captured_engine(kept=True)
+        assert [emitted(engine, *arguments, late=late) for arguments in runs] == wanted
+        assert engine.drafter(1).config == MIDDLE.tree
+
+
+def test_captured_steps_are_timed_and_kept(captured_engine, monkeypatch, capsys):
+    wanted = expected((SHORT, 25))
+    fake = FakeCuda(monkeypatch)
+    with fake.tensors():
+        engine = captured_engine(kept=False)
+        assert [emitted(engine, SHORT, 25)] == wanted and "timing decode steps of 1" in capsys.readouterr().err
+        assert len(engine.rungs(1)) > 1 and {rung.tree.kind for rung in engine.rungs(1)} == {"dynamic"}
+        engine.warm_up((1,), max_len=60, progress=False)
+        assert emitted(engine, SHORT, 25) == wanted[0]

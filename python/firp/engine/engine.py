@@ -255,13 +255,14 @@ class Engine:
             for length in sorted({padded_length(length) for length in range(1, max_len)}):
                 prompt = torch.zeros(min(length, max_len - 1), dtype=torch.int64)
                 self._runner.prefill(self._step, state.buffers, [prompt] * batch_size, None)
-        buckets = {state.buffers.bucket(slots) for slots in range(1, max_len + self.max_rows, SMALLEST_BUCKET)}
-        rungs = self.rungs(batch_size)
-        for tree in [rung.tree for rung in rungs] if rungs else [None]:
+        rows = self.max_rows
+        buckets = {state.buffers.bucket(slots) for slots in range(rows, max_len + rows, SMALLEST_BUCKET)}
+        for tree in [None] if self._trees is None else self._trees.trees(batch_size):
             state.drafter = self.drafter(batch_size, tree)
             for slots in sorted(buckets):
                 state.use_slots(slots)
                 for _ in range(2):  # The first tree is the root alone.
+                    state.context_lens.zero_()
                     self.step(state)
         self.release(state)
 

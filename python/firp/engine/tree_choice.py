@@ -71,11 +71,14 @@ class TreeChoice:
         assert self.tree is not None
         return self.tree.for_batch(batch_size) if self.shrinks else self.tree
 
-    def largest(self, batch_size: int) -> TreeConfig:
-        """The tree with the most rows that a run of B sequences may draft."""
+    def trees(self, batch_size: int) -> list[TreeConfig]:
+        """All that a run of B sequences may draft."""
         rungs = self.rungs(batch_size)
-        trees = [self.of(batch_size)] if rungs is None else [rung.tree for rung in rungs]
-        return max(trees, key=lambda tree: tree.num_nodes + tree.num_lookahead * self.num_offsets)
+        return [self.of(batch_size)] if rungs is None else [rung.tree for rung in rungs]
+
+    def largest(self, batch_size: int) -> TreeConfig:
+        """The one of them with the most rows."""
+        return max(self.trees(batch_size), key=lambda tree: tree.num_nodes + tree.num_lookahead * self.num_offsets)
 
     def _choose(self, batch_size: int) -> Choice:
         """What was measured for a batch of this size; steps are timed where nothing was. The first one sets k."""
