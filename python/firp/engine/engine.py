@@ -243,9 +243,8 @@ class Engine:
         """
         if max_len < 2:
             raise ValueError(f"max_len: got {max_len}, expected at least 2")
-        for size in tqdm(
-            sorted(batch_sizes, reverse=True), desc="warm up", unit="batch", disable=None if progress else True
-        ):
+        sizes = sorted(batch_sizes, reverse=True)
+        for size in tqdm(sizes, desc="warm up", unit="batch", disable=None if progress else True):
             self._warm_up(size, max_len)
 
     def _warm_up(self, batch_size: int, max_len: int) -> None:
