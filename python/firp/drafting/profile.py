@@ -146,9 +146,7 @@ def load_profile(path: Path) -> AcceptanceProfile:
             named = {name: archive[name] for name in archive.files}
         return _checked(named)
     except Exception as error:  # zipfile, zlib and numpy raise many kinds for a damaged file
-        raise ValueError(
-            f"{path.name}: {path}: {error}; remove it, or let `firp tune --profile` write it again"
-        ) from error
+        raise ValueError(f"{path.name}: {path}: {error}; remove it, or record one with `firp tune`") from error
 
 
 def _checked(named: dict[str, np.ndarray]) -> AcceptanceProfile:
@@ -161,9 +159,9 @@ def _checked(named: dict[str, np.ndarray]) -> AcceptanceProfile:
     if named["nodes"].tolist() != list(NODES):
         raise ValueError(f"nodes: got {str(named['nodes'])[:80]}, expected {NODES}")
     if lengths.ndim != 1 or lengths.dtype.kind != "i" or not len(lengths) or lengths.min() < 1:
-        raise ValueError("lengths: expected integers of at least 1")
+        raise ValueError(f"lengths: got {str(lengths)[:80]}, expected integers of at least 1")
     if categories.ndim != 1 or categories.dtype.kind != "U" or named["fingerprint"].dtype.kind != "U":
-        raise ValueError("categories, fingerprint: expected text")
+        raise ValueError("categories, fingerprint: got something else, expected text")
     category = named["category"]
     if category.shape != lengths.shape or category.dtype.kind != "i":
         raise ValueError(f"category: got shape {category.shape}, expected {lengths.shape} integers")
