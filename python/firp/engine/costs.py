@@ -26,7 +26,7 @@ from firp.engine.step import Step
 from firp.tools.hardware import synchronize
 
 # Tokens before a measured step.
-CONTEXT = 64
+CONTEXT, SPARE_SLOTS = 64, 64
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SWEEPS, SWEEP_SECONDS = 4, 1.0
 STEPS, STEP_SECONDS, WARM_UP_STEPS = 7, 0.9, 2
@@ -80,10 +80,9 @@ class StepClock:
         view = steps(1).view
         self.view, self.device = view, view.device
         _, kv_heads, width = head_counts(view.config)
-        slots = CONTEXT + 2 * (STEPS + WARM_UP_STEPS) * max(ROWS) + 4 * max(ROWS)
-        self.buffers = Buffers.allocate(
-            view.num_layers, batch_size, max(SMALLEST_BUCKET, slots), kv_heads, width, view.dtype, view.device
-        )
+        # Every step starts from the same context.
+        slots = max(SMALLEST_BUCKET, CONTEXT + max(max(ROWS), steps(1).max_rows) + SPARE_SLOTS)
+        self.buffers = Buffers.allocate(view.num_layers, batch_size, slots, kv_heads, width, view.dtype, view.device)
         self.buffers.cache.zero_()
         self.buffers.addresses = view.addresses() if runner.captures else ()
 
