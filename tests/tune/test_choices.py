@@ -30,6 +30,8 @@ def choice(trees, num_offsets=2, head=None, made_by="firp tune"):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
+    # Tests run beside others: the machine is never steady.
+    monkeypatch.setattr("firp.engine.automatic.STEADY", 1e4)
     monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -250,3 +252,17 @@ def test_estimates_go_up_with_rows_and_meet_what_was_timed():
     assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=16) == (2.0 + 4.0) / 2 + 2.0
     assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=3) == (2.0 + 4.0) / 2 + 1.0 + 0.5
     assert curves.step(firp.TreeConfig(3, 1), 3, below=0.0, shared_rows=16) == 3.0 + 1.5
+
+
+def test_kept_trees_of_many_rows_have_room(predictor):
+    model, ids = tiny_model(0), torch.tensor([[4, 5, 6]])
+    made = choice({1: [(64, 64, "dynamic", 1.0, 3.0)]}, num_offsets=3)
+    save_choice(choice_file(predictor), machine_name("cpu", torch.float64), made)
+    engine = firp.Engine(model, predictor)
+    assert engine.max_rows == 256 and engine.drafter(1).config == firp.TreeConfig(64, 64)
+    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
+    assert torch.equal(firp.generate(model, ids, engine=engine, max_new_tokens=60, do_sample=False), plain)
+    # Another process keeps larger trees for another batch size: this engine goes on with those that fit.
+    larger = choice({1: [(64, 64, "dynamic", 1.0, 3.0)], 2: [(128, 64, "dynamic", 1.0, 3.0)]}, num_offsets=3)
+    save_choice(choice_file(predictor), machine_name("cpu", torch.float64), larger)
+    assert [rung.tree.num_nodes for rung in engine.rungs(2)] == [1]

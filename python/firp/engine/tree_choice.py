@@ -36,7 +36,7 @@ class TreeChoice:
         runner: StepRunner,
         times_steps: bool,
     ) -> None:
-        self.predictor, self.device = predictor, view.device
+        self.predictor, self.device, self.steps = predictor, view.device, steps
         profile = find_profile(predictor) if tree is None and times_steps else None
         self.shrinks = tree is None
         self.tree = predictor.tree if tree is None and profile is None else tree
@@ -55,13 +55,20 @@ class TreeChoice:
 
     def max_rows(self, num_offsets: int) -> int:
         """Rows of a sequence in a step at most, N + P * k."""
-        if self.tree is None:
-            return MOST_ROWS[self.device.type]
-        return self.tree.num_nodes + self.tree.num_lookahead * num_offsets
+        if self.tree is not None:
+            return self.tree.num_nodes + self.tree.num_lookahead * num_offsets
+        kept = [] if self.choice is None else [rung for rungs in self.choice.batches.values() for rung in rungs]
+        rows = [rung.tree.num_nodes + rung.tree.num_lookahead * num_offsets for rung in kept]
+        return max(MOST_ROWS[self.device.type], *rows, 0)
 
     def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
         """Trees that a run of B sequences changes between, with their figures; None where the tree stays."""
-        return None if self.automatic is None else self._choose(batch_size).rungs(batch_size)
+        if self.automatic is None:
+            return None
+        rungs, k = self._choose(batch_size).rungs(batch_size) or (), self.num_offsets
+        # Figures that another process kept since may be of larger trees than there is room for.
+        most = self.steps(k).max_rows
+        return tuple(rung for rung in rungs if rung.tree.num_nodes + rung.tree.num_lookahead * k <= most)
 
     def of(self, batch_size: int) -> TreeConfig:
         """The tree that a run of B sequences begins with."""
