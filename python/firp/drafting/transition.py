@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from firp.decoder.modes import plain_tensors
 from firp.decoder.view import DecoderView
 
 TOKENS_AT_ONCE = 8192
@@ -56,6 +57,8 @@ def token_tables(view: DecoderView, transition: Tensor | None) -> tuple[Tensor, 
         return None
     module = view.decoder.embed_tokens
     tensors = (*module.parameters(), transition)
+    if any(tensor.is_inference() for tensor in tensors):  # which do not tell whether they were written to
+        return _make_tables(view, transition)
     state = view.dtype, view.device, *((id(t), t.data_ptr(), t._version) for t in tensors)
     made = _made.get(module)
     if made is None or made.transition() is not transition or made.state != state:
@@ -63,7 +66,7 @@ def token_tables(view: DecoderView, transition: Tensor | None) -> tuple[Tensor, 
     return made.tables
 
 
-@torch.no_grad()
+@plain_tensors
 def _make_tables(view: DecoderView, transition: Tensor) -> tuple[Tensor, Tensor]:
     """Both tables in one pass over the embeddings, whose scale comes out at its end."""
     maps = torch.cat(tuple(transition.detach().to(view.device).float()), 1)  # [d, 2 * r]

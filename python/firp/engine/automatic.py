@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from firp.decoder.view import DecoderView
 from firp.drafting.choices import Choice, Rung, choice_file, load_choice, read_profile, save_choice
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile
 from firp.drafting.trees import TreeConfig
-from firp.engine.costs import Curves, StepClock, StepsOf
+from firp.engine.costs import Curves, StepClock
 from firp.engine.graphs import StepRunner
 from firp.engine.rows import SHARED_PSEUDO_ROWS
+from firp.engine.steps import Steps
 from firp.tools.hardware import machine_name
 
 LOOKAHEAD = (1, 2, 4, 8, 16, 32, 64)
@@ -50,21 +50,20 @@ class Automatic:
     """Finds the trees of one engine, batch size by batch size.
 
     Args:
-        view: of the model.
         predictor: what drafts. profile: the file of what its drafts are worth.
-        steps: the step of the first k offsets.
+        steps: of the engine.
         runner: how the engine runs steps.
     """
 
     def __init__(
         self,
-        view: DecoderView,
         predictor: FirpPredictor,
         profile: Path,
-        steps: StepsOf,
+        steps: Steps,
         runner: StepRunner,
     ) -> None:
         self.predictor, self.profile_path, self.steps, self.runner = predictor, profile, steps, runner
+        view = steps.view
         self.device = view.device
         self._taus: dict[tuple[TreeConfig, int], float] = {}
         self.machine = machine_name(view.device, view.dtype)
@@ -109,7 +108,7 @@ class Automatic:
         print(f"firp: timing decode steps of {batch_size} sequences on this machine, once{where}", file=sys.stderr)
         offsets = [num_offsets] if num_offsets else list(range(1, self.predictor.num_offsets + 1))
         with tqdm(desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None) as bar:
-            clock = StepClock(self.steps, self.runner, batch_size, bar.update)
+            clock = StepClock(self.steps, MOST_ROWS[self.device.type], self.runner, batch_size, bar.update)
             for _ in range(ATTEMPTS):
                 k, trees, expected = self._candidates(clock, offsets)
                 plain, *seconds = clock.seconds([None, *trees], k)

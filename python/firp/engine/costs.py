@@ -23,6 +23,7 @@ from firp.engine.chooser import Greedy
 from firp.engine.graphs import StepRunner
 from firp.engine.state import DecodeState
 from firp.engine.step import Step
+from firp.engine.steps import Steps
 from firp.tools.hardware import synchronize
 
 # Tokens before a measured step.
@@ -30,8 +31,6 @@ CONTEXT, SPARE_SLOTS = 64, 64
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SWEEPS, SWEEP_SECONDS = 4, 1.0
 STEPS, STEP_SECONDS, WARM_UP_STEPS = 7, 0.9, 2
-
-StepsOf = Callable[[int], Step]
 
 
 @dataclass(frozen=True)
@@ -68,20 +67,26 @@ class StepClock:
     """Times steps of B sequences over a cache of zeros.
 
     Args:
-        steps: the step of the first k offsets.
+        steps: of the engine. max_rows: rows of a sequence in a step at most.
         runner: how the engine runs steps.
         progress: called after each timing.
     """
 
     def __init__(
-        self, steps: StepsOf, runner: StepRunner, batch_size: int, progress: Callable[[], object] = lambda: None
+        self,
+        steps: Steps,
+        max_rows: int,
+        runner: StepRunner,
+        batch_size: int,
+        progress: Callable[[], object] = lambda: None,
     ) -> None:
-        self.steps, self.runner, self.batch_size, self.progress = steps, runner, batch_size, progress
-        view = steps(1).view
+        self.steps, self.max_rows = steps, max_rows
+        self.runner, self.batch_size, self.progress = runner, batch_size, progress
+        view = steps.view
         self.view, self.device = view, view.device
         _, kv_heads, width = head_counts(view.config)
         # Every step starts from the same context.
-        slots = max(SMALLEST_BUCKET, CONTEXT + max(max(ROWS), steps(1).max_rows) + SPARE_SLOTS)
+        slots = max(SMALLEST_BUCKET, CONTEXT + max(max(ROWS), max_rows) + SPARE_SLOTS)
         self.buffers = Buffers.allocate(view.num_layers, batch_size, slots, kv_heads, width, view.dtype, view.device)
         self.buffers.cache.zero_()
         self.buffers.addresses = view.addresses() if runner.captures else ()
@@ -110,7 +115,7 @@ class StepClock:
 
         Rows are timed in sweeps, so that all meet the same moments of the machine; the least time of each counts.
         """
-        step = self.steps(1)
+        step = self.steps.drafting(1, self.max_rows)
         state = self.state(step)
         least: dict[int, list[float]] = {}
         for _ in range(WARM_UP_STEPS):
@@ -139,7 +144,7 @@ class StepClock:
 
     def seconds(self, trees: list[TreeConfig | None], num_offsets: int) -> list[float]:
         """Median seconds of a step of each tree (None: plain decoding), taken in turns."""
-        step, choose = self.steps(num_offsets), Greedy(self.steps(num_offsets).ops)
+        step, choose = self.steps.drafting(num_offsets, self.max_rows), Greedy(self.steps.ops)
         taken: list[list[float]] = [[] for _ in trees]
         drafted: list[DraftTree | None] = [None for _ in trees]
         started = time.perf_counter()

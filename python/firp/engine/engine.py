@@ -18,7 +18,6 @@ from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.rotary import check_positions
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS, Rung
-from firp.drafting.drafters import Drafters
 from firp.drafting.predictor import FirpPredictor, check_drafting
 from firp.drafting.trees import Drafter, TreeConfig, first_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
@@ -30,6 +29,7 @@ from firp.engine.named_ops import check_named, prefill_attention
 from firp.engine.prefill import padded_length
 from firp.engine.state import DecodeState, StepRecord
 from firp.engine.step import Step
+from firp.engine.steps import Steps
 from firp.engine.tree_choice import TreeChoice
 
 
@@ -87,27 +87,17 @@ class Engine:
         on_cpu = self.view.device.type == "cpu"
         self._prefill_attention = prefill_attention(impl, self.ops, self.view.device)
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
-        self._steps: dict[int, Step] = {}
+        steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
         self._trees: TreeChoice | None = None
+        self._plain = steps.plain() if predictor is None else None
         if predictor is not None:
             predictor.check_model(model)
             times_steps = impl is None and not (self._layer.compiled and on_cpu)
-            self._trees = TreeChoice(self.view, predictor, tree, self._step_of, self._runner, times_steps)
-
-    def _step_of(self, num_offsets: int) -> Step:
-        """The step that drafts with the first k offsets; 0 drafts nothing."""
-        if num_offsets not in self._steps:
-            drafters, head = None, self.head
-            if self.predictor is not None and self._trees is not None and num_offsets:
-                head = head or self._trees.head
-                predictor, max_rows = self.predictor.first_offsets(num_offsets), self._trees.max_rows(num_offsets)
-                drafters = Drafters(self.view, self.ops, predictor, max_rows)
-            self._steps[num_offsets] = Step(self.view, self.ops, self._layer, drafters, head, self._prefill_attention)
-        return self._steps[num_offsets]
+            self._trees = TreeChoice(predictor, tree, steps, self._runner, times_steps)
 
     @property
     def _step(self) -> Step:
-        return self._step_of(0 if self._trees is None else self._trees.num_offsets)
+        return self._plain if self._trees is None else self._trees.step  # type: ignore[return-value]
 
     def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
         """Trees that a run of B sequences changes between, with their figures; None where the tree stays."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import replace
 
-from firp.decoder.view import DecoderView
 from firp.drafting.choices import Choice, Rung, best_rung, find_profile
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import TreeConfig
@@ -13,34 +12,33 @@ from firp.engine.automatic import MOST_ROWS, Automatic
 from firp.engine.buffers import next_power_of_two
 from firp.engine.graphs import StepRunner
 from firp.engine.step import Step
+from firp.engine.steps import Steps
 
 
 class TreeChoice:
     """Trees by batch size, all with the first k offsets of one predictor.
 
     Args:
-        view: of the model.
         predictor: what drafts.
         tree: for every batch size; None chooses.
-        steps: the step of the first k offsets.
+        steps: of the engine.
         runner: how the engine runs steps.
         times_steps: whether trees may be timed: figures are kept for the engine's usual steps alone.
     """
 
     def __init__(
         self,
-        view: DecoderView,
         predictor: FirpPredictor,
         tree: TreeConfig | None,
-        steps: Callable[[int], Step],
+        steps: Steps,
         runner: StepRunner,
         times_steps: bool,
     ) -> None:
-        self.predictor, self.device, self.steps = predictor, view.device, steps
+        self.predictor, self.device, self.steps = predictor, steps.view.device, steps
         profile = find_profile(predictor) if tree is None and times_steps else None
         self.shrinks = tree is None
         self.tree = predictor.tree if tree is None and profile is None else tree
-        self.automatic = None if profile is None else Automatic(view, predictor, profile, steps, runner)
+        self.automatic = None if profile is None else Automatic(predictor, profile, steps, runner)
         self.choice: Choice | None = None
 
     @property
@@ -48,18 +46,16 @@ class TreeChoice:
         """k. Where nothing was timed yet, steps of one sequence are."""
         return self.predictor.num_offsets if self.automatic is None else self._choose(1).num_offsets
 
-    @property
-    def head(self) -> str | None:
-        """The head's mode that goes with the trees, as `Engine` takes it."""
-        return None if self.choice is None else self.choice.head
-
-    def max_rows(self, num_offsets: int) -> int:
-        """Rows of a sequence in a step at most, N + P * k."""
-        if self.tree is not None:
-            return self.tree.num_nodes + self.tree.num_lookahead * num_offsets
-        kept = [] if self.choice is None else [rung for rungs in self.choice.batches.values() for rung in rungs]
-        rows = [rung.tree.num_nodes + rung.tree.num_lookahead * num_offsets for rung in kept]
-        return max(MOST_ROWS[self.device.type], *rows, 0)
+    @functools.cached_property
+    def step(self) -> Step:
+        """The step that drafts the trees. One that was asked for, or all that are known now, find room in it."""
+        k = self.num_offsets
+        if self.choice is None:
+            assert self.tree is not None
+            return self.steps.drafting(k, self.tree.num_nodes + self.tree.num_lookahead * k)
+        kept = [rung.tree for rungs in self.choice.batches.values() for rung in rungs]
+        rows = [tree.num_nodes + tree.num_lookahead * k for tree in kept]
+        return self.steps.drafting(k, max(MOST_ROWS[self.device.type], *rows, 0), self.choice.head)
 
     def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
         """Trees that a run of B sequences changes between, with their figures; None where the tree stays."""
@@ -67,7 +63,7 @@ class TreeChoice:
             return None
         rungs, k = self._choose(batch_size).rungs(batch_size) or (), self.num_offsets
         # Figures that another process kept since may be of larger trees than there is room for.
-        most = self.steps(k).max_rows
+        most = self.step.max_rows
         return tuple(rung for rung in rungs if rung.tree.num_nodes + rung.tree.num_lookahead * k <= most)
 
     def of(self, batch_size: int) -> TreeConfig:
