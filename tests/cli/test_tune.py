@@ -6,7 +6,8 @@ import shutil
 import firp
 import pytest
 import torch
-from firp.drafting.choices import choice_file, find_profile, load_choice, read_profile
+from firp.drafting.choices import choice_file, find_profile, load_choice
+from firp.drafting.profile import load_profile
 from firp.tools.hardware import machine_name
 from firp.tune.tuner import Tuner
 
@@ -62,7 +63,7 @@ def test_tune_writes_its_choice_and_its_figures(cli, arguments, predictor, tmp_p
         for rung in kept.batches[size]:
             point = figures[rung.tree.num_nodes, rung.tree.num_lookahead, rung.tree.kind]
             assert rung.tau == point["tau"] and 1e3 * rung.seconds == pytest.approx(point["step_ms"])
-    profile = read_profile(find_profile(loaded), loaded)
+    profile = load_profile(find_profile(loaded))
     assert profile.lengths.sum() > 0 and profile.num_offsets == 3
 
 

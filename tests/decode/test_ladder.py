@@ -137,6 +137,7 @@ def captured_engine(tmp_path, monkeypatch):
 
     monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("firp.engine.automatic.machine_name", lambda *_: "a GPU")
+    monkeypatch.setattr("firp.engine.automatic._measured", {})
     model, predictor, _ = parts()
     predictor.folder = tmp_path
     save_profile(tmp_path / FILE_NAME, made_profile(model, predictor, max_new_tokens=20))

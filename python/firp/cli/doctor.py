@@ -142,8 +142,12 @@ def _memory(
 def _timed_steps(console: Console, drafter: FirpPredictor, dtype: str, device: torch.device) -> None:
     """Print the step times that engines on this machine choose trees by, if any were measured."""
     machine = machine_name(device, parse_dtype(dtype))
-    path = choice_file(drafter)
-    choice = load_choice(path, machine)
+    try:
+        path = choice_file(drafter)
+        choice = load_choice(path, machine)
+    except (OSError, ValueError) as error:
+        console.print(f"timed steps cannot be read, engines measure again: {error}")
+        return
     if choice is None:
         console.print(f"no steps were timed yet on this machine: {machine}")
         return

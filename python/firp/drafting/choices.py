@@ -11,13 +11,14 @@ import math
 import os
 import re
 import reprlib
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.profile import FILE_NAME, AcceptanceProfile, load_profile
+from firp.drafting.profile import FILE_NAME, profile_fingerprint
 from firp.drafting.trees import MAX_NODES, TreeConfig
 from firp.tools.converted import cache_dir
 from firp.tools.files import locked, read_object, write_atomically
@@ -108,26 +109,20 @@ def profile_file(predictor: FirpPredictor) -> Path:
 
 
 def find_profile(predictor: FirpPredictor) -> Path | None:
-    """The file of a user's own profile, or of the one beside the predictor; None where there is neither."""
+    """The file of a user's own profile, or of the one beside the predictor; None where there is neither.
+
+    The profile of other weights, which were trained on or cast since, is named on stderr and not used.
+    """
     paths = [predictor.folder / FILE_NAME] if predictor.folder is not None else []
     with suppress(FileNotFoundError):  # nowhere to keep one
         paths.insert(0, profile_file(predictor))
-    return next((path for path in paths if os.path.lexists(path)), None)
-
-
-def read_profile(path: Path, predictor: FirpPredictor) -> AcceptanceProfile:
-    """The profile in a file, which must be that of the predictor.
-
-    Raises:
-        ValueError: a damaged file, or the profile of another predictor.
-    """
-    profile = load_profile(path)
-    if profile.fingerprint != predictor.fingerprint():
-        raise ValueError(
-            f"{path.name}: {path} is the profile of a predictor {profile.fingerprint[:8]}, expected "
-            f"{predictor.fingerprint()[:8]}; remove it, or record one with `firp tune`"
-        )
-    return profile
+    for path in paths:
+        if os.path.lexists(path):
+            found, own = profile_fingerprint(path), predictor.fingerprint()
+            if found == own:
+                return path
+            print(f"firp: {path} is the profile of a predictor {found[:8]}, expected {own[:8]}", file=sys.stderr)
+    return None
 
 
 def load_choice(path: Path, machine: str) -> Choice | None:

@@ -6,6 +6,8 @@ tokens that a step delivers with each tree: tau.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,10 +143,24 @@ def load_profile(path: Path) -> AcceptanceProfile:
     Raises:
         ValueError: a file that `save_profile` did not write; file and field are named.
     """
+    with _named(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        return _checked({name: archive[name] for name in archive.files})
+
+
+def profile_fingerprint(path: Path) -> str:
+    """Whose profile it is, without reading the rest.
+
+    Raises:
+        ValueError: as `load_profile`.
+    """
+    with _named(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        return str(archive["fingerprint"])
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            named = {name: archive[name] for name in archive.files}
-        return _checked(named)
+        yield
     except Exception as error:  # zipfile, zlib and numpy raise many kinds for a damaged file
         raise ValueError(f"{path.name}: {path}: {error}; remove it, or record one with `firp tune`") from error
 

@@ -6,14 +6,16 @@ import functools
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from firp.drafting.choices import Choice, Rung, choice_file, load_choice, read_profile, save_choice
+from firp.decoder.modes import plain_tensors
+from firp.drafting.choices import Choice, Rung, choice_file, load_choice, save_choice
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.profile import NODES, AcceptanceProfile
+from firp.drafting.profile import NODES, AcceptanceProfile, load_profile
 from firp.drafting.trees import TreeConfig
 from firp.engine.costs import Curves, StepClock
 from firp.engine.graphs import StepRunner
@@ -23,6 +25,8 @@ from firp.tools.hardware import machine_name
 
 LOOKAHEAD = (1, 2, 4, 8, 16, 32, 64)
 GPU_NODES = (4, 8, 16, 32, 64)
+# Nodes of all sequences at most: their scores take memory.
+GPU_NODES_TOGETHER = 512
 # Rows of a step at most.
 MOST_ROWS = {"cpu": 64, "cuda": 256}
 # Estimates and timed steps differ by at most this factor, or all is timed again.
@@ -44,6 +48,13 @@ class Measured(NamedTuple):
     num_offsets: int
     rungs: tuple[Rung, ...]
     steady: bool
+
+
+def _with(kept: Choice | None, batch_size: int, found: Measured) -> Choice:
+    """What is kept, and what was found for another batch size."""
+    if kept is None:
+        return Choice(found.num_offsets, None, {batch_size: found.rungs}, "first use")
+    return replace(kept, batches=dict(sorted({**kept.batches, batch_size: found.rungs}.items())))
 
 
 class Automatic:
@@ -68,6 +79,7 @@ class Automatic:
         self._taus: dict[tuple[TreeConfig, int], float] = {}
         self.machine = machine_name(view.device, view.dtype)
 
+    @plain_tensors
     def choice(self, batch_size: int) -> Choice:
         """What is kept for this machine; measured, and kept, where it does not hold this batch size."""
         try:
@@ -78,19 +90,23 @@ class Automatic:
         if kept is not None and kept.rungs(batch_size) is not None:
             return kept
         found = self._measure(batch_size, kept.num_offsets if kept else None, path)
-        batches = dict(sorted({**(kept.batches if kept else {}), batch_size: found.rungs}.items()))
-        made_by = kept.made_by if kept else "first use"
-        choice = Choice(found.num_offsets, kept.head if kept else None, batches, made_by)
-        _measured[str(path), self.machine] = choice
+        choice = _with(kept, batch_size, found)
+        key = self.predictor.fingerprint(), self.machine
+        _measured[key] = choice
         if path is not None and found.steady:
             with suppress(OSError):
-                save_choice(path, self.machine, choice)
-                del _measured[str(path), self.machine]
+                # Others may have kept figures since; those of a busy moment stay in this process.
+                on_disk = self._load(path)
+                if on_disk is None or on_disk.num_offsets == found.num_offsets:
+                    save_choice(path, self.machine, _with(on_disk, batch_size, found))
+                    if kept is None or kept == on_disk:
+                        _measured.pop(key, None)
         return choice
 
     def _kept(self, path: Path | None) -> Choice | None:
-        if (str(path), self.machine) in _measured:
-            return _measured[str(path), self.machine]
+        return _measured.get((self.predictor.fingerprint(), self.machine)) or self._load(path)
+
+    def _load(self, path: Path | None) -> Choice | None:
         try:
             kept = None if path is None else load_choice(path, self.machine)
             if kept is not None and kept.num_offsets > self.predictor.num_offsets:
@@ -126,12 +142,13 @@ class Automatic:
         if self.device.type == "cpu":
             return self._estimate(clock, offsets)
         k = offsets[-1]
-        return k, [TreeConfig(nodes, nodes) for nodes in GPU_NODES], []
+        most = min(MOST_ROWS["cuda"] // (1 + k), GPU_NODES_TOGETHER // clock.batch_size)
+        return k, [TreeConfig(nodes, nodes) for nodes in GPU_NODES if nodes <= most], []
 
     @functools.cached_property
     def profile(self) -> AcceptanceProfile:
         """Read where steps are timed, not at every start of an engine."""
-        return read_profile(self.profile_path, self.predictor)
+        return load_profile(self.profile_path)
 
     def _tau(self, tree: TreeConfig, num_offsets: int) -> float:
         if (tree, num_offsets) not in self._taus:
@@ -162,13 +179,13 @@ class Automatic:
         hopeless(curves)
         k = max(offsets, key=lambda k: max((speed for speed, _, _ in found[k]), default=0.0))
         ranked = sorted(found[k], key=lambda entry: entry[:2], reverse=True)
+        plain = curves.layers[0] + curves.head[0]
         if not ranked:
-            return k, [], []
+            return k, [], [plain]
         rows = ranked[0][1]
         smaller = [entry for entry in ranked if entry[1] <= rows / 2][:1]
         larger = [entry for entry in ranked if entry[1] >= 1.5 * rows][:1]
         trees = list(dict.fromkeys(tree for _, _, tree in (*ranked[:2], *smaller, *larger)))
-        plain = curves.layers[0] + curves.head[0]
         return k, trees, [plain, *(curves.step(tree, k, below, SHARED_PSEUDO_ROWS) for tree in trees)]
 
 

@@ -129,7 +129,10 @@ class StepClock:
                 least[rows] = [min(pair) for pair in zip(taken, least.get(rows, taken), strict=True)]
                 self.progress()
                 if sweep == 0 and hopeless(_curves(least)):
-                    break
+                    # One slow moment must not end it: the same rows again.
+                    least[rows] = [min(pair) for pair in zip(self._rows(step, state, rows), least[rows], strict=True)]
+                    if hopeless(_curves(least)):
+                        break
         return _curves(least)
 
     def _rows(self, step: Step, state: DecodeState, rows: int) -> list[float]:

@@ -94,6 +94,9 @@ class _Loop:
         drafts = rung.tree.num_nodes > 1
         self.state.drafter = self.engine.drafter(self.state.batch_size, rung.tree)
         self.drafted = rung if not drafts or self.state.tree.size[1] else None
+        size = (rung.tree.num_nodes, rung.tree.num_lookahead) if drafts else (1, 0)
+        if self.engine.captures and any(own > new for own, new in zip(self.state.tree.size, size, strict=True)):
+            return None  # a graph gives the larger tree up for its root
         return verified
 
     def _make_room(self) -> None:

@@ -34,6 +34,7 @@ ROWS = "rows.bin"
 LOG = "train_log.jsonl"
 SOURCE_SCALE = 0.01
 PROFILE_PROMPTS, PROFILE_TOKENS, PROFILE_AT_ONCE = 32, 96, 8
+PROFILE_OFFSETS = 16  # its size grows with their cube
 
 
 class Trainer:
@@ -122,8 +123,10 @@ class Trainer:
             if out_of_time and not done:
                 return False
         bar.close()
+        (self.output / PROFILE).unlink(missing_ok=True)  # that of an earlier predictor
         run_files.write_predictor(self.output, self.predictor)
-        self.write_profile()
+        if self.config.num_offsets <= PROFILE_OFFSETS:
+            self.write_profile()
         return True
 
     def write_profile(self) -> None:
