@@ -245,7 +245,8 @@ class Engine:
                 prompt = torch.zeros(min(length, max_len - 1), dtype=torch.int64)
                 self._runner.prefill(self._step, state.buffers, [prompt] * batch_size, None)
         rows = self.max_rows
-        buckets = {state.buffers.bucket(slots) for slots in range(rows, max_len + rows, SMALLEST_BUCKET)}
+        needed = *range(rows, max_len + rows, SMALLEST_BUCKET), max_len + rows - 1
+        buckets = {state.buffers.bucket(slots) for slots in needed}
         for tree in [None] if self._trees is None else self._trees.trees(batch_size):
             state.drafter = self.drafter(batch_size, tree)
             for slots in sorted(buckets):
