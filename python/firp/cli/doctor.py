@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from firp.cli import options
-from firp.drafting.choices import choice_file, load_choice
+from firp.drafting.choices import choice_file, load_choices
 from firp.drafting.predictor import SHIPPED, FirpPredictor
 from firp.engine.memory import gib, plan_memory, slots_for, weight_bytes
 from firp.engine.prefill import most_rows
@@ -48,6 +48,9 @@ def doctor(
         raise ValueError("max_len: given without a model, expected both")
     if model is not None:
         check_source(model)
+    for name, value in (("max_len", max_len), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
     console = Console(highlight=False, soft_wrap=True)
     extension, reason = registry.load_extension()
     facts = {
@@ -104,8 +107,6 @@ def _memory(
     max_len = limit if max_len is None else max_len
     if not 1 <= max_len <= limit:
         raise ValueError(f"max_len: got {max_len}, expected 1..{limit}, the model's context")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     drafts = {}
     if predictor is not None or any(folder.name == model for folder in SHIPPED.iterdir()):
         drafter = options.find_predictor(model, predictor)
@@ -144,22 +145,23 @@ def _timed_steps(console: Console, drafter: FirpPredictor, dtype: str, device: t
     machine = machine_name(device, parse_dtype(dtype))
     try:
         path = choice_file(drafter)
-        choice = load_choice(path, machine)
+        choices = load_choices(path, machine)
     except (OSError, ValueError) as error:
         console.print(f"timed steps cannot be read, engines measure again: {error}")
         return
-    if choice is None:
+    if not choices:
         console.print(f"no steps were timed yet on this machine: {machine}")
         return
-    table = Table("batch", "N", "P", "k", "kind", "step", "tau", title=f"timed steps ({choice.made_by}): {machine}")
-    for size, rungs in choice.batches.items():
-        for rung in rungs:
-            tree, plain = rung.tree, rung.tree.num_nodes == 1
-            shape = ("1", "-", "-", "plain") if plain else (
-                str(tree.num_nodes), str(tree.num_lookahead), str(choice.num_offsets), tree.kind
-            )  # fmt: skip
-            table.add_row(str(size), *shape, f"{1e3 * rung.seconds:.2f} ms", f"{rung.tau:.3f}")
-    console.print(table)
+    for name, choice in choices.items():
+        table = Table("batch", "N", "P", "k", "kind", "step", "tau", title=f"timed steps ({choice.made_by}): {name}")
+        for size, rungs in choice.batches.items():
+            for rung in rungs:
+                tree, plain = rung.tree, rung.tree.num_nodes == 1
+                shape = ("1", "-", "-", "plain") if plain else (
+                    str(tree.num_nodes), str(tree.num_lookahead), str(choice.num_offsets), tree.kind
+                )  # fmt: skip
+                table.add_row(str(size), *shape, f"{1e3 * rung.seconds:.2f} ms", f"{rung.tau:.3f}")
+        console.print(table)
     console.print(f"kept in {path}; remove it to time steps again")
 
 

@@ -12,16 +12,16 @@ import os
 import re
 import reprlib
 import sys
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import FILE_NAME, profile_fingerprint
 from firp.drafting.trees import MAX_NODES, TreeConfig
-from firp.tools.converted import cache_dir
-from firp.tools.files import locked, read_object, write_atomically
+from firp.tools.files import cache_dir, locked, read_object, write_atomically
 
 T = TypeVar("T")
 
@@ -69,6 +69,14 @@ class Choice:
         """Those of the smallest measured batch that is no smaller; None beyond them all."""
         measured = [size for size in self.batches if size >= batch_size]
         return self.batches[min(measured)] if measured else None
+
+    def holds(self, batch_size: int) -> bool:
+        """Whether a run of B sequences may begin with what is here; what was timed at first use is for its own size."""
+        return batch_size in self.batches or (self.made_by == "firp tune" and self.rungs(batch_size) is not None)
+
+    def with_batches(self, other: Choice) -> Choice:
+        """These batch sizes, and those of another choice of the same k that are not among them."""
+        return replace(self, batches=dict(sorted({**other.batches, **self.batches}.items())))
 
     def as_document(self) -> dict:
         batches = {
@@ -131,11 +139,19 @@ def load_choice(path: Path, machine: str) -> Choice | None:
     Raises:
         ValueError: a file that this package did not write; file and field are named.
     """
+    return load_choices(path, machine, whole=True).get(machine)
+
+
+def load_choices(path: Path, machine: str, whole: bool = False) -> dict[str, Choice]:
+    """What was measured on `machine`, and in every setting of it that is told after its name, unless `whole`.
+
+    Raises:
+        ValueError: as `load_choice`.
+    """
     try:
         document = _read(path)
-        if machine not in document:
-            return None
-        return _choice(_object(document, machine))
+        names = [name for name in document if name == machine or (not whole and name.startswith(f"{machine}, "))]
+        return {name: _choice(_object(document, name)) for name in names}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -149,13 +165,36 @@ def save_choice(path: Path, machine: str, choice: Choice, **notes: object) -> No
     Raises:
         OSError: the disk refuses the file.
     """
+    with _updated(path) as document:
+        document[machine] = choice.as_document() | notes
+
+
+def add_batches(path: Path, machine: str, found: Choice) -> None:
+    """Add batch sizes to the entry of one machine, beside those that any process kept since; of another k nothing.
+
+    Raises:
+        OSError: the disk refuses the file.
+    """
+    with _updated(path) as document:
+        entry = document.get(machine, {})
+        try:
+            kept = _choice(entry) if machine in document else found
+        except (ValueError, AttributeError):
+            entry, kept = {}, found
+        if kept.num_offsets == found.num_offsets:
+            document[machine] = entry | kept.with_batches(found).as_document()
+
+
+@contextmanager
+def _updated(path: Path) -> Iterator[dict]:
+    """The file's document, empty for a damaged one, written back at the end; no other process writes meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, f"waiting for another process that writes to {path.parent}"):
         try:
             document = _read(path)
         except ValueError:
             document = {}
-        document[machine] = choice.as_document() | notes
+        yield document
         text = json.dumps(document, indent=1, sort_keys=True) + "\n"
         write_atomically(path, lambda staging: staging.write_text(text))
 

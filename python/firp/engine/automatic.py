@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from firp.decoder.modes import plain_tensors
-from firp.drafting.choices import Choice, Rung, choice_file, load_choice, save_choice
+from firp.drafting.choices import Choice, Rung, add_batches, choice_file, load_choice
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile, load_profile
 from firp.drafting.trees import TreeConfig
@@ -21,7 +21,7 @@ from firp.engine.costs import Curves, StepClock
 from firp.engine.graphs import StepRunner
 from firp.engine.rows import SHARED_PSEUDO_ROWS
 from firp.engine.steps import Steps
-from firp.tools.hardware import machine_name
+from firp.tools.hardware import machine_name, preemptions
 
 LOOKAHEAD = (1, 2, 4, 8, 16, 32, 64)
 GPU_NODES = (4, 8, 16, 32, 64)
@@ -31,6 +31,8 @@ GPU_NODES_TOGETHER = 512
 MOST_ROWS = {"cpu": 64, "cuda": 256}
 # Estimates and timed steps differ by at most this factor, or all is timed again.
 STEADY, ATTEMPTS = 1.5, 3
+# Preemptions of a thread in a second at most: 15 on an idle machine, 130 where another process wants the same cores.
+PREEMPTIONS = 60
 
 # What is not in the cache folder: it cannot be written, or the machine was busy. It lasts as long as the process.
 _measured: dict[tuple[str, str], Choice] = {}
@@ -42,19 +44,12 @@ class Measured(NamedTuple):
     Attributes:
         num_offsets: k.
         rungs: plain decoding first.
-        steady: whole steps took what the rows let expect, within `STEADY`.
+        steady: whole steps took what the rows let expect, within `STEADY`, and no other process wanted the cores.
     """
 
     num_offsets: int
     rungs: tuple[Rung, ...]
     steady: bool
-
-
-def _with(kept: Choice | None, batch_size: int, found: Measured) -> Choice:
-    """What is kept, and what was found for another batch size."""
-    if kept is None:
-        return Choice(found.num_offsets, None, {batch_size: found.rungs}, "first use")
-    return replace(kept, batches=dict(sorted({**kept.batches, batch_size: found.rungs}.items())))
 
 
 class Automatic:
@@ -77,7 +72,7 @@ class Automatic:
         view = steps.view
         self.device = view.device
         self._taus: dict[tuple[TreeConfig, int], float] = {}
-        self.machine = machine_name(view.device, view.dtype)
+        self.machine = ", ".join([machine_name(view.device, view.dtype), *_setting(steps, runner)])
 
     @plain_tensors
     def choice(self, batch_size: int) -> Choice:
@@ -86,25 +81,25 @@ class Automatic:
             path = choice_file(self.predictor)
         except FileNotFoundError:
             path = None
-        kept = self._kept(path)
-        if kept is not None and kept.rungs(batch_size) is not None:
+        kept, key = self._kept(path), (self.predictor.fingerprint(), self.machine)
+        if kept is not None and kept.holds(batch_size):
             return kept
-        found = self._measure(batch_size, kept.num_offsets if kept else None, path)
-        choice = _with(kept, batch_size, found)
-        key = self.predictor.fingerprint(), self.machine
-        _measured[key] = choice
-        if path is not None and found.steady:
-            with suppress(OSError):
-                # Others may have kept figures since; those of a busy moment stay in this process.
-                on_disk = self._load(path)
-                if on_disk is None or on_disk.num_offsets == found.num_offsets:
-                    save_choice(path, self.machine, _with(on_disk, batch_size, found))
-                    if kept is None or kept == on_disk:
-                        _measured.pop(key, None)
-        return choice
+        measured = self._measure(batch_size, kept.num_offsets if kept else None, path)
+        found = Choice(measured.num_offsets, None, {batch_size: measured.rungs}, "first use")
+        try:
+            if path is None or not measured.steady:
+                raise OSError("not kept")
+            add_batches(path, self.machine, found)
+        except OSError:
+            _measured[key] = found.with_batches(_measured[key]) if key in _measured else found
+        return found if kept is None else kept.with_batches(found)
 
     def _kept(self, path: Path | None) -> Choice | None:
-        return _measured.get((self.predictor.fingerprint(), self.machine)) or self._load(path)
+        """What the cache folder holds, and what this process measured beside it."""
+        kept, own = self._load(path), _measured.get((self.predictor.fingerprint(), self.machine))
+        if kept is None or own is None:
+            return kept or own
+        return kept.with_batches(own) if kept.num_offsets == own.num_offsets else kept
 
     def _load(self, path: Path | None) -> Choice | None:
         try:
@@ -122,6 +117,7 @@ class Automatic:
         """Time a batch size, again where the machine was not steady."""
         where = f", kept in {path.parent}" if path else ""
         print(f"firp: timing decode steps of {batch_size} sequences on this machine, once{where}", file=sys.stderr)
+        began, before = time.perf_counter(), preemptions()
         offsets = [num_offsets] if num_offsets else list(range(1, self.predictor.num_offsets + 1))
         with tqdm(desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None) as bar:
             clock = StepClock(self.steps, MOST_ROWS[self.device.type], self.runner, batch_size, bar.update)
@@ -131,7 +127,11 @@ class Automatic:
                 steady = all(1 / STEADY < e / t < STEADY for e, t in zip(expected, [plain, *seconds], strict=False))
                 if steady:
                     break
-        rungs = [Rung(tree, time, self._tau(tree, k)) for tree, time in zip(trees, seconds, strict=True)]
+        rate = (preemptions() - before) / (time.perf_counter() - began) / torch.get_num_threads()
+        steady = steady and rate < PREEMPTIONS
+        if not steady:
+            print("firp: the machine is busy: these figures are for this process alone", file=sys.stderr)
+        rungs = [Rung(tree, taken, self._tau(tree, k)) for tree, taken in zip(trees, seconds, strict=True)]
         rungs.sort(key=lambda rung: rung.seconds)
         # A tree that takes longer than one which delivers as much is never the best.
         useful = [rung for i, rung in enumerate(rungs) if all(rung.tau > cheaper.tau for cheaper in rungs[:i])]
@@ -158,6 +158,7 @@ class Automatic:
     def _estimate(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[float]]:
         """`_candidates` by the cost of rows: the two best trees, and the best of half and of more of their rows."""
         below = self.predictor.insertion_layer / self.predictor.num_layers
+        shared = 0 if self.predictor.refiner_width else SHARED_PSEUDO_ROWS
         largest = TreeConfig(NODES[-1], NODES[-1])
         most = {k: self._tau(largest, k) for k in offsets}
         found: dict[int, list[tuple[float, int, TreeConfig]]] = {}
@@ -168,7 +169,7 @@ class Automatic:
             for k in offsets:
                 found[k] = []
                 for tree in trees_within(min(curves.rows[-1], MOST_ROWS["cpu"]), k):
-                    seconds = curves.step(tree, k, below, SHARED_PSEUDO_ROWS)
+                    seconds = curves.step(tree, k, below, shared)
                     if most[k] / seconds > best:
                         found[k].append((self._tau(tree, k) / seconds, tree.num_nodes + tree.num_lookahead * k, tree))
                         best = max(best, found[k][-1][0])
@@ -186,7 +187,16 @@ class Automatic:
         smaller = [entry for entry in ranked if entry[1] <= rows / 2][:1]
         larger = [entry for entry in ranked if entry[1] >= 1.5 * rows][:1]
         trees = list(dict.fromkeys(tree for _, _, tree in (*ranked[:2], *smaller, *larger)))
-        return k, trees, [plain, *(curves.step(tree, k, below, SHARED_PSEUDO_ROWS) for tree in trees)]
+        return k, trees, [plain, *(curves.step(tree, k, below, shared) for tree in trees)]
+
+
+def _setting(steps: Steps, runner: StepRunner) -> list[str]:
+    """What else a step's time depends on: captures, compiled layers, the head's mode, linears of another kind."""
+    modules = [module for layer in steps.view.layers for module in layer.modules()]
+    kinds = {type(module).__name__ for module in modules if hasattr(module, "in_features")}
+    told = {"captured": runner.captures, "compiled": steps.layer.compiled}
+    head = [] if steps.head is None else [f"head {steps.head}"]
+    return [name for name, on in told.items() if on] + head + sorted(kinds - {"Linear"})
 
 
 def trees_within(most_rows: int, num_offsets: int) -> Iterator[TreeConfig]:

@@ -79,7 +79,7 @@ class Engine:
         # The reference is torch throughout, the model's own linear layers and norms included.
         adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
         self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
-        check_named(impl, self.view, predictor)
+        check_named(impl, self.view, predictor, tree)
         self._joint = None if isinstance(impl, str) else JointLinears(self.view)
         self.predictor = predictor
         self._spare: list[Buffers] = []
@@ -87,17 +87,16 @@ class Engine:
         on_cpu = self.view.device.type == "cpu"
         self._prefill_attention = prefill_attention(impl, self.ops, self.view.device)
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
-        steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
+        self._steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
         self._trees: TreeChoice | None = None
-        self._plain = steps.plain() if predictor is None else None
         if predictor is not None:
             predictor.check_model(model)
             times_steps = impl is None and not (self._layer.compiled and on_cpu)
-            self._trees = TreeChoice(predictor, tree, steps, self._runner, times_steps)
+            self._trees = TreeChoice(predictor, tree, self._steps, self._runner, times_steps)
 
     @property
     def _step(self) -> Step:
-        return self._plain if self._trees is None else self._trees.step  # type: ignore[return-value]
+        return self._steps.plain if self._trees is None else self._trees.step
 
     def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
         """Trees that a run of B sequences changes between, with their figures; None where the tree stays."""
@@ -174,6 +173,8 @@ class Engine:
         lengths = [len(prompt) for prompt in prompts]
         self.check_lengths(lengths, max_new_tokens)
         size, device = len(prompts), self.view.device
+        if self._trees is not None and not plain:
+            self._trees.prepare(size)
         drafter = None if plain else self.drafter(size)
         buffers = self._buffers(size, max(lengths) + max_new_tokens + self.max_rows)
         roots = torch.stack([prompt[-1] for prompt in prompts]).to(device)

@@ -11,13 +11,16 @@ from torch import Tensor
 from firp.decoder.few_row_modules import ops_of
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
+from firp.drafting.trees import TreeConfig
 from firp_kernels.registry import owner
 
 STEP = {"write_cache", "tree_attention", "write_and_attend", "verify_tree", "emit_tokens", "commit_cache"}
 DRAFTING = {"predictor_projection", "top_marginals", "draft_tree"}
 
 
-def check_named(impl: str | Mapping[str, str] | None, view: DecoderView, predictor: FirpPredictor | None) -> None:
+def check_named(
+    impl: str | Mapping[str, str] | None, view: DecoderView, predictor: FirpPredictor | None, tree: TreeConfig | None
+) -> None:
     """Raise ValueError for an op in a mapping that no step of this engine runs."""
     if not isinstance(impl, Mapping):
         return
@@ -25,6 +28,7 @@ def check_named(impl: str | Mapping[str, str] | None, view: DecoderView, predict
     if predictor is not None:
         run |= DRAFTING | ({"condition_marginals"} if predictor.transition_rank else set())
         run |= {"linear"} if predictor.refiner_width else set()
+        run -= {"draft_tree"} if (tree or predictor.tree).kind == "static" else set()
     if unused := sorted(impl.keys() - run):
         raise ValueError(
             f"impl: got {unused[0]!r}, expected ops that this engine runs: {', '.join(sorted(run))}; it "

@@ -14,7 +14,7 @@ from firp.drafting.drafters import Drafters
 from firp.drafting.trees import DraftTree, first_tree
 from firp.engine.chooser import Chooser
 from firp.engine.layers import LayerFunction, run_layers
-from firp.engine.rows import few_rows, fuse_beside_layers
+from firp.engine.rows import few_rows
 from firp.engine.state import DecodeState, StepRecord, gather_rows
 from firp_kernels import Emitted, Verified
 
@@ -40,6 +40,7 @@ class Step:
         view: of the model.
         ops: from `firp_kernels.bind`.
         layer: takes rows through one layer.
+        row_rotary: from `firp.engine.rows.fuse_beside_layers`.
         drafters: what drafts; None decodes plainly.
         head: as `firp.Engine` takes it.
         prefill_attention: the op that prompts attend with (`firp.engine.prefill.PrefillAttention`), or None.
@@ -50,6 +51,7 @@ class Step:
         view: DecoderView,
         ops: SimpleNamespace,
         layer: LayerFunction,
+        row_rotary: Callable[..., tuple[Tensor, Tensor]],
         drafters: Drafters | None,
         head: str | None,
         prefill_attention: Callable[..., Tensor] | None,
@@ -62,7 +64,7 @@ class Step:
         self.prefill_attention = prefill_attention
         self.num_offsets = drafters.num_offsets if drafters else 0
         self.max_rows = drafters.max_rows if drafters else 1
-        self.row_rotary = fuse_beside_layers(view, layer.compiled)
+        self.row_rotary = row_rotary
         self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
 
     def run(self, state: DecodeState, choose: Chooser) -> StepRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
 from firp.drafting.predictor import FirpPredictor
 from firp.engine.layers import LayerFunction
+from firp.engine.rows import fuse_beside_layers
 from firp.engine.step import Step
 
 
@@ -34,8 +36,10 @@ class Steps:
     ) -> None:
         self.view, self.ops, self.layer, self.prefill_attention = view, ops, layer, prefill_attention
         self.predictor, self.head = predictor, head
+        self.row_rotary = fuse_beside_layers(view, layer.compiled)
         self._made: dict[tuple, Step] = {}
 
+    @functools.cached_property
     def plain(self) -> Step:
         """The step that drafts nothing."""
         return self._step(None, None)
@@ -56,4 +60,5 @@ class Steps:
         return self._made[key]
 
     def _step(self, drafters: Drafters | None, head: str | None) -> Step:
-        return Step(self.view, self.ops, self.layer, drafters, self.head or head, self.prefill_attention)
+        head = self.head or head
+        return Step(self.view, self.ops, self.layer, self.row_rotary, drafters, head, self.prefill_attention)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 
 from firp.drafting.choices import Choice, Rung, best_rung, find_profile
 from firp.drafting.predictor import FirpPredictor
@@ -83,10 +82,19 @@ class TreeChoice:
         """The one of them with the most rows."""
         return max(self.trees(batch_size), key=lambda tree: tree.num_nodes + tree.num_lookahead * self.num_offsets)
 
+    def prepare(self, batch_size: int) -> None:
+        """Time steps of a batch that is about to run, where nothing is kept for its size.
+
+        A batch that shrinks while it runs takes what is there for a larger one.
+        """
+        size = next_power_of_two(batch_size)
+        if self.automatic is not None and (self.choice is None or not self.choice.holds(size)):
+            found = self.automatic.choice(size)
+            self.choice = found if self.choice is None else self.choice.with_batches(found)
+
     def _choose(self, batch_size: int) -> Choice:
-        """What was measured for a batch of this size; steps are timed where nothing was. The first one sets k."""
-        assert self.automatic is not None
+        """What is kept for a batch of this size or a larger one; timed where nothing is. The first one sets k."""
         if self.choice is None or self.choice.rungs(batch_size) is None:
-            found = self.automatic.choice(next_power_of_two(batch_size))
-            self.choice = found if self.choice is None else replace(self.choice, batches=found.batches)
+            self.prepare(batch_size)
+        assert self.choice is not None
         return self.choice

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from firp.engine.state import DecodeState, gather_rows
 from firp.sampling.choosers import Vectorised
@@ -48,19 +46,11 @@ class Typical(Vectorised):
 
     Args:
         rule: what is acceptable.
-        ops, processors, seed, history, padding: as `Vectorised` takes them; `seed` must be a number.
+        others: as `Vectorised` takes them; `seed` must be a number.
     """
 
-    def __init__(
-        self,
-        rule: TypicalAcceptance,
-        ops: SimpleNamespace,
-        processors: LogitsProcessorList,
-        seed: int | None,
-        history: Callable[[int], Tensor],
-        padding: list[int],
-    ) -> None:
-        super().__init__(ops, processors, seed, history, padding)
+    def __init__(self, rule: TypicalAcceptance, *others: Any) -> None:
+        super().__init__(*others)
         self.epsilon, self.delta = rule.epsilon, rule.delta
 
     def acceptable(self, before: Tensor, drafts: Tensor) -> Tensor:

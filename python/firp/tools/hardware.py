@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,11 @@ import torch
 
 import firp_kernels
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
 
 
@@ -19,11 +25,17 @@ def device_name(device: torch.device | str) -> str:
     """Name of the GPU, or of the CPU this process runs on."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    return _cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def _cpu_info() -> dict[str, str]:
+    """What Linux tells of the first processor; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 def machine_name(device: torch.device | str, dtype: torch.dtype) -> str:
@@ -38,7 +50,9 @@ def machine_name(device: torch.device | str, dtype: torch.dtype) -> str:
         parts += [f"capability {properties.major}.{properties.minor}"]
         parts += [f"{properties.multi_processor_count} multiprocessors", f"triton {_version('triton')}"]
     else:
-        parts += _cpu_fields() + [firp_kernels.cpu_isa() or "no extension", f"{torch.get_num_threads()} threads"]
+        told = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+        parts += [f"{name} {_cpu_info()[field]}" for name, field in told.items() if field in _cpu_info()]
+        parts += [firp_kernels.cpu_isa() or "no extension", f"{torch.get_num_threads()} threads"]
     parts += [str(dtype).removeprefix("torch."), f"torch {torch.__version__}"]
     return ", ".join([*parts, f"firp_kernels {firp_kernels.__version__}"])
 
@@ -48,19 +62,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
-
-
-def _cpu_fields() -> list[str]:
-    """Family, model and stepping of the CPU, where the system tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    fields: dict[str, str] = {}
-    for name, _, value in (line.partition(":") for line in lines):
-        fields.setdefault(name.strip(), value.strip())
-    told = {"family": "cpu family", "model": "model", "stepping": "stepping"}
-    return [f"{name} {fields[field]}" for name, field in told.items() if field in fields]
 
 
 def available_memory(device: torch.device | str) -> int:
@@ -78,6 +79,11 @@ def available_memory(device: torch.device | str) -> int:
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def preemptions() -> int:
+    """Times that other work took a core from this process's threads so far; 0 where the system does not tell."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def is_out_of_memory(error: BaseException) -> bool:

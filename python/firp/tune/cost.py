@@ -1,4 +1,5 @@
-"""What a decode step costs: the one way this package measures it."""
+"""What a decode step costs after a real prompt, for `firp tune` and `firp bench`; they have the time that an engine's
+first use (`firp.engine.costs`) does not have."""
 
 from __future__ import annotations
 

@@ -1,0 +1,144 @@
+"""What an engine makes of kept figures, and that it times its steps once where there are none."""
+
+import firp
+import firp.tools.files
+import torch
+from firp.drafting.choices import (
+    choice_file,
+    find_profile,
+    load_choice,
+    load_choices,
+    save_choice,
+)  # fmt: skip
+from firp.drafting.profile import FILE_NAME, save_profile
+from firp.engine.costs import Curves, StepClock
+from firp.tools.hardware import machine_name
+from models import tiny_model
+from profiles import TREE, choice, made_profile
+
+
+def test_an_engine_decodes_with_the_kept_trees(predictor, capsys):
+    model = tiny_model(0)
+    made = choice({1: [(5, 2, "static")], 4: []}, head="two-pass")
+    save_choice(choice_file(predictor), machine_name("cpu", torch.float64), made)
+    engine = firp.Engine(model, predictor)
+    assert engine.num_offsets == 2 and engine.rungs(1) == made.batches[1]
+    assert engine.drafter(1).config == firp.TreeConfig(5, 2, "static") and engine.drafter(3) is None
+    ids = torch.tensor([[4, 5, 6]])
+    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    options = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True}
+    out = firp.generate(model, ids, engine=engine, **options)
+    assert torch.equal(out.sequences, plain) and list(out.rungs) == list(made.batches[1])
+    assert sum(out.rungs.values()) <= out.stats.steps and capsys.readouterr().err == ""
+    asked = firp.Engine(model, predictor, firp.TreeConfig(3, 1))
+    assert asked.num_offsets == 3 and asked.rungs(1) is None and asked.drafter(4).config == firp.TreeConfig(3, 1)
+
+
+def test_a_machine_that_was_not_measured_is_measured_once(predictor, cache, capsys):
+    model, ids = tiny_model(0), torch.tensor([[4, 5, 6]])
+    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
+    for said in (1, 0):
+        out = firp.generate(model, ids, predictor=predictor, max_new_tokens=30, do_sample=False)
+        assert torch.equal(out, plain) and capsys.readouterr().err.count("timing decode steps of 1 seq") == said
+    kept = load_choice(choice_file(predictor), machine_name("cpu", torch.float64))
+    assert kept.made_by == "first use" and list(kept.batches) == [1] and kept.batches[1][0].tree.num_nodes == 1
+    engine = firp.Engine(model, predictor)
+    assert engine.rungs(1) == kept.batches[1] and len(engine.rungs(3)) >= 1
+    assert "of 4 sequences" in capsys.readouterr().err
+    both = load_choice(choice_file(predictor), machine_name("cpu", torch.float64))
+    assert list(both.batches) == [1, 4] and both.num_offsets == kept.num_offsets
+
+
+def test_a_damaged_file_is_named_and_measured_again(predictor, capsys):
+    path = choice_file(predictor)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{broken")
+    firp.Engine(tiny_model(0), predictor).rungs(1)
+    said = capsys.readouterr().err
+    assert f"{path}: not JSON" in said and "measuring again" in said
+    assert load_choice(path, machine_name("cpu", torch.float64)) is not None
+    save_choice(path, machine_name("cpu", torch.float64), choice({1: [TREE]}, num_offsets=7))
+    firp.Engine(tiny_model(0), predictor).rungs(1)
+    assert "num_offsets: got 7, expected at most 3; measuring again" in capsys.readouterr().err
+
+
+def test_without_a_cache_folder_a_process_measures_once(predictor, cache, monkeypatch, capsys):
+    cache.write_text("a file where the folder would be")
+    for said in (1, 0):
+        assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].tree.num_nodes == 1
+        assert capsys.readouterr().err.count("timing decode steps") == said
+    assert cache.read_text() == "a file where the folder would be"
+
+
+def test_a_profile_of_another_predictor_is_not_used(predictor, capsys):
+    other = firp.FirpPredictor.for_model(tiny_model(0), 3, 1)
+    save_profile(predictor.folder / FILE_NAME, made_profile(tiny_model(0), other))
+    engine = firp.Engine(tiny_model(0), predictor)
+    assert engine.rungs(1) is None and "is the profile of a predictor" in capsys.readouterr().err
+    (predictor.folder / FILE_NAME).unlink()
+    assert find_profile(predictor) is None
+    assert firp.Engine(tiny_model(0), predictor).drafter(2).config == firp.TreeConfig(4, 1)
+
+
+def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
+    taken = []
+    monkeypatch.setattr(StepClock, "seconds", lambda self, trees, k: taken.append(k) or [1e3] * len(trees))
+    for _ in range(2):
+        assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e3
+    assert len(taken) == 3 and not choice_file(predictor).exists()
+
+
+def test_figures_of_shared_cores_are_not_kept(predictor, monkeypatch, capsys):
+    monkeypatch.setattr("firp.engine.automatic.PREEMPTIONS", -1)
+    for said in (1, 0):
+        firp.Engine(tiny_model(0), predictor).rungs(1)
+        assert capsys.readouterr().err.count("the machine is busy") == said
+    assert not choice_file(predictor).exists()
+
+
+def test_estimates_go_up_with_rows_and_meet_what_was_timed():
+    curves = Curves((1, 2, 4, 8), (1.0, 1.0, 2.0, 4.0), (0.5, 0.5, 1.0, 2.0))
+    assert curves.step(firp.TreeConfig(2, 1), 2, below=1.0, shared_rows=16) == 1.0 + 1.0
+    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=16) == (2.0 + 4.0) / 2 + 2.0
+    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=3) == (2.0 + 4.0) / 2 + 1.0 + 0.5
+    assert curves.step(firp.TreeConfig(3, 1), 3, below=0.0, shared_rows=16) == 3.0 + 1.5
+
+
+def test_kept_trees_of_many_rows_have_room(predictor):
+    model, ids = tiny_model(0), torch.tensor([[4, 5, 6]])
+    made = choice({1: [(64, 64, "dynamic", 1.0, 3.0)]}, num_offsets=3)
+    save_choice(choice_file(predictor), machine_name("cpu", torch.float64), made)
+    engine = firp.Engine(model, predictor)
+    assert engine.max_rows == 256 and engine.drafter(1).config == firp.TreeConfig(64, 64)
+    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
+    assert torch.equal(firp.generate(model, ids, engine=engine, max_new_tokens=60, do_sample=False), plain)
+    # Another process keeps larger trees for another batch size: this engine goes on with those that fit.
+    larger = choice({1: [(64, 64, "dynamic", 1.0, 3.0)], 2: [(128, 64, "dynamic", 1.0, 3.0)]}, num_offsets=3)
+    save_choice(choice_file(predictor), machine_name("cpu", torch.float64), larger)
+    assert [rung.tree.num_nodes for rung in engine.rungs(2)] == [1]
+
+
+def test_a_batch_between_two_kept_sizes_is_measured_when_it_begins(predictor, capsys):
+    model, prompts = tiny_model(0), [torch.tensor([4, 5, 6])] * 2
+    made = choice({1: [TREE], 8: [(2, 1, "dynamic")]}, num_offsets=3, made_by="first use")
+    name = machine_name("cpu", torch.float64)
+    save_choice(choice_file(predictor), name, made)
+    engine = firp.Engine(model, predictor)
+    assert engine.rungs(1) == made.batches[1] and engine.rungs(2) == made.batches[8], (
+        "a batch that shrinks takes what is there"
+    )
+    engine.release(engine.start(prompts, 4, []))
+    assert "of 2 sequences" in capsys.readouterr().err
+    kept = load_choice(choice_file(predictor), name)
+    assert list(kept.batches) == [1, 2, 8] and kept.batches[8] == made.batches[8]
+    save_choice(choice_file(predictor), name, choice({1: [TREE], 8: [(2, 1, "dynamic")]}, num_offsets=3))
+    engine = firp.Engine(model, predictor)
+    engine.release(engine.start(prompts, 4, []))
+    assert capsys.readouterr().err == "", "what firp tune found is for all sizes up to its largest"
+
+
+def test_another_head_mode_is_another_entry(predictor):
+    for head in (None, "two-pass"):
+        firp.Engine(tiny_model(0), predictor, head=head).rungs(1)
+    name = machine_name("cpu", torch.float64)
+    assert list(load_choices(choice_file(predictor), name)) == [name, f"{name}, head two-pass"]
