@@ -52,6 +52,13 @@ class Measured(NamedTuple):
     steady: bool
 
 
+class Estimate(NamedTuple):
+    """Seconds of a step by the cost of rows, and what a branch of 1, 2, ... nodes adds to it."""
+
+    seconds: float
+    branch: tuple[float, ...]
+
+
 class Automatic:
     """Finds the trees of one engine, batch size by batch size.
 
@@ -124,21 +131,26 @@ class Automatic:
             for _ in range(ATTEMPTS):
                 k, trees, expected = self._candidates(clock, offsets)
                 plain, *seconds = clock.seconds([None, *trees], k)
-                steady = all(1 / STEADY < e / t < STEADY for e, t in zip(expected, [plain, *seconds], strict=False))
+                pairs = zip(expected, [plain, *seconds], strict=False)
+                steady = all(1 / STEADY < estimate.seconds / t < STEADY for estimate, t in pairs)
                 if steady:
                     break
         rate = (preemptions() - before) / (time.perf_counter() - began) / torch.get_num_threads()
         steady = steady and rate < PREEMPTIONS
         if not steady:
             print("firp: the machine is busy: these figures are for this process alone", file=sys.stderr)
-        rungs = [Rung(tree, taken, self._tau(tree, k)) for tree, taken in zip(trees, seconds, strict=True)]
+        branches = [estimate.branch for estimate in expected] or [()] * (1 + len(trees))
+        rungs = [
+            Rung(tree, taken, self._tau(tree, k), branch)
+            for tree, taken, branch in zip(trees, seconds, branches[1:], strict=True)
+        ]
         rungs.sort(key=lambda rung: rung.seconds)
         # A tree that takes longer than one which delivers as much is never the best.
         useful = [rung for i, rung in enumerate(rungs) if all(rung.tau > cheaper.tau for cheaper in rungs[:i])]
-        return Measured(k, (Rung(TreeConfig(1, 1), plain, 1.0), *useful), steady)
+        return Measured(k, (Rung(TreeConfig(1, 1), plain, 1.0, branches[0]), *useful), steady)
 
-    def _candidates(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[float]]:
-        """k, trees worth timing as whole steps, and the estimated seconds of plain decoding and of each, if any."""
+    def _candidates(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[Estimate]]:
+        """k, trees worth timing as whole steps, and estimates for plain decoding and for each, if any."""
         if self.device.type == "cpu":
             return self._estimate(clock, offsets)
         k = offsets[-1]
@@ -155,7 +167,7 @@ class Automatic:
             self._taus[tree, num_offsets] = self.profile.tau(tree, num_offsets)
         return self._taus[tree, num_offsets]
 
-    def _estimate(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[float]]:
+    def _estimate(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[Estimate]]:
         """`_candidates` by the cost of rows: the two best trees, and the best of half and of more of their rows."""
         below = self.predictor.insertion_layer / self.predictor.num_layers
         shared = 0 if self.predictor.refiner_width else SHARED_PSEUDO_ROWS
@@ -180,14 +192,18 @@ class Automatic:
         hopeless(curves)
         k = max(offsets, key=lambda k: max((speed for speed, _, _ in found[k]), default=0.0))
         ranked = sorted(found[k], key=lambda entry: entry[:2], reverse=True)
-        plain = curves.layers[0] + curves.head[0]
+
+        def estimate(tree: TreeConfig) -> Estimate:
+            sizes = tree, k if tree.num_nodes > 1 else 0, below, shared
+            return Estimate(curves.step(*sizes), curves.branch(*sizes))
+
         if not ranked:
-            return k, [], [plain]
+            return k, [], [estimate(TreeConfig(1, 1))]
         rows = ranked[0][1]
         smaller = [entry for entry in ranked if entry[1] <= rows / 2][:1]
         larger = [entry for entry in ranked if entry[1] >= 1.5 * rows][:1]
         trees = list(dict.fromkeys(tree for _, _, tree in (*ranked[:2], *smaller, *larger)))
-        return k, trees, [plain, *(curves.step(tree, k, below, shared) for tree in trees)]
+        return k, trees, [estimate(tree) for tree in (TreeConfig(1, 1), *trees)]
 
 
 def _setting(steps: Steps, runner: StepRunner) -> list[str]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 import torch
 
 from firp.decoder.model_rules import head_counts
+from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.trees import DraftTree, TreeConfig, root_only
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers
 from firp.engine.chooser import Greedy
@@ -59,8 +60,19 @@ class Curves:
             return layers + self._at(self.head, nodes + pseudo)
         return layers + self._at(self.head, nodes) + self._at(self.head, num_offsets)
 
+    def branch(self, tree: TreeConfig, num_offsets: int, below: float, shared_rows: int) -> tuple[float, ...]:
+        """Seconds that a branch of 1, 2, ... nodes adds to a step; `num_offsets` is 0 for plain decoding."""
+        steps = [
+            self.step(replace(tree, num_nodes=tree.num_nodes + more), num_offsets, below, shared_rows)
+            for more in range(MOST_BRANCH + 1)
+        ]
+        return tuple(seconds - steps[0] for seconds in steps[1:])
+
     def _at(self, seconds: tuple[float, ...], rows: int) -> float:
-        return float(np.interp(rows, self.rows, seconds))
+        """Beyond the most rows that were timed, each takes what one did on average."""
+        beyond = max(rows - self.rows[-1], 0)
+        average = (seconds[-1] - seconds[0]) / max(self.rows[-1] - self.rows[0], 1)
+        return float(np.interp(rows, self.rows, seconds)) + beyond * average
 
 
 class StepClock:
