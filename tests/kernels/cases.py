@@ -154,7 +154,7 @@ def projection_case(seed: int, dtype: torch.dtype) -> list:
 
 
 def lookup_case(seed: int) -> list:
-    """Arguments of `lookup_branch`: few different tokens, so that texts repeat; trees that hold some of what follows."""
+    """Arguments of `lookup_branch`: few different tokens, so that texts repeat, and trees of them."""
     rng = random.Random(seed)
     batch, num_nodes, vocab = rng.randint(1, 3), rng.choice((1, 2, 7, 31, 40)), rng.choice((2, 3, 9))
     parents, depths, ancestors = random_tree(rng, batch, num_nodes)

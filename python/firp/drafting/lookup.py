@@ -54,7 +54,9 @@ class Text:
     def _longest(self) -> Match | None:
         """The longest match of the last tokens, the latest among equals, as `firp::lookup_branch` finds it."""
         tokens, last, best = self.tokens, len(self.tokens) - 1, None
-        for end in reversed(self._ends.get(tuple(tokens[-2:]), [])[-ENDS:]):
+        if last < 1:
+            return None
+        for end in reversed(self._ends.get((tokens[-2], tokens[-1]), [])[-ENDS:]):
             length = LEAST_MATCH
             while length < MOST_MATCH and length <= end and tokens[end - length] == tokens[last - length]:
                 length += 1

@@ -144,11 +144,11 @@ class Step:
         text. Returns the number of nodes before it."""
         assert state.history is not None
         tree = state.tree.trimmed()
-        grown = self.ops.lookup_branch(
+        tokens, parents, depths, ancestors = self.ops.lookup_branch(
             state.history, state.context_lens, record.tokens, record.counts, tree.tokens, tree.parents, tree.depths,
             tree.ancestors, num_branch, LEAST_MATCH, MOST_MATCH,
         )  # fmt: skip
-        state.tree = DraftTree(*grown, tree.lookahead).trimmed()
+        state.tree = DraftTree(tokens, parents, depths, ancestors, tree.lookahead).trimmed()
         return tree.size[0]
 
     def pseudo_scores(self, scored: Scored, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -151,7 +151,7 @@ class _Loop:
     def _observe(
         self, ladder: Ladder, verified: Rung | None, counts: list[int], order: list[int], record: StepRecord
     ) -> None:
-        """Tell the ladder what its drafts delivered, those of a branch left out, and the lookup which tokens are new."""
+        """Tell the ladder what its own drafts delivered, without a branch, and the lookup which tokens are new."""
         own = [counts[sequence] for sequence in order]
         behind_branch, self.behind_branch = self.behind_branch, False
         if self.lookup is not None:
