@@ -81,8 +81,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_branch(
     const int32_t* mask = masks.const_data_ptr<int32_t>() + b * count * old_words;
     for (int64_t node = 0; node < nodes; ++node) {
       int32_t* row = tree.ancestors + node * words;
-      if (node < count) std::copy_n(mask + node * old_words, old_words, row);
-      else row[node / 32] = static_cast<int32_t>(1u << (node % 32));
+      if (node < count)
+        std::copy_n(mask + node * old_words, old_words, row);
+      else
+        row[node / 32] = static_cast<int32_t>(1u << (node % 32));
     }
     cpu::lookup_branch(own, last, num_branch, least_match, most_match, tree);
   }
