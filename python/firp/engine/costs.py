@@ -66,13 +66,13 @@ class Curves:
             self.step(replace(tree, num_nodes=tree.num_nodes + more), num_offsets, below, shared_rows)
             for more in range(MOST_BRANCH + 1)
         ]
-        return tuple(seconds - steps[0] for seconds in steps[1:])
+        return tuple(max(seconds - steps[0], 0.0) for seconds in steps[1:])
 
     def _at(self, seconds: tuple[float, ...], rows: int) -> float:
         """Beyond the most rows that were timed, each takes what one did on average."""
         beyond = max(rows - self.rows[-1], 0)
         average = (seconds[-1] - seconds[0]) / max(self.rows[-1] - self.rows[0], 1)
-        return float(np.interp(rows, self.rows, seconds)) + beyond * average
+        return float(np.interp(rows, self.rows, seconds) + beyond * average)
 
 
 class StepClock:
@@ -157,14 +157,15 @@ class StepClock:
         self.view.logits(hidden)
         return [between - begin, time.perf_counter() - between]
 
-    def seconds(self, trees: list[TreeConfig | None], num_offsets: int) -> list[float]:
-        """Median seconds of a step of each tree (None: plain decoding), taken in turns."""
-        step, choose = self.steps.drafting(num_offsets, self.max_rows), Greedy(self.steps.ops)
+    def seconds(self, trees: list[tuple[TreeConfig | None, int]]) -> list[float]:
+        """Median seconds of a step of each tree (None: plain decoding) with k offsets, taken in turns."""
+        choose = Greedy(self.steps.ops)
         taken: list[list[float]] = [[] for _ in trees]
         drafted: list[DraftTree | None] = [None for _ in trees]
         started = time.perf_counter()
         for turn in range(WARM_UP_STEPS + STEPS):
-            for i, tree in enumerate(trees):
+            for i, (tree, num_offsets) in enumerate(trees):
+                step = self.steps.drafting(num_offsets, self.max_rows)
                 state = self.state(step, tree)
                 state.tree = drafted[i] or state.tree
                 synchronize(self.device)
