@@ -124,7 +124,7 @@ class Engine:
     @property
     def looks_up(self) -> bool:
         """Whether runs may look up branches: where trees change by themselves, and steps are not captured."""
-        return self._trees is not None and self._trees.automatic is not None and not self.captures
+        return self._trees is not None and self._trees.automatic is not None and self._trees.branch > 0
 
     @property
     def num_offsets(self) -> int:
