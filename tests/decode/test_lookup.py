@@ -41,11 +41,10 @@ def test_a_branch_pays_by_its_chances():
     assert len(chances) == MOST_BRANCH and chances == sorted(chances, reverse=True) and not lookup.chances(1)
     price = (chances[2] + chances[3]) / 2
     prices = [price * nodes for nodes in range(1, MOST_BRANCH + 1)]
-    assert lookup.pays([0], prices, 0.0) == 3
-    assert lookup.pays([0], prices, 5.0) == 0, "what it costs the next step is more"
-    assert lookup.pays([0, 1], [p / 2 for p in prices], 0.0) == 3 and lookup.pays([0, 1], prices, 0.0) < 3
-    assert lookup.pays([1], [0.0] * MOST_BRANCH, 0.0) == 0 and lookup.pays([0], [], 0.0) == 0
-    assert lookup.pays([0], [0.0, 9.0], 0.0) == 1
+    assert lookup.pays([0], prices) == 3
+    assert lookup.pays([0, 1], [p / 2 for p in prices]) == 3 and lookup.pays([0, 1], prices) < 3
+    assert lookup.pays([1], [0.0] * MOST_BRANCH) == 0 and lookup.pays([0], []) == 0
+    assert lookup.pays([0], [0.0, 9.0]) == 1
 
 
 def test_what_held_is_expected_again_and_what_failed_is_not():

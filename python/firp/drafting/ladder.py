@@ -58,13 +58,9 @@ class Ladder:
     def share(self) -> float:
         return self._accepted / self._expected if self._expected else 0.0
 
-    def tokens(self, rung: Rung) -> float:
-        """Tokens that a step delivers to a sequence at the share that this run accepts."""
-        return min(1 + self.share * (rung.tau - 1), 1 + self.num_offsets)
-
     def speed(self, rung: Rung) -> float:
-        """Tokens per second of one sequence."""
-        return self.tokens(rung) / rung.seconds
+        """Tokens per second of one sequence at the share that this run accepts."""
+        return min(1 + self.share * (rung.tau - 1), 1 + self.num_offsets) / rung.seconds
 
     def observe(self, rung: Rung, tokens: float) -> None:
         """Take note of a step that verified a tree of `rung` and delivered `tokens` to a sequence on average."""

@@ -99,16 +99,15 @@ class Lookup:
                 chances.append(chance)
         return chances
 
-    def pays(self, sequences: list[int], prices: list[float], lost: float) -> int:
+    def pays(self, sequences: list[int], prices: list[float]) -> int:
         """Nodes of a branch at which the step gains most, 0 where it gains nothing.
 
         Args:
             sequences: of the batch that takes the step.
             prices: tokens that a sequence could have in the time that a branch of 1, 2, ... nodes adds.
-            lost: tokens of the next step that an accepted branch costs, as no pseudo rows are behind it.
         """
         worth = [0.0] + [-price for price in prices]
         for chances in map(self.chances, sequences):
             for nodes, gain in enumerate(accumulate(chances[: len(prices)]), start=1):
-                worth[nodes] += (gain - lost * chances[0]) / len(sequences)
+                worth[nodes] += gain / len(sequences)
         return max(range(len(worth)), key=lambda nodes: (worth[nodes], -nodes))

@@ -117,9 +117,8 @@ class _Loop:
         with self.out.time.measure("steps"):
             rung, ladder = self.ladder.rung, self.ladder
             going = [sequence for sequence in self.order if sequence not in self.ended]
-            tokens = ladder.tokens(rung)
-            prices = [seconds * tokens / rung.seconds for seconds in rung.branch_seconds]
-            nodes = self.lookup.pays(going, prices, tokens - 1)
+            prices = [seconds * ladder.speed(rung) for seconds in rung.branch_seconds]
+            nodes = self.lookup.pays(going, prices)
             self.own_nodes = self.engine.look_up(self.state, record, nodes)
 
     def _hand_over(self) -> StepRecord:
