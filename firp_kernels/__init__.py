@@ -7,6 +7,7 @@ from firp_kernels.ops.emit_tokens import Emitted, emit_tokens
 from firp_kernels.ops.gated_linear import gated_linear
 from firp_kernels.ops.joint_linear import joint_linear
 from firp_kernels.ops.linear import linear
+from firp_kernels.ops.lookup_branch import lookup_branch
 from firp_kernels.ops.predictor_projection import predictor_projection
 from firp_kernels.ops.rms_norm import rms_norm
 from firp_kernels.ops.rotary import rotary
@@ -31,6 +32,7 @@ __all__ = [
     "gated_linear",
     "joint_linear",
     "linear",
+    "lookup_branch",
     "predictor_projection",
     "rms_norm",
     "rotary",

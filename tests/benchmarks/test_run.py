@@ -56,7 +56,9 @@ def test_the_document(whole_run):
         taken = entry["microseconds"]
         assert 0 < taken["min"] <= taken["median"] <= taken["max"]
         assert entry["share_of_floor"] == pytest.approx(entry["floor_microseconds"] / taken["median"])
-        assert entry["dtype"] in (("int64",) if entry["op"] == "emit_tokens" else ("float32", "bfloat16"))
+        assert entry["dtype"] in (
+            ("int64",) if entry["op"] in ("emit_tokens", "lookup_branch") else ("float32", "bfloat16")
+        )
         assert entry["rows"] >= entry["nodes"]
         if entry["bound"] is not None:
             assert entry["error"] <= entry["bound"]

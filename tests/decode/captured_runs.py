@@ -38,5 +38,5 @@ def expected(*runs, plain=False):
 
 def captured(*arguments):
     engine = firp.Engine(*arguments, compile=False)
-    assert isinstance(engine._runner, GraphRunner)
+    assert isinstance(engine.runner, GraphRunner)
     return engine

@@ -166,14 +166,14 @@ def test_steps_over_held_tensors_equal_fresh_ones(kind, choose):
     predictor = None if kind == "plain" else tiny_predictor(model, 7)
     tree = firp.TreeConfig(8, 3, kind) if kind in ("dynamic", "static") else None
     fresh, held = firp.Engine(model, predictor, tree), firp.Engine(model, predictor, tree)
-    held._runner = Recorded()
+    held.runner = Recorded()
     runs = [[torch.randint(4, 12, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
             for lengths in ((200,), (3, 30, 7, 180, 12), (2, 9), (3, 30, 7, 180, 12))]  # fmt: skip
     captured = []
     for prompts in runs:
         expected = decode(fresh, prompts, choose, late=False, new_tokens=50)
         assert decode(held, prompts, choose, late=False, new_tokens=50) == expected
-        captured.append(held._runner.captured)
+        captured.append(held.runner.captured)
     assert captured[-1] == captured[-2] > 1
 
 

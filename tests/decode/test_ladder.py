@@ -11,9 +11,8 @@ from fake_cuda import FakeCuda
 from firp.drafting.choices import Choice, Rung, choice_file, save_choice
 from firp.drafting.ladder import HYSTERESIS, LONGEST_WAIT, WAIT, Ladder
 from firp.drafting.profile import FILE_NAME, save_profile
-from firp.tools.hardware import machine_name
 from models import PREDICTORS, hf_alone, new_tokens, ragged_batch, tiny_model, tiny_predictor
-from profiles import made_profile
+from profiles import engine_with, made_profile
 
 PLAIN = Rung(firp.TreeConfig(1, 1), 1.0, 1.0)
 SMALL = Rung(firp.TreeConfig(3, 1, "static"), 1.2, 1.5)
@@ -93,14 +92,7 @@ def engine_of(tmp_path, monkeypatch):
     monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("firp.generation.loop.Ladder", Cycle)
 
-    def make(model, predictor, k=3):
-        predictor.folder = tmp_path
-        save_profile(tmp_path / FILE_NAME, made_profile(model, predictor, max_new_tokens=5))
-        made = Choice(k, None, {size: RUNGS for size in (1, 2, 8)}, "firp tune")
-        save_choice(choice_file(predictor), machine_name("cpu", model.dtype), made)
-        return firp.Engine(model, predictor)
-
-    return make
+    return lambda model, predictor, k=3: engine_with(tmp_path, model, predictor, k, RUNGS)
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -130,7 +130,7 @@ def test_a_batch_of_captured_steps_shrinks_by_powers_of_two(monkeypatch):
     model = tiny_model(1)
     prompts, ids, mask = prompts_of(21, 7)
     engine = CountingEngine(model, tiny_predictor(model, 1))
-    monkeypatch.setattr(engine._runner, "captures", True)
+    monkeypatch.setattr(engine.runner, "captures", True)
     emitted, _ = decode(engine, prompts, True)
     assert emitted == hf_alone(model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False)
     assert {size for size, _ in engine.launched} <= {7, 4, 2, 1}

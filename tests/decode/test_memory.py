@@ -38,7 +38,7 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     engine = firp.Engine(model, tiny_predictor(model, 1))
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
     monkeypatch.setattr(engine._step, "run", None)
-    monkeypatch.setattr(engine._runner, "prefill", None)
+    monkeypatch.setattr(engine.runner, "prefill", None)
     with pytest.raises(
         ValueError,
         match=r"max_new_tokens: 2 sequences of 256 cache slots need 0\.00 GiB \(cache 0\.00 GiB, .* are free on cpu",
@@ -49,7 +49,7 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
 def test_over_long_requests_are_refused_before_any_work(monkeypatch):
     model = tiny_model(1)
     engine = firp.Engine(model)
-    monkeypatch.setattr(engine._runner, "prefill", None)
+    monkeypatch.setattr(engine.runner, "prefill", None)
     with pytest.raises(
         ValueError, match="got 254 after a prompt of 3 tokens, expected at most 253: the model's context holds 256"
     ):

@@ -153,6 +153,25 @@ def projection_case(seed: int, dtype: torch.dtype) -> list:
     return [hidden, weight, lookahead]
 
 
+def lookup_case(seed: int) -> list:
+    """Arguments of `lookup_branch`: few different tokens, so that texts repeat, and trees of them."""
+    rng = random.Random(seed)
+    batch, num_nodes, vocab = rng.randint(1, 3), rng.choice((1, 2, 7, 31, 40)), rng.choice((2, 3, 9))
+    parents, depths, ancestors = random_tree(rng, batch, num_nodes)
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, (batch, *shape), generator=generator)
+
+    slots, width = rng.choice((1, 4, 30, 70)), rng.randint(1, 4)
+    lens = drawn(slots).to(torch.int32)
+    counts = torch.minimum(drawn(width + 1), lens + 1)
+    tokens = torch.where((parents >= 0) | (torch.arange(num_nodes) == 0), drawn(vocab, num_nodes), 0)
+    least = rng.randint(1, 3)
+    sizes = rng.choice((0, 1, 3, 8)), least, rng.randint(least, 8)
+    return [drawn(vocab, slots), lens, drawn(vocab, width), counts, tokens, parents, depths, ancestors, *sizes]
+
+
 def example_arguments(seed: int) -> dict[str, tuple]:
     """Arguments of every op, small and in float32."""
     attention, draft = attention_case(seed, torch.float32, None), draft_case(seed)
@@ -175,6 +194,7 @@ def example_arguments(seed: int) -> dict[str, tuple]:
         "write_cache": (*written, torch.zeros(query.shape[0], dtype=torch.int32)),
         "commit_cache": (torch.randn(2, 2, batch, rows + 4, 1, 4), lens, path, accepted, done),
         "predictor_projection": (hidden, torch.randn(3, 8, 8), torch.tensor([[0, 4], [2, -1]], dtype=torch.int32)),
+        "lookup_branch": lookup_case(seed),
         "linear": (hidden, torch.randn(6, 8), torch.randn(6)),
         "joint_linear": (hidden, [torch.randn(6, 8), torch.randn(3, 8)], [torch.randn(6), torch.randn(3)]),
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),

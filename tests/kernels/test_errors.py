@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cases import attention_case, draft_case, projection_case, verify_case
+from cases import attention_case, draft_case, lookup_case, projection_case, verify_case
 from implementations import available
 
 import firp_kernels as kernels
@@ -144,6 +144,24 @@ def bad_emit():
     yield "num_embeddings", replaced(good, _12=0)
 
 
+def bad_lookup():
+    good = next(case for case in map(lookup_case, range(99)) if case[8] and case[4].shape[1] > 1)
+    names = ("history", "context_lens", "emitted", "counts", "tokens", "parents", "depths", "ancestors")
+    for index, name in enumerate(names):
+        yield name, replaced(good, **{f"_{index}": good[index][None]})
+        yield name, replaced(good, **{f"_{index}": good[index].float()})
+    yield "context_lens", replaced(good, _1=good[1] - 99)
+    yield "context_lens", replaced(good, _1=good[1] + 99)
+    yield "counts", replaced(good, _3=good[3] - 99)
+    yield "counts", replaced(good, _3=good[3] * 0 + good[2].shape[1] + 1)
+    yield "counts: got 2 past", replaced(good, _1=good[1] * 0, _2=good[2].repeat(1, 2), _3=good[3] * 0 + 2)
+    yield "parents", replaced(good, _5=good[5] * 0 + good[4].shape[1])
+    yield "num_branch", replaced(good, _8=-1)
+    yield "num_branch", replaced(good, _8=256)
+    yield "least_match", replaced(good, _9=0)
+    yield "least_match", replaced(good, _9=good[10] + 1)
+
+
 def bad_linear():
     yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), None]
     yield "weight", [torch.zeros(2, 5), torch.zeros(4, 5).double(), None]
@@ -219,6 +237,7 @@ CASES = {
     "draft_tree": bad_draft,
     "commit_cache": bad_commit,
     "emit_tokens": bad_emit,
+    "lookup_branch": bad_lookup,
     "linear": bad_linear,
     "joint_linear": bad_joint_linear,
     "gated_linear": bad_gated_linear,

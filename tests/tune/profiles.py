@@ -5,11 +5,12 @@ import random
 import firp
 import torch
 from firp.decoder.view import DecoderView
-from firp.drafting.choices import Choice, Rung
-from firp.drafting.profile import AcceptanceProfile
+from firp.drafting.choices import Choice, Rung, choice_file, save_choice
+from firp.drafting.profile import FILE_NAME, AcceptanceProfile, save_profile
 from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
 from firp.generation.batch import greedy_answers
+from firp.tools.hardware import machine_name
 
 PLAIN = Rung(firp.TreeConfig(1, 1), 1e-3, 1.0)
 TREE = (4, 1, "dynamic")
@@ -27,6 +28,15 @@ def made_profile(model, predictor, prompts=None, max_new_tokens=40) -> Acceptanc
     named = [(p, a, "ab"[i % 2]) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
     view = DecoderView(model)
     return make_profile(view, predictor, named, token_tables(view, predictor.transition))
+
+
+def engine_with(folder, model, predictor, num_offsets, rungs) -> firp.Engine:
+    """An engine whose runs change between these trees; figures and profile are in `folder`, where FIRP_CACHE points."""
+    predictor.folder = folder
+    save_profile(folder / FILE_NAME, made_profile(model, predictor, max_new_tokens=5))
+    made = Choice(num_offsets, None, dict.fromkeys((1, 2, 8), rungs), "firp tune")
+    save_choice(choice_file(predictor), machine_name("cpu", model.dtype), made)
+    return firp.Engine(model, predictor)
 
 
 def rung(num_nodes, num_lookahead, kind, milliseconds=1.25, tau=1.5):

@@ -67,7 +67,7 @@ def changed(where, value):
 
 
 WHOLE = changed(["head"], None)
-RUNG = {"num_nodes": 1, "num_lookahead": 1, "tree_kind": "dynamic", "step_ms": 1.0, "tau": 1.0}
+RUNG = {"num_nodes": 1, "num_lookahead": 1, "tree_kind": "dynamic", "step_ms": 1.0, "tau": 1.0, "branch_ms": []}
 
 # case -> (the file, what the error says of it)
 DAMAGED = {
@@ -93,6 +93,10 @@ DAMAGED = {
     "rungs of numbers": (changed(["batches", "4"], [4, 1]), "batches: 4: got [4, 1], expected a list of objects"),
     "no rungs": (changed(["batches", "4"], []), "expected plain decoding (num_nodes 1) first, and once"),
     "plain twice": (changed(["batches", "4"], [RUNG, RUNG]), "expected plain decoding (num_nodes 1) first, and once"),
+    "no times of a branch": (WHOLE.replace(b'"branch_ms"', b'"branch"'), "branch_ms: got None, expected a list"),
+    "a branch of a word": (changed(["batches", "4", 1, "branch_ms"], ["x"]), "branch_ms: got ['x'], expected up to 8"),
+    "a branch before its step": (changed(["batches", "4", 1, "branch_ms"], [-1.0]), "branch_ms: got [-1.0], expected"),
+    "a long branch": (changed(["batches", "4", 1, "branch_ms"], [1.0] * 9), "expected up to 8 numbers of at least 0"),
     "no maker": (WHOLE.replace(b'"made_by": "firp tune"', b'"made_by": null'), "made_by: got None"),
     "no head": (
         WHOLE.replace(b'"head": null, ', b""),

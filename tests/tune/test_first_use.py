@@ -2,6 +2,7 @@
 
 import firp
 import firp.tools.files
+import pytest
 import torch
 from firp.drafting.choices import (
     choice_file,
@@ -10,6 +11,7 @@ from firp.drafting.choices import (
     load_choices,
     save_choice,
 )  # fmt: skip
+from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.profile import FILE_NAME, save_profile
 from firp.engine.costs import Curves, StepClock
 from firp.tools.hardware import machine_name
@@ -82,7 +84,8 @@ def test_a_profile_of_another_predictor_is_not_used(predictor, capsys):
 
 def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
     taken = []
-    monkeypatch.setattr(StepClock, "seconds", lambda self, trees, k: taken.append(k) or [1e3] * len(trees))
+    monkeypatch.setattr("firp.engine.automatic.NEAR", 2.0)
+    monkeypatch.setattr(StepClock, "seconds", lambda self, trees: taken.append(trees) or [1e3] * len(trees))
     for _ in range(2):
         assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e3
     assert len(taken) == 3 and not choice_file(predictor).exists()
@@ -94,6 +97,31 @@ def test_figures_of_shared_cores_are_not_kept(predictor, monkeypatch, capsys):
         firp.Engine(tiny_model(0), predictor).rungs(1)
         assert capsys.readouterr().err.count("the machine is busy") == said
     assert not choice_file(predictor).exists()
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_trees_of_another_k_are_timed_beside_the_first(predictor, monkeypatch, faster):
+    """Where estimates are near, whole steps decide: those of the other k take a tenth, or ten times."""
+    asked = []
+
+    def seconds(self, trees):
+        asked.append(trees)
+        return [(0.1 if faster else 10.0) if tree is not None and k != asked[0][0][1] else 1.0 for tree, k in trees]
+
+    monkeypatch.setattr("firp.engine.automatic.NEAR", 0.0)
+    monkeypatch.setattr(StepClock, "curves", lambda self, hopeless: Curves((1, 64), (1.0, 1.0), (0.1, 0.1)))
+    monkeypatch.setattr(StepClock, "seconds", seconds)
+    engine = firp.Engine(tiny_model(0), predictor)
+    engine.rungs(1)
+    assert len({k for _, k in asked[0]}) == 2 and asked[0][0][0] is None
+    assert (engine.num_offsets != asked[0][0][1]) == faster and len(asked) == 1 + faster
+
+
+def test_a_branch_adds_what_its_rows_take():
+    curves = Curves((1, 2, 4, 8), (1.0, 1.0, 2.0, 4.0), (0.5, 0.5, 1.0, 2.0))
+    branch = curves.branch(firp.TreeConfig(1, 1), 0, below=0.5, shared_rows=16)
+    assert branch[:3] == (0.0, 0.75, 1.5) and branch[6] == 4.5 and branch[7] == pytest.approx(4.5 + 4.5 / 7)
+    assert curves.branch(firp.TreeConfig(2, 1), 2, below=1.0, shared_rows=16)[1] == 1.0 + 0.5
 
 
 def test_estimates_go_up_with_rows_and_meet_what_was_timed():
@@ -109,7 +137,7 @@ def test_kept_trees_of_many_rows_have_room(predictor):
     made = choice({1: [(64, 64, "dynamic", 1.0, 3.0)]}, num_offsets=3)
     save_choice(choice_file(predictor), machine_name("cpu", torch.float64), made)
     engine = firp.Engine(model, predictor)
-    assert engine.max_rows == 256 and engine.drafter(1).config == firp.TreeConfig(64, 64)
+    assert engine.max_rows == 256 + MOST_BRANCH and engine.drafter(1).config == firp.TreeConfig(64, 64)
     plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
     assert torch.equal(firp.generate(model, ids, engine=engine, max_new_tokens=60, do_sample=False), plain)
     # Another process keeps larger trees for another batch size: this engine goes on with those that fit.

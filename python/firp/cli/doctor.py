@@ -153,14 +153,16 @@ def _timed_steps(console: Console, drafter: FirpPredictor, dtype: str, device: t
         console.print(f"no steps were timed yet on this machine: {machine}")
         return
     for name, choice in choices.items():
-        table = Table("batch", "N", "P", "k", "kind", "step", "tau", title=f"timed steps ({choice.made_by}): {name}")
+        title = f"timed steps ({choice.made_by}): {name}"
+        table = Table("batch", "N", "P", "k", "kind", "step", "one more row", "tau", title=title)
         for size, rungs in choice.batches.items():
             for rung in rungs:
                 tree, plain = rung.tree, rung.tree.num_nodes == 1
                 shape = ("1", "-", "-", "plain") if plain else (
                     str(tree.num_nodes), str(tree.num_lookahead), str(choice.num_offsets), tree.kind
                 )  # fmt: skip
-                table.add_row(str(size), *shape, f"{1e3 * rung.seconds:.2f} ms", f"{rung.tau:.3f}")
+                row = f"{1e3 * rung.branch_seconds[0]:.2f} ms" if rung.branch_seconds else "-"
+                table.add_row(str(size), *shape, f"{1e3 * rung.seconds:.2f} ms", row, f"{rung.tau:.3f}")
         console.print(table)
     console.print(f"kept in {path}; remove it to time steps again")
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import FILE_NAME, profile_fingerprint
 from firp.drafting.trees import MAX_NODES, TreeConfig
@@ -37,11 +38,13 @@ class Rung:
     Attributes:
         tree: of one node decodes plainly.
         seconds: of one step. tau: tokens that a step delivers to a sequence.
+        branch_seconds: what a branch of 1, 2, ... nodes adds to it; empty where that was not timed.
     """
 
     tree: TreeConfig
     seconds: float
     tau: float
+    branch_seconds: tuple[float, ...] = ()
 
     @property
     def speed(self) -> float:
@@ -84,6 +87,7 @@ class Choice:
                 {
                     "num_nodes": rung.tree.num_nodes, "num_lookahead": rung.tree.num_lookahead,
                     "tree_kind": rung.tree.kind, "step_ms": 1e3 * rung.seconds, "tau": rung.tau,
+                    "branch_ms": [1e3 * seconds for seconds in rung.branch_seconds],
                 }
                 for rung in rungs
             ]
@@ -214,7 +218,10 @@ def _choice(entry: dict) -> Choice:
 def _rungs(size: str, entries: object) -> tuple[Rung, ...]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"batches: {size}: got {reprlib.repr(entries)}, expected a list of objects")
-    rungs = tuple(Rung(_tree(entry), 1e-3 * _positive(entry, "step_ms"), _positive(entry, "tau")) for entry in entries)
+    rungs = tuple(
+        Rung(_tree(entry), 1e-3 * _positive(entry, "step_ms"), _positive(entry, "tau"), _branch(entry))
+        for entry in entries
+    )
     if not rungs or [rung.tree.num_nodes == 1 for rung in rungs] != [True] + [False] * (len(rungs) - 1):
         raise ValueError(f"batches: {size}: expected plain decoding (num_nodes 1) first, and once")
     return rungs
@@ -244,6 +251,15 @@ def _positive(fields: dict, name: str) -> float:
     if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name}: got {reprlib.repr(value)}, expected a positive number")
     return float(value)  # type: ignore[arg-type]
+
+
+def _branch(fields: dict) -> tuple[float, ...]:
+    entries = _field(fields, "branch_ms", list, "a list of numbers")
+    if len(entries) > MOST_BRANCH or not all(
+        type(entry) in (int, float) and 0 <= entry < math.inf for entry in entries
+    ):
+        raise ValueError(f"branch_ms: got {reprlib.repr(entries)}, expected up to {MOST_BRANCH} numbers of at least 0")
+    return tuple(1e-3 * entry for entry in entries)
 
 
 def _head(fields: dict) -> str | None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from firp_kernels.bitmask import pack_ancestors
+from firp_kernels.bitmask import num_words, pack_ancestors
 
 TREE_KINDS = ("dynamic", "static")
 MAX_NODES = 256
@@ -52,6 +52,21 @@ class DraftTree:
         differing = [(tensor, source) for tensor, source in pairs if tensor is not source]
         for dtype in {tensor.dtype for tensor, _ in differing}:
             torch._foreach_copy_(*zip(*((a, b) for a, b in differing if a.dtype == dtype), strict=True))
+
+    def trimmed(self) -> DraftTree:
+        """The same tree without the nodes and lookahead slots at its end that hold nothing in any sequence; it reads
+        values."""
+        nodes = 1 + max(torch.nonzero((self.parents >= 0).any(0)).flatten().tolist(), default=0)
+        slots = 1 + max(torch.nonzero((self.lookahead >= 0).any(0)).flatten().tolist(), default=-1)
+        if (nodes, slots) == self.size:
+            return self
+        return DraftTree(
+            self.tokens[:, :nodes],
+            self.parents[:, :nodes],
+            self.depths[:, :nodes],
+            self.ancestors[:, :nodes, : num_words(nodes)],
+            self.lookahead[:, :slots],
+        )
 
     def padded(self, num_nodes: int, num_lookahead: int) -> DraftTree:
         """The same tree with padding nodes and empty lookahead slots at the end, N and P as given."""

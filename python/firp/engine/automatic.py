@@ -31,6 +31,8 @@ GPU_NODES_TOGETHER = 512
 MOST_ROWS = {"cpu": 64, "cuda": 256}
 # Estimates and timed steps differ by at most this factor, or all is timed again.
 STEADY, ATTEMPTS = 1.5, 3
+# The best tree of another k is timed too where its estimate is this near to the best; it has to be this much faster.
+NEAR, FASTER = 0.95, 1.02
 # Preemptions of a thread in a second at most: 15 on an idle machine, 130 where another process wants the same cores.
 PREEMPTIONS = 60
 
@@ -50,6 +52,32 @@ class Measured(NamedTuple):
     num_offsets: int
     rungs: tuple[Rung, ...]
     steady: bool
+
+
+class Estimate(NamedTuple):
+    """Seconds of a step by the cost of rows, and what a branch of 1, 2, ... nodes adds to it."""
+
+    seconds: float
+    branch: tuple[float, ...]
+
+
+class Plan(NamedTuple):
+    """Trees of one k that are worth timing as whole steps.
+
+    Attributes:
+        num_offsets: k.
+        trees: the best by the estimates first.
+        expected: estimates for plain decoding and for each tree; empty where there are none.
+    """
+
+    num_offsets: int
+    trees: list[TreeConfig]
+    expected: list[Estimate]
+
+    @property
+    def timed(self) -> list[tuple[TreeConfig | None, int]]:
+        """Plain decoding and the trees, as `StepClock.seconds` takes them."""
+        return [(tree, self.num_offsets) for tree in (None, *self.trees)]
 
 
 class Automatic:
@@ -122,28 +150,47 @@ class Automatic:
         with tqdm(desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None) as bar:
             clock = StepClock(self.steps, MOST_ROWS[self.device.type], self.runner, batch_size, bar.update)
             for _ in range(ATTEMPTS):
-                k, trees, expected = self._candidates(clock, offsets)
-                plain, *seconds = clock.seconds([None, *trees], k)
-                steady = all(1 / STEADY < e / t < STEADY for e, t in zip(expected, [plain, *seconds], strict=False))
+                plan, plain, seconds = self._time(clock, offsets)
+                pairs = zip(plan.expected, [plain, *seconds], strict=False)
+                steady = all(1 / STEADY < estimate.seconds / t < STEADY for estimate, t in pairs)
                 if steady:
                     break
         rate = (preemptions() - before) / (time.perf_counter() - began) / torch.get_num_threads()
         steady = steady and rate < PREEMPTIONS
         if not steady:
             print("firp: the machine is busy: these figures are for this process alone", file=sys.stderr)
-        rungs = [Rung(tree, taken, self._tau(tree, k)) for tree, taken in zip(trees, seconds, strict=True)]
+        k, branches = plan.num_offsets, [estimate.branch for estimate in plan.expected] or [()] * (1 + len(plan.trees))
+        rungs = [
+            Rung(tree, taken, self._tau(tree, k), branch)
+            for tree, taken, branch in zip(plan.trees, seconds, branches[1:], strict=True)
+        ]
         rungs.sort(key=lambda rung: rung.seconds)
         # A tree that takes longer than one which delivers as much is never the best.
         useful = [rung for i, rung in enumerate(rungs) if all(rung.tau > cheaper.tau for cheaper in rungs[:i])]
-        return Measured(k, (Rung(TreeConfig(1, 1), plain, 1.0), *useful), steady)
+        return Measured(k, (Rung(TreeConfig(1, 1), plain, 1.0, branches[0]), *useful), steady)
 
-    def _candidates(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[float]]:
-        """k, trees worth timing as whole steps, and the estimated seconds of plain decoding and of each, if any."""
+    def _time(self, clock: StepClock, offsets: list[int]) -> tuple[Plan, float, list[float]]:
+        """The plan whose best tree is the fastest, seconds of plain decoding, and seconds of its trees."""
+        first, *others = self._plans(clock, offsets)
+        rivals = [(plan.trees[0], plan.num_offsets) for plan in others]
+        plain, *seconds = clock.seconds([*first.timed, *rivals])
+        own, other = seconds[: len(first.trees)], seconds[len(first.trees) :]
+        k = first.num_offsets
+        best = max((self._tau(tree, k) / taken for tree, taken in zip(first.trees, own, strict=True)), default=0.0)
+        speeds = [self._tau(*pair) / taken for pair, taken in zip(rivals, other, strict=True)]
+        if max(speeds, default=0.0) <= FASTER * best:
+            return first, plain, own
+        faster = others[speeds.index(max(speeds))]
+        plain, *seconds = clock.seconds(faster.timed)
+        return faster, plain, seconds
+
+    def _plans(self, clock: StepClock, offsets: list[int]) -> list[Plan]:
+        """Trees worth timing as whole steps, the best k first."""
         if self.device.type == "cpu":
             return self._estimate(clock, offsets)
         k = offsets[-1]
         most = min(MOST_ROWS["cuda"] // (1 + k), GPU_NODES_TOGETHER // clock.batch_size)
-        return k, [TreeConfig(nodes, nodes) for nodes in GPU_NODES if nodes <= most], []
+        return [Plan(k, [TreeConfig(nodes, nodes) for nodes in GPU_NODES if nodes <= most], [])]
 
     @functools.cached_property
     def profile(self) -> AcceptanceProfile:
@@ -155,8 +202,8 @@ class Automatic:
             self._taus[tree, num_offsets] = self.profile.tau(tree, num_offsets)
         return self._taus[tree, num_offsets]
 
-    def _estimate(self, clock: StepClock, offsets: list[int]) -> tuple[int, list[TreeConfig], list[float]]:
-        """`_candidates` by the cost of rows: the two best trees, and the best of half and of more of their rows."""
+    def _estimate(self, clock: StepClock, offsets: list[int]) -> list[Plan]:
+        """`_plans` by the cost of rows: the two best trees of a k, and the best of half and of more of their rows."""
         below = self.predictor.insertion_layer / self.predictor.num_layers
         shared = 0 if self.predictor.refiner_width else SHARED_PSEUDO_ROWS
         largest = TreeConfig(NODES[-1], NODES[-1])
@@ -178,16 +225,18 @@ class Automatic:
 
         curves = clock.curves(hopeless)
         hopeless(curves)
-        k = max(offsets, key=lambda k: max((speed for speed, _, _ in found[k]), default=0.0))
-        ranked = sorted(found[k], key=lambda entry: entry[:2], reverse=True)
-        plain = curves.layers[0] + curves.head[0]
-        if not ranked:
-            return k, [], [plain]
-        rows = ranked[0][1]
-        smaller = [entry for entry in ranked if entry[1] <= rows / 2][:1]
-        larger = [entry for entry in ranked if entry[1] >= 1.5 * rows][:1]
-        trees = list(dict.fromkeys(tree for _, _, tree in (*ranked[:2], *smaller, *larger)))
-        return k, trees, [plain, *(curves.step(tree, k, below, shared) for tree in trees)]
+        ranked = {k: sorted(found[k], key=lambda entry: entry[:2], reverse=True) for k in offsets}
+        order = sorted(offsets, key=lambda k: ranked[k][0][0] if ranked[k] else 0.0, reverse=True)
+        near = [k for k in order[1:] if ranked[k] and ranked[k][0][0] >= NEAR * ranked[order[0]][0][0]]
+        plans = []
+        for k in (order[0], *near[:1]):
+            rows = ranked[k][0][1] if ranked[k] else 0
+            smaller = [entry for entry in ranked[k] if entry[1] <= rows / 2][:1]
+            larger = [entry for entry in ranked[k] if entry[1] >= 1.5 * rows][:1]
+            trees = list(dict.fromkeys(tree for _, _, tree in (*ranked[k][:2], *smaller, *larger)))
+            sizes = [(tree, k if tree.num_nodes > 1 else 0, below, shared) for tree in (TreeConfig(1, 1), *trees)]
+            plans.append(Plan(k, trees, [Estimate(curves.step(*size), curves.branch(*size)) for size in sizes]))
+        return plans
 
 
 def _setting(steps: Steps, runner: StepRunner) -> list[str]:

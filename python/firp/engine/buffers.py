@@ -32,7 +32,7 @@ class Buffers:
 
     Attributes:
         cache: [L, 2, B, C, Hkv, D].
-        context_lens, sequence, finished, remaining, seed: [B], as in `DecodeState`.
+        context_lens, sequence, finished, remaining, seed: [B], history: [B, C], as in `DecodeState`.
         stop_tokens: by width, the ids that end a sequence.
         trees: (B, N, P) of the run -> its draft tree, where steps are captured.
         graphs: captured steps over these tensors, by `firp.engine.graphs`.
@@ -46,6 +46,7 @@ class Buffers:
     finished: Tensor
     remaining: Tensor
     seed: Tensor
+    history: Tensor
     stop_tokens: dict[int, Tensor] = field(default_factory=dict)
     trees: dict[tuple[int, int, int], DraftTree] = field(default_factory=dict)
     graphs: dict = field(default_factory=dict)
@@ -73,6 +74,7 @@ class Buffers:
             finished=per_sequence(torch.bool),
             remaining=per_sequence(torch.int64),
             seed=per_sequence(torch.int64),
+            history=torch.zeros(batch_size, capacity, dtype=torch.int64, device=device),
         )
 
     # A pool ends with the last graph in it, and cuBLAS keeps a workspace per stream: both live and die with the graphs.

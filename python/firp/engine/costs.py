@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 import torch
 
 from firp.decoder.model_rules import head_counts
+from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.trees import DraftTree, TreeConfig, root_only
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers
 from firp.engine.chooser import Greedy
@@ -59,8 +60,19 @@ class Curves:
             return layers + self._at(self.head, nodes + pseudo)
         return layers + self._at(self.head, nodes) + self._at(self.head, num_offsets)
 
+    def branch(self, tree: TreeConfig, num_offsets: int, below: float, shared_rows: int) -> tuple[float, ...]:
+        """Seconds that a branch of 1, 2, ... nodes adds to a step; `num_offsets` is 0 for plain decoding."""
+        steps = [
+            self.step(replace(tree, num_nodes=tree.num_nodes + more), num_offsets, below, shared_rows)
+            for more in range(MOST_BRANCH + 1)
+        ]
+        return tuple(max(seconds - steps[0], 0.0) for seconds in steps[1:])
+
     def _at(self, seconds: tuple[float, ...], rows: int) -> float:
-        return float(np.interp(rows, self.rows, seconds))
+        """Beyond the most rows that were timed, each takes what one did on average."""
+        beyond = max(rows - self.rows[-1], 0)
+        average = (seconds[-1] - seconds[0]) / max(self.rows[-1] - self.rows[0], 1)
+        return float(np.interp(rows, self.rows, seconds) + beyond * average)
 
 
 class StepClock:
@@ -145,14 +157,15 @@ class StepClock:
         self.view.logits(hidden)
         return [between - begin, time.perf_counter() - between]
 
-    def seconds(self, trees: list[TreeConfig | None], num_offsets: int) -> list[float]:
-        """Median seconds of a step of each tree (None: plain decoding), taken in turns."""
-        step, choose = self.steps.drafting(num_offsets, self.max_rows), Greedy(self.steps.ops)
+    def seconds(self, trees: list[tuple[TreeConfig | None, int]]) -> list[float]:
+        """Median seconds of a step of each tree (None: plain decoding) with k offsets, taken in turns."""
+        choose = Greedy(self.steps.ops)
         taken: list[list[float]] = [[] for _ in trees]
         drafted: list[DraftTree | None] = [None for _ in trees]
         started = time.perf_counter()
         for turn in range(WARM_UP_STEPS + STEPS):
-            for i, tree in enumerate(trees):
+            for i, (tree, num_offsets) in enumerate(trees):
+                step = self.steps.drafting(num_offsets, self.max_rows)
                 state = self.state(step, tree)
                 state.tree = drafted[i] or state.tree
                 synchronize(self.device)

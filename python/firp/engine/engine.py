@@ -83,20 +83,20 @@ class Engine:
         self._joint = None if isinstance(impl, str) else JointLinears(self.view)
         self.predictor = predictor
         self._spare: list[Buffers] = []
-        self._runner: StepRunner = make_runner(self.view, graphs, impl)
+        self.runner: StepRunner = make_runner(self.view, graphs, impl)
         on_cpu = self.view.device.type == "cpu"
         self._prefill_attention = prefill_attention(impl, self.ops, self.view.device)
         self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
-        self._steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
+        self.steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
         self._trees: TreeChoice | None = None
         if predictor is not None:
             predictor.check_model(model)
             times_steps = impl is None and not (self._layer.compiled and on_cpu)
-            self._trees = TreeChoice(predictor, tree, self._steps, self._runner, times_steps)
+            self._trees = TreeChoice(predictor, tree, self.steps, self.runner, times_steps)
 
     @property
     def _step(self) -> Step:
-        return self._steps.plain if self._trees is None else self._trees.step
+        return self.steps.plain if self._trees is None else self._trees.step
 
     def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
         """Trees that a run of B sequences changes between, with their figures; None where the tree stays."""
@@ -119,7 +119,12 @@ class Engine:
     @property
     def captures(self) -> bool:
         """Whether steps are replayed from CUDA graphs."""
-        return self._runner.captures
+        return self.runner.captures
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether runs may look up branches: where trees change by themselves, and steps are not captured."""
+        return self._trees is not None and self._trees.automatic is not None and self._trees.branch > 0
 
     @property
     def num_offsets(self) -> int:
@@ -128,7 +133,7 @@ class Engine:
 
     @property
     def max_rows(self) -> int:
-        """Cache slots one step writes at most: N + P * k."""
+        """Cache slots one step writes at most: N + P * k, and those of a branch."""
         return self._step.max_rows
 
     def check_lengths(self, prompt_lengths: list[int], max_new_tokens: int) -> None:
@@ -192,11 +197,15 @@ class Engine:
             lengths=committed,
             drafter=drafter,
             plain=plain,
+            history=buffers.history[:size] if self.looks_up and not plain else None,
         )
+        if state.history is not None:
+            for text, prompt in zip(state.history, prompts, strict=True):
+                text[: len(prompt)] = prompt
         if self._joint is not None:
             self._joint.refresh()
         # Last: copies from the host would wait for it on a GPU.
-        self._runner.prefill(self._step, buffers, [prompt[:-1] for prompt in prompts], chunk_tokens)
+        self.runner.prefill(self._step, buffers, [prompt[:-1] for prompt in prompts], chunk_tokens)
         return state
 
     def _buffers(self, batch_size: int, slots: int) -> Buffers:
@@ -244,7 +253,7 @@ class Engine:
         if self.captures:
             for length in sorted({padded_length(length) for length in range(1, max_len)}):
                 prompt = torch.zeros(min(length, max_len - 1), dtype=torch.int64)
-                self._runner.prefill(self._step, state.buffers, [prompt] * batch_size, None)
+                self.runner.prefill(self._step, state.buffers, [prompt] * batch_size, None)
         rows = self.max_rows
         needed = *range(rows, max_len + rows, SMALLEST_BUCKET), max_len + rows - 1
         buckets = {state.buffers.bucket(slots) for slots in needed}
@@ -271,7 +280,21 @@ class Engine:
             state: changed in place.
             choose: turns scores into tokens (`firp.sampling.choosers`); None is greedy.
         """
-        return self._runner.step(self._step, state, choose or Greedy(self.ops))
+        return self.runner.step(self._step, state, choose or Greedy(self.ops))
+
+    @plain_tensors
+    def look_up(self, state: DecodeState, record: StepRecord, num_branch: int) -> int:
+        """Add a branch of earlier text to the tree that a step has just drafted; after every step of a run that
+        `looks_up`.
+
+        Args:
+            state: changed in place.
+            record: of that step. num_branch: nodes at most, 0 for none.
+
+        Returns:
+            Nodes of the tree before.
+        """
+        return self._step.look_up(state, record, num_branch)
 
     @plain_tensors
     @on_own_device

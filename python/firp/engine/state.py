@@ -25,6 +25,8 @@ class DecodeState:
         sequence: [B] int64 index of each sequence in the caller's batch.
         finished: [B] bool; a finished sequence is frozen.
         remaining: [B] int64 tokens that may still be emitted.
+        history: [B, C] int64 tokens of prompt and output, the root last, for `firp::lookup_branch`; None where no
+            branch is looked up.
         seed: [B] int64 of sampling.
         stop_tokens: [n] int64 ids that end a sequence, emitted themselves; -1 is none.
         lengths: tokens committed by prefill, per sequence of the caller's batch, known to the host.
@@ -46,6 +48,7 @@ class DecodeState:
     drafter: Drafter | None = None
     plain: bool = False
     keeps_scores: bool = False
+    history: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -66,7 +69,9 @@ class DecodeState:
         size = len(slots)
         moving = iter(sorted(slot for slot in slots if slot >= size))
         places = [place if place in slots else next(moving) for place in range(size)]
-        names = ("context_lens", "sequence", "finished", "remaining", "seed")
+        names: tuple[str, ...] = ("context_lens", "sequence", "finished", "remaining", "seed")
+        if self.history is not None:
+            names = (*names, "history")
         rows = [*(getattr(self, name) for name in names), *vars(self.tree).values()]
         for place, slot in enumerate(places):
             if slot == place:

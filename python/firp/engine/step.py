@@ -11,6 +11,7 @@ from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
+from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH
 from firp.drafting.trees import DraftTree, first_tree
 from firp.engine.chooser import Chooser
 from firp.engine.layers import LayerFunction, run_layers
@@ -71,7 +72,7 @@ class Step:
         """Take one step; the state is changed in place. Shapes: `firp.engine.state`."""
         hidden = self.forward(state)  # [B, N + P*k, d]
         scored = self.score(hidden, state.tree)  # nodes [B, N, V]
-        chosen, scores = choose(scored.nodes, state, self.max_depth(state.tree))  # path [B, max_depth + 1]
+        chosen, scores = choose(scored.nodes, state, self.max_depth(state))  # path [B, max_depth + 1]
         emitted = self.emit(state, chosen)  # tokens [B, max_depth + 1], cut at a stop token and at the limit
         self.ops.commit_cache(state.cache, state.context_lens, chosen.path, emitted.kept, state.finished)
         state.finished.copy_(emitted.finished)  # [B]
@@ -107,9 +108,11 @@ class Step:
         logits = self.view.logits(hidden if shares_head else hidden[:, :num_nodes])
         return Scored(logits[:, :num_nodes], logits[:, num_nodes:] if shares_head else None, hidden[:, num_nodes:])
 
-    def max_depth(self, tree: DraftTree) -> int:
-        """The deepest level that a tree of this size may have."""
-        return self.num_offsets if tree.size[0] > 1 else 0
+    def max_depth(self, state: DecodeState) -> int:
+        """The deepest level that the state's tree may have: of a branch, which is looked up on a CPU, the real one."""
+        if state.tree.size[0] == 1:
+            return 0
+        return self.num_offsets if state.history is None else int(state.tree.depths.max())
 
     def emit(self, state: DecodeState, chosen: Verified) -> Emitted:
         """Tokens of the accepted nodes and the bonus token."""
@@ -135,6 +138,18 @@ class Step:
             scores = scores[..., : self.num_embeddings].contiguous()
         probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
         return drafter.draft(probabilities, candidates, emitted.root, emitted.usable)
+
+    def look_up(self, state: DecodeState, record: StepRecord, num_branch: int) -> int:
+        """Note what the last step emitted, and add to its tree a branch of at most so many nodes that repeats earlier
+        text. Returns the number of nodes before it."""
+        assert state.history is not None
+        tree = state.tree.trimmed()
+        tokens, parents, depths, ancestors = self.ops.lookup_branch(
+            state.history, state.context_lens, record.tokens, record.counts, tree.tokens, tree.parents, tree.depths,
+            tree.ancestors, num_branch, LEAST_MATCH, MOST_MATCH,
+        )  # fmt: skip
+        state.tree = DraftTree(tokens, parents, depths, ancestors, tree.lookahead).trimmed()
+        return tree.size[0]
 
     def pseudo_scores(self, scored: Scored, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B, *, V] that hold the pseudo rows [B, k] of `emit_tokens`, and which rows of them these are,

@@ -13,6 +13,7 @@ import torch
 
 from firp.drafting.choices import Rung
 from firp.drafting.ladder import Ladder
+from firp.drafting.lookup import Lookup
 from firp.engine.chooser import Chooser
 from firp.engine.engine import Engine
 from firp.engine.state import DecodeState, DecodeStats, StepRecord
@@ -70,6 +71,10 @@ class _Loop:
         # Beside a record: the rung whose drafts the step verified, None where it had none to verify.
         self.unread: deque[tuple[list[int], Rung | None, StepRecord, PendingRecord]] = deque()
         self.drafted: Rung | None = None
+        looks_up = state.history is not None and not late
+        self.lookup = Lookup([out.history(i).tolist() for i in self.order]) if looks_up else None
+        # Of the tree that the next step verifies: nodes that are not of a branch, and whether it follows one.
+        self.own_nodes, self.behind_branch = 1, False
 
     @torch.no_grad()
     def decode(self) -> DecodeStats:
@@ -80,7 +85,7 @@ class _Loop:
                 record = self.engine.step(self.state, self.choose)
                 self.unread.append((self.order, verified, record, PendingRecord(record)))
             if len(self.unread) > self.delay:
-                self._hand_over()
+                self._look_up(self._hand_over())
                 self._compact()
         if self.ladder is not None:
             self.out.rungs = {rung: self.ladder.steps.get(rung, 0) for rung in self.ladder.rungs} | self.ladder.steps
@@ -105,7 +110,18 @@ class _Loop:
         unread = len(self.unread) * (self.engine.num_offsets + 1)
         self.state.use_slots(committed + unread + self.engine.max_rows)
 
-    def _hand_over(self) -> None:
+    def _look_up(self, record: StepRecord) -> None:
+        """Add to the tree that was just drafted what earlier text lets expect, where it pays."""
+        if self.lookup is None or self.ladder is None:
+            return
+        with self.out.time.measure("steps"):
+            rung, ladder = self.ladder.rung, self.ladder
+            going = [sequence for sequence in self.order if sequence not in self.ended]
+            prices = [seconds * ladder.speed(rung) for seconds in rung.branch_seconds]
+            nodes = self.lookup.pays(going, prices)
+            self.own_nodes = self.engine.look_up(self.state, record, nodes)
+
+    def _hand_over(self) -> StepRecord:
         """Read the oldest record and deliver its tokens."""
         order, verified, record, pending = self.unread.popleft()
         with self.out.time.measure("steps"):
@@ -127,9 +143,27 @@ class _Loop:
                     self.state.finished[self.order.index(sequence)] = True
             counts = self.out.end_step()
             self.stats.add(counts)
-            if self.ladder is not None and verified is not None:
-                going = [count for count in counts if count]
-                self.ladder.observe(verified, sum(going) / max(len(going), 1))
+            if self.ladder is not None:
+                self._observe(self.ladder, verified, counts, order, record)
+        return record
+
+    def _observe(
+        self, ladder: Ladder, verified: Rung | None, counts: list[int], order: list[int], record: StepRecord
+    ) -> None:
+        """Tell the ladder what its own drafts delivered, without a branch, and the lookup which tokens are new."""
+        own = [counts[sequence] for sequence in order]
+        behind_branch, self.behind_branch = self.behind_branch, False
+        if self.lookup is not None:
+            accepted = ((record.path > 0) & (record.path < self.own_nodes)).sum(1).tolist()
+            own = [min(count, 1 + drafts) for count, drafts in zip(own, accepted, strict=True)]
+            self.behind_branch = bool((record.path >= self.own_nodes).any())
+            for sequence in order:
+                if counts[sequence]:
+                    self.lookup.observe(sequence, self.out.emitted[sequence][-counts[sequence] :])
+        # There are no pseudo rows behind a branch: that nothing could be drafted there tells nothing of the predictor.
+        if verified is not None and not (behind_branch and self.own_nodes == 1):
+            going = [count for count in own if count]
+            ladder.observe(verified, sum(going) / max(len(going), 1))
 
     def _deliver(self, order: list[int], record: StepRecord, host: HostRecord) -> None:
         path = record.path.tolist() if _keeps_scores(self.out) else []

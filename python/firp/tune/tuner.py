@@ -12,11 +12,14 @@ from transformers import PreTrainedModel
 import firp_kernels
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS, Choice, Rung
+from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.recording import Recording, record
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter
+from firp.engine.costs import StepClock
 from firp.engine.engine import Engine
+from firp.engine.rows import SHARED_PSEUDO_ROWS
 from firp.generation.batch import greedy_answers
 from firp.tune.acceptance import replay
 from firp.tune.choose import (
@@ -83,6 +86,7 @@ class Batch:
         final: measured finalists, interleaved with plain decoding and the predictor's own tree.
         choice: the finalist that was chosen, once all batch sizes are measured.
         heads: measured step times of the chosen tree with each head mode; None is the engine's own rule.
+        branches: what a branch of 1, 2, ... nodes adds to a step of a finalist, where it may be looked up.
     """
 
     own: Candidate
@@ -91,6 +95,7 @@ class Batch:
     final: list[Point] = field(default_factory=list)
     choice: Point | None = None
     heads: dict[str | None, StepTime] = field(default_factory=dict)
+    branches: dict[Candidate, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def chosen(self) -> Point:
@@ -176,6 +181,8 @@ class Tuner:
         for batch_size, point in chosen.items():
             self.batches[batch_size].choice = point
         self._choose_head()
+        for batch_size in self.batches:
+            self._time_branches(batch_size)
 
     def _record(self, transition: tuple[Tensor, Tensor] | None) -> list[Recording]:
         ops = firp_kernels.bind(None)
@@ -252,11 +259,27 @@ class Tuner:
             {size: {h: t.seconds for h, t in batch.heads.items()} for size, batch in drafting.items()}
         )
 
+    def _time_branches(self, batch_size: int) -> None:
+        """Estimate what a branch adds to a step, from the times of layers and head at numbers of rows."""
+        batch, predictor = self.batches[batch_size], self.predictor
+        engine = Engine(self.model, predictor, predictor.tree, head=self.head)
+        if engine.captures:
+            return
+        last = [point.candidate for point in self._choosable(batch.final)]
+        most = max(candidate.rows for candidate in last) + MOST_BRANCH
+        curves = StepClock(engine.steps, most, engine.runner, batch_size).curves(lambda known: known.rows[-1] >= most)
+        below = predictor.insertion_layer / predictor.num_layers
+        for c in last:
+            k = c.num_offsets if c.num_nodes > 1 else 0
+            batch.branches[c] = curves.branch(c.tree, k, below, SHARED_PSEUDO_ROWS)
+
     def choice(self) -> Choice:
         """What engines take from here: by batch size, plain decoding and the measured trees of the chosen k."""
         batches = {}
         for batch_size, batch in self.batches.items():
             drafting = [p for p in self._choosable(batch.final) if p.candidate.num_nodes > 1]
             points = [batch.plain, *sorted(drafting, key=lambda point: point.seconds)]
-            batches[batch_size] = tuple(Rung(p.candidate.tree, p.seconds, p.tau) for p in points)
+            batches[batch_size] = tuple(
+                Rung(p.candidate.tree, p.seconds, p.tau, batch.branches.get(p.candidate, ())) for p in points
+            )
         return Choice(self.num_offsets, self.head, batches, "firp tune")
