@@ -5,9 +5,11 @@ import torch
 from cases import in_double, moved
 from cases import shaped_attention_case as case
 from implementations import ATTENTION_TOLERANCE, TRITON_DEVICE, run
+from triton.runtime import interpreter
 
 import firp_kernels as kernels
 from firp_kernels.ops import tree_attention
+from firp_kernels.triton import arrivals
 from firp_kernels.triton import tree_attention as module
 from firp_kernels.triton.attention_config import launch_config, split_count
 
@@ -46,6 +48,37 @@ def test_a_window_over_unmasked_blocks(monkeypatch, poisoned_outputs, dtype, win
     assert_exact(args)
 
 
+@pytest.mark.skipif(TRITON_DEVICE == "cuda", reason="a GPU chooses the order itself")
+@pytest.mark.parametrize("splits", [2, 5])
+def test_whoever_comes_last_joins_in_the_same_order(monkeypatch, poisoned_outputs, splits):
+    """Programs in reversed and in mixed order give the bits of the usual order, and leave the counters at zero."""
+    monkeypatch.setattr(module, "split_count", lambda *_: splits)
+    counters = []
+    take = module.take_arrivals
+    monkeypatch.setattr(module, "take_arrivals", lambda *args: counters.append(take(*args)) or counters[-1])
+    args = case(40, [0, 3, 200], slots=5, offsets=3, group=2)
+    usual = attend(args)
+    builder = interpreter.interpreter_builder
+    place = type(builder).set_grid_idx
+    orders = (lambda i, n: n - 1 - i), (lambda i, n: (i + n // 2) % n)
+    for order in orders:
+        reorder = lambda x, y, z, order=order: place(builder, order(x, builder.grid_dim[0]), y, z)  # noqa: E731
+        monkeypatch.setattr(builder, "set_grid_idx", reorder, raising=False)
+        assert torch.equal(attend(args), usual)
+    assert len(counters) == 3 and not any(part.any() for part in counters)
+
+
+def test_arrivals_are_not_shared_between_what_may_run_at_once(monkeypatch):
+    """Launches of a stream share counters; each captured launch has its own, aligned, and keeps them."""
+    made = arrivals.Arrivals(torch.device("cpu"))
+    assert made.take(3).data_ptr() == made.take(2).data_ptr() and not made.take(700).any()
+    made._slabs.append(made._zeros(arrivals.SLAB))
+    first, second = made._take_for_graph(5), made._take_for_graph(5)
+    assert (len(first), len(second)) == (5, 5) and second.data_ptr() - first.data_ptr() == 32
+    inside = range(made._slabs[-1].data_ptr(), made._slabs[-1].data_ptr() + 4 * arrivals.SLAB)
+    assert first.data_ptr() in inside and made._take_for_graph(arrivals.SLAB).data_ptr() not in inside
+
+
 class Counted:
     """A kernel that notes the grids it was launched with."""
 
@@ -60,14 +93,12 @@ class Counted:
 @pytest.mark.parametrize("splits", [1, 4])
 def test_launches_depend_on_shapes_alone(monkeypatch, splits):
     monkeypatch.setattr(module, "split_count", lambda *_: splits)
-    kernel, join = Counted(module.tree_attention_kernel), Counted(module.join_splits_kernel)
+    kernel = Counted(module.tree_attention_kernel)
     monkeypatch.setattr(module, "tree_attention_kernel", kernel)
-    monkeypatch.setattr(module, "join_splits_kernel", join)
     args = case(4, [100, 3], slots=1, offsets=2)
     for lens in ([0, 0], [100, 64]):
         attend([*args[:3], torch.tensor(lens, dtype=torch.int32), *args[4:]])
     assert len(kernel.grids) == 2 and len(set(kernel.grids)) == 1
-    assert len(join.grids) == (2 if splits > 1 else 0) and len(set(join.grids)) <= 1
 
 
 @pytest.mark.parametrize("capability", [80, 86, 90, 100])
@@ -139,3 +170,23 @@ def test_a_stream_of_its_own():
         out = kernels.tree_attention(*args)
     stream.synchronize()
     assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+def test_graphs_replay_side_by_side():
+    """Two graphs captured on one stream and replayed on two: neither counts the other's programs."""
+    made = []
+    for seed in range(2):
+        args = case(64, [6000], slots=8, offsets=3, kv_heads=8, head_dim=128, dtype=torch.bfloat16, seed=seed)
+        args = moved(args, "cuda")
+        expected, graph = kernels.tree_attention(*args), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outs = [kernels.tree_attention(*args) for _ in range(20)]
+        made.append((expected, graph, outs, torch.cuda.Stream()))
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for _, graph, _, stream in made:
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, expected) for expected, _, outs, _ in made for out in outs)
