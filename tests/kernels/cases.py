@@ -166,9 +166,10 @@ def example_arguments(seed: int) -> dict[str, tuple]:
     written = key[:, :2].contiguous(), key[:, :2].contiguous(), key.clone(), key.clone()
     lens, done = torch.full((batch,), 2, dtype=torch.int32), torch.zeros(batch, dtype=torch.bool)
     step = key[:, : query.shape[1]].contiguous()
+    turns = list(torch.randn(2, *step[:, :, 0].shape)) if seed % 2 else []
     return {
         "tree_attention": attention,
-        "write_and_attend": (query, step, step.clone(), torch.stack([key, key]), *attention[3:]),
+        "write_and_attend": (query, step, step.clone(), torch.stack([key, key]), *attention[3:], *turns),
         "draft_tree": draft,
         "verify_tree": verify,
         "emit_tokens": (*verified, verify[2], path[0].long(), lens, done, lens.long(), 3, 40, 50),

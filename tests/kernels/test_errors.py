@@ -72,6 +72,14 @@ def bad_write_and_attend():
     yield "layer_cache", replaced(good, _3=cache.double())
     yield "context_lens", replaced(good, _4=lens + 10_000)
     yield "sliding_window", replaced(good, _10=0)
+    turns = torch.zeros(key.shape[0], key.shape[1], key.shape[3])
+    rotated = [*good, turns, turns]
+    yield "sin", rotated[:-1]
+    yield "cos", replaced(rotated, _11=turns[:, 1:])
+    yield "sin", replaced(rotated, _12=turns[..., :-2])
+    yield "sin", replaced(rotated, _12=turns.double())
+    odd = [query[..., :-1], key[..., :-1], key[..., :-1], cache[..., :-1], lens, *tree]
+    yield "cos", [*odd, turns[..., :-1], turns[..., :-1]]
 
 
 def bad_projection():
