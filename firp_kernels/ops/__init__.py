@@ -21,6 +21,7 @@ from firp_kernels.ops import (
     emit_tokens,
     gated_linear,
     joint_linear,
+    keep_top_p,
     linear,
     predictor_projection,
     rms_norm,
@@ -34,7 +35,7 @@ from firp_kernels.ops import (
 
 _MODULES = (
     write_cache, tree_attention, write_and_attend, predictor_projection, verify_tree, emit_tokens, commit_cache,
-    draft_tree, top_marginals, condition_marginals, linear, joint_linear, gated_linear, rms_norm, rotary,
+    draft_tree, top_marginals, condition_marginals, keep_top_p, linear, joint_linear, gated_linear, rms_norm, rotary,
 )  # fmt: skip
 SCHEMAS = {module.__name__.rpartition(".")[2]: module.SCHEMA for module in _MODULES}
 

@@ -128,7 +128,7 @@ def test_which_references_wait_is_known(monkeypatch, op):
 
 
 # Kernels beside the layers, at most. An op of the package counts as one.
-LAUNCHES = {"plain": 10, "one pass": 14, "two passes": 19, "sampling": 89}
+LAUNCHES = {"plain": 10, "one pass": 14, "two passes": 19, "sampling": 81}
 
 
 @pytest.mark.parametrize("case", LAUNCHES)

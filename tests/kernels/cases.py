@@ -176,6 +176,7 @@ def example_arguments(seed: int) -> dict[str, tuple]:
         "write_cache": (*written, torch.zeros(query.shape[0], dtype=torch.int32)),
         "commit_cache": (torch.randn(2, 2, batch, rows + 4, 1, 4), lens, path, accepted, done),
         "predictor_projection": (hidden, torch.randn(3, 8, 8), torch.tensor([[0, 4], [2, -1]], dtype=torch.int32)),
+        "keep_top_p": (hidden[0], 0.8, 1 + seed % 2, -1.0),
         "linear": (hidden, torch.randn(6, 8), torch.randn(6)),
         "joint_linear": (hidden, [torch.randn(6, 8), torch.randn(3, 8)], [torch.randn(6), torch.randn(3)]),
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),

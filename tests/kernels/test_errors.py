@@ -218,7 +218,16 @@ def bad_condition_marginals():
     yield "num_ranks", replaced(good, _5=4)
 
 
+def bad_keep_top_p():
+    scores = torch.zeros(2, 5)
+    yield "scores", (scores[0], 0.9, 1, 0.0)
+    yield "scores", (scores.half(), 0.9, 1, 0.0)
+    yield "top_p", (scores, 1.1, 1, 0.0)
+    yield "min_tokens_to_keep", (scores, 0.9, 0, 0.0)
+
+
 CASES = {
+    "keep_top_p": bad_keep_top_p,
     "write_cache": bad_write,
     "tree_attention": bad_attention,
     "write_and_attend": bad_write_and_attend,
