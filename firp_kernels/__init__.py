@@ -6,6 +6,7 @@ from firp_kernels.ops.draft_tree import draft_tree
 from firp_kernels.ops.emit_tokens import Emitted, emit_tokens
 from firp_kernels.ops.gated_linear import gated_linear
 from firp_kernels.ops.joint_linear import joint_linear
+from firp_kernels.ops.keep_top_p import keep_top_p
 from firp_kernels.ops.linear import linear
 from firp_kernels.ops.lookup_branch import lookup_branch
 from firp_kernels.ops.predictor_projection import predictor_projection
@@ -31,6 +32,7 @@ __all__ = [
     "emit_tokens",
     "gated_linear",
     "joint_linear",
+    "keep_top_p",
     "linear",
     "lookup_branch",
     "predictor_projection",

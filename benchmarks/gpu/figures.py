@@ -38,15 +38,24 @@ def sanitizer(_parts: Path, log: str) -> str:
 
 
 def step_cost(parts: Path, _log: str) -> str:
-    """Per shape and context: the plain step with its share of bandwidth, and what the widest trees cost beside it."""
+    """Per shape and context: the plain step with its share of bandwidth, and what the widest trees cost beside it; in
+    brackets what `benchmarks.gpu.roofline` computes."""
+    from benchmarks.gpu.roofline import computed
+
     shown = []
     for document in _documents(parts):
         for context in sorted({entry["context"] for entry in document["steps"]}):
             plain, *drafted = (entry for entry in document["steps"] if entry["context"] == context)
             trees = sorted(drafted, key=lambda entry: entry["rows"])[-3:]
-            ratios = (f"{entry['break_even_tau']['median']:.2f}x at {entry['rows']} rows" for entry in trees)
+            least = computed(document, plain)
             time = f"plain {plain['step_ms']['median']:.2f} ms ({plain['bandwidth_share']:.0%} of bandwidth)"
-            shown.append(f"{document['random_weights']} {context}: {', '.join([time, *ratios])}")
+            parts = [time if least is None else f"{time} [{1e3 * least.total:.2f}]"]
+            for entry in trees:
+                ratio, own = f"{entry['break_even_tau']['median']:.2f}x", computed(document, entry)
+                if least is not None and own is not None:
+                    ratio += f" [{own.total / least.total:.2f}x]"
+                parts.append(f"{ratio} at {entry['rows']} rows")
+            shown.append(f"{document['random_weights']} {context}: {', '.join(parts)}")
     return "; ".join(shown) or "no figures"
 
 

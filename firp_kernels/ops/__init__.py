@@ -21,6 +21,7 @@ from firp_kernels.ops import (
     emit_tokens,
     gated_linear,
     joint_linear,
+    keep_top_p,
     linear,
     lookup_branch,
     predictor_projection,
@@ -35,7 +36,8 @@ from firp_kernels.ops import (
 
 _MODULES = (
     write_cache, tree_attention, write_and_attend, predictor_projection, verify_tree, emit_tokens, commit_cache,
-    draft_tree, top_marginals, condition_marginals, lookup_branch, linear, joint_linear, gated_linear, rms_norm, rotary,
+    draft_tree, top_marginals, condition_marginals, lookup_branch, keep_top_p, linear, joint_linear, gated_linear,
+    rms_norm, rotary,
 )  # fmt: skip
 SCHEMAS = {module.__name__.rpartition(".")[2]: module.SCHEMA for module in _MODULES}
 

@@ -52,8 +52,13 @@ def check(rows: Tensor, cos: Tensor, sin: Tensor) -> None:
         raise ValueError("rows: got a strided last dimension, expected a dense one")
 
 
+def rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rows [B, R, H, D] after rotary; each product and the sum is rounded to their dtype."""
+    low, high = rows.chunk(2, dim=-1)
+    half_rotated = torch.cat([-high, low], dim=-1)
+    return rows * cos[:, :, None] + half_rotated * sin[:, :, None]
+
+
 def reference(rows: Tensor, cos: Tensor, sin: Tensor) -> None:
     check(rows, cos, sin)
-    low, high = rows.chunk(2, dim=-1)
-    rotated = torch.cat([-high, low], dim=-1)
-    rows.copy_(rows * cos[:, :, None] + rotated * sin[:, :, None])
+    rows.copy_(rotated(rows, cos, sin))

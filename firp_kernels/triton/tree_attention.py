@@ -2,7 +2,8 @@
 
 A program owns BLOCK_M query rows (tree rows and the query heads of one group, packed) and one split of the slots that
 those rows can see: the context, the nodes, and the chains of pseudo rows of the tile's own lookahead slots. Blocks that
-are wholly in the context need no mask. With more than one split a second kernel joins the partial results.
+are wholly in the context need no mask. The splits of a tile are joined by the last of its programs to come, or by a
+second kernel (`attention_join`).
 
 Letters as in `firp_kernels.ops`; scores are in units of log2.
 """
@@ -19,8 +20,16 @@ from torch import Tensor
 
 from firp_kernels.ops.tree_attention import check
 from firp_kernels.triton.aot import Variant
+from firp_kernels.triton.arrivals import take_arrivals
 from firp_kernels.triton.attention_config import launch_config, split_count
-from firp_kernels.triton.launch import FLOATS, TYPE_NAMES, LaunchConfig, multiprocessors, on_device_of
+from firp_kernels.triton.attention_join import (
+    join_config,
+    join_splits,
+    join_splits_kernel,
+    join_variants,
+    joins_in_place,
+)
+from firp_kernels.triton.launch import FLOATS, TYPE_NAMES, multiprocessors, on_device_of
 
 WORD = tl.constexpr(32)
 RUNTIME = [
@@ -84,17 +93,18 @@ def _attend(b_q, b_k, b_v, b_out, b_max, b_sum, m_visible, scale, MASKED: tl.con
 
 @triton.jit(do_not_specialize=RUNTIME)
 def tree_attention_kernel(
-    query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, out, log_sums,
+    query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, out, partial, log_sums, arrivals,
     s_query_b, s_query_r, s_query_h, s_query_d,
     s_key_cache_b, s_key_cache_s, s_key_cache_h, s_key_cache_d,
     s_value_cache_b, s_value_cache_s, s_value_cache_h, s_value_cache_d,
     batch, rows, heads, num_nodes, words, num_slots, num_offsets, window, num_tiles, num_splits, scale,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOWED: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOWED: tl.constexpr, SPLIT: tl.constexpr, JOIN: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """softmax(query . key * scale under the tree's mask) @ value, or one split's share of it with its log of the sum.
+    """softmax(query . key * scale under the tree's mask) @ value.
 
-    BLOCK_M packed rows of one key/value head and one split of their slots a program.
+    BLOCK_M packed rows of one key/value head and one split of their slots a program. It leaves its share in `partial`
+    and the log of its sum in `log_sums`. Under JOIN `arrivals` [B, Hkv, tiles] counts the splits that are done.
     """
     i_m, i_s = tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
     i_h, i_b = tl.program_id(1), tl.program_id(2)
@@ -104,7 +114,7 @@ def tree_attention_kernel(
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_r, o_h = o_m // GROUP, i_h * GROUP + o_m % GROUP
     m_m = o_r < rows
-    p_out = (i_s * batch + i_b).to(tl.int64) * rows * heads + o_r * heads + o_h
+    o_row = i_b.to(tl.int64) * rows * heads + o_r * heads + o_h
 
     # The tile's pseudo rows see the chains [chain_first, chain_stop) of all pseudo rows.
     context = tl.load(context_lens + i_b)  # []
@@ -117,7 +127,7 @@ def tree_attention_kernel(
     num_keys = context + num_nodes + chain_stop - chain_first
 
     # Of the tile's blocks [start, stop), [first, last) are in the context and in every row's window (a position is at
-    # most num_nodes - 1 + num_offsets after the context): no mask. This split takes [low, high).
+    # most num_nodes - 1 + num_offsets after the context): no mask. This split takes [low, high), or nothing.
     start, first = 0, 0
     last = context // BLOCK_N
     if WINDOWED:
@@ -127,9 +137,6 @@ def tree_attention_kernel(
     share = tl.cdiv(stop - start, num_splits)
     low = start + i_s * share
     high = tl.minimum(low + share, stop)
-    if low >= high:
-        tl.store(log_sums + p_out, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=m_m)
-        return
 
     p_q = query + i_b.to(tl.int64) * s_query_b + o_r[:, None].to(tl.int64) * s_query_r
     p_q += o_h[:, None].to(tl.int64) * s_query_h + o_d[None, :] * s_query_d
@@ -183,40 +190,29 @@ def tree_attention_kernel(
 
     b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
     b_out = b_out / b_sum[:, None]
-    tl.store(out + p_out[:, None] * HEAD_DIM + o_d[None, :], b_out, mask=m_m[:, None] & m_d[None, :])
     if SPLIT:
-        tl.store(log_sums + p_out, b_max + tl.log2(b_sum), mask=m_m)
-
-
-@triton.jit(do_not_specialize=["total", "num_splits"])
-def join_splits_kernel(
-    partial, log_sums, out, total, num_splits, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """out = sum over splits of partial * 2^(log_sum - max) / sum of these weights: one row of the output a program."""
-    i_t = tl.program_id(0).to(tl.int64)
-    o_s, o_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
-    m_d = o_d < HEAD_DIM
-    p_split = o_s.to(tl.int64) * total + i_t
-    b_log = tl.load(log_sums + p_split, mask=o_s < num_splits, other=float("-inf"))  # [BLOCK_S]
-    m_used = b_log != float("-inf")
-    p_part = partial + p_split[:, None] * HEAD_DIM + o_d[None, :]
-    b_part = tl.load(p_part, mask=m_used[:, None] & m_d[None, :], other=0.0)  # [BLOCK_S, BLOCK_D]
-    b_max = tl.max(b_log, 0)
-    b_weight = tl.where(m_used, tl.exp2(b_log - b_max), 0.0)
-    b_out = tl.sum(b_part * b_weight[:, None], 0) / tl.sum(b_weight, 0)
-    tl.store(out + i_t * HEAD_DIM + o_d, b_out, mask=m_d)
-
-
-def join_config(splits: int, head_dim: int) -> LaunchConfig:
-    tile = {"BLOCK_S": triton.next_power_of_2(splits), "BLOCK_D": max(16, triton.next_power_of_2(head_dim))}
-    return LaunchConfig(tile, num_warps=4)
+        s_split = tl.cast(batch, tl.int64) * rows * heads
+        o_part = i_s * s_split + o_row
+        m_part = (o_r < tl.where(low < high, rows, 0))[:, None] & m_d[None, :]
+        tl.store(partial + o_part[:, None] * HEAD_DIM + o_d[None, :], b_out, mask=m_part)
+        tl.store(log_sums + o_part, b_max + tl.log2(b_sum), mask=m_m)
+        if JOIN:
+            # One thread counts for all: what the others wrote comes before it.
+            tl.debug_barrier()
+            p_arrived = arrivals + (i_b * tl.num_programs(1) + i_h) * num_tiles + i_m
+            arrived = tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu")
+            if arrived == num_splits - 1:
+                tl.store(p_arrived, 0)
+                join_splits(partial, log_sums, out, o_row, m_m, s_split, num_splits, HEAD_DIM, BLOCK_M, BLOCK_D)
+    else:
+        tl.store(out + o_row[:, None] * HEAD_DIM + o_d[None, :], b_out, mask=m_m[:, None] & m_d[None, :])
 
 
 def tree_attention(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, context_lens: Tensor, depths: Tensor, ancestors: Tensor,
     lookahead: Tensor, num_offsets: int, scale: float, sliding_window: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """`firp_kernels.tree_attention` on a CUDA device, in one launch, or two where the keys are split."""
+    """`firp_kernels.tree_attention` on a CUDA device: one launch, or two where a tile's splits are many bytes."""
     check(query, key_cache, value_cache, context_lens, depths, ancestors, lookahead, num_offsets, scale, sliding_window)
     batch, rows, heads, head_dim = query.shape
     capacity, kv_heads = key_cache.shape[1:3]
@@ -230,24 +226,27 @@ def tree_attention(
         reach = capacity if sliding_window is None else min(capacity, sliding_window + rows)
         blocks = triton.cdiv(reach, config.tile["BLOCK_N"])
         splits = split_count(tiles * kv_heads * batch, blocks, config, multiprocessors(query))
-        partial, log_sums = out, out
+        join = splits > 1 and joins_in_place(splits, min(rows * group, config.tile["BLOCK_M"]), head_dim)
+        partial, log_sums, arrivals = out, out, out
         if splits > 1:
             partial = torch.empty(splits, *query.shape, dtype=torch.float32, device=query.device)
             log_sums = torch.empty(splits, batch, rows, heads, dtype=torch.float32, device=query.device)
+        if join:
+            arrivals = take_arrivals(batch * kv_heads * tiles, query.device)
         tree_attention_kernel[(tiles * splits, kv_heads, batch)](
             query, key_cache, value_cache, context_lens.contiguous(), depths.contiguous(), ancestors.contiguous(),
-            lookahead.contiguous(), partial, log_sums,
+            lookahead.contiguous(), out, partial, log_sums, arrivals,
             *query.stride(), *key_cache.stride(), *value_cache.stride(),
             batch, rows, heads, depths.shape[1], ancestors.shape[2], lookahead.shape[1], max(num_offsets, 1),
             sliding_window or 0, tiles, splits, scale * math.log2(math.e),
             GROUP=group, HEAD_DIM=head_dim, WINDOWED=sliding_window is not None, SPLIT=splits > 1,
-            PRECISION=PRECISION[query.dtype], **config.keywords,
+            JOIN=join, PRECISION=PRECISION[query.dtype], **config.keywords,
         )  # fmt: skip
-        if splits > 1:
-            join_splits_kernel[(batch * rows * heads,)](
-                partial, log_sums, out, batch * rows * heads, splits, HEAD_DIM=head_dim,
-                **join_config(splits, head_dim).keywords,
-            )  # fmt: skip
+        if splits > 1 and not join:
+            total, own = batch * rows * heads, join_config(head_dim)
+            join_splits_kernel[(triton.cdiv(total, own.tile["BLOCK_M"]),)](
+                partial, log_sums, out, total, splits, HEAD_DIM=head_dim, **own.keywords
+            )
     return out
 
 
@@ -262,26 +261,20 @@ def aot_variants(capability: int) -> Iterator[Variant]:
     shapes += [(torch.bfloat16, head_dim, (32, 4), True, False) for head_dim in (64, 128, 256)]
     shapes += [(dtype, head_dim, few, True, False) for dtype in FLOATS for head_dim in (64, 80, 96, 256)]
     shapes += [(dtype, head_dim, tree, False, False) for dtype in half for head_dim in (64, 96, 256)]
-    shapes += [(dtype, head_dim, many, True, False) for dtype in half for head_dim in (64, 96)]
+    shapes += [(dtype, head_dim, many, True, False) for dtype in half for head_dim in (64, 96, 128)]
     strides = [name for name in tree_attention_kernel.arg_names if name.startswith("s_")]
     for dtype, head_dim, (packed_rows, group), split, windowed in shapes:
         config, short = launch_config(packed_rows, head_dim, dtype.itemsize, capability), TYPE_NAMES[dtype]
         types = dict.fromkeys(("query", "key_cache", "value_cache"), f"*{short}:16")
         types |= dict.fromkeys(("context_lens", "depths", "ancestors", "lookahead"), "*i32:16")
-        types |= dict.fromkeys(("out", "log_sums"), "*fp32:16" if split else f"*{short}:16")
+        types |= dict.fromkeys(("out", "partial", "log_sums", "arrivals"), f"*{short}:16")
+        types |= {"partial": "*fp32:16", "log_sums": "*fp32:16", "arrivals": "*i32:16"} if split else {}
         types |= {name: "i32:16" for name in strides if name[-1] != "d"}
         types |= dict.fromkeys(RUNTIME, "i32") | {"scale": "fp32"}
         constants: dict[str, object] = {name: 1 for name in strides if name[-1] == "d"}
-        constants |= {
-            "GROUP": group,
-            "HEAD_DIM": head_dim,
-        }
-        constants |= {"WINDOWED": windowed, "SPLIT": split, "PRECISION": PRECISION[dtype]}
+        join = split and joins_in_place(8, min(packed_rows, config.tile["BLOCK_M"]), head_dim)
+        constants |= {"GROUP": group, "HEAD_DIM": head_dim}
+        constants |= {"WINDOWED": windowed, "SPLIT": split, "JOIN": join, "PRECISION": PRECISION[dtype]}
         name = f"{short} D{head_dim} M{packed_rows}{' split' * split}{' window' * windowed}"
         yield Variant(name, tree_attention_kernel, types, constants | config.tile, config.options)
-    for dtype, head_dim, splits in ((torch.bfloat16, 128, 8), (torch.float16, 256, 64), (torch.float32, 80, 33)):
-        join, short = join_config(splits, head_dim), TYPE_NAMES[dtype]
-        types = {"partial": "*fp32:16", "log_sums": "*fp32:16", "out": f"*{short}:16"}
-        types |= {"total": "i32", "num_splits": "i32"}
-        name = f"{short} D{head_dim} splits{splits}"
-        yield Variant(name, join_splits_kernel, types, {"HEAD_DIM": head_dim} | join.tile, join.options)
+    yield from join_variants()

@@ -188,13 +188,23 @@ def test_the_key_figures_of_runs(tmp_path):
     steps = [
         {
             "context": 1024,
+            "num_nodes": nodes,
+            "num_lookahead": lookahead,
             "rows": rows,
             "step_ms": {"median": 6.0},
             "bandwidth_share": 0.75,
             "break_even_tau": {"median": tau},
         }
-        for rows, tau in ((1, 1.0), (64, 1.1), (10, 1.05))
+        for nodes, lookahead, rows, tau in ((1, 0, 1, 1.0), (16, 16, 64, 1.1), (4, 2, 10, 1.05))
     ]
-    (tmp_path / "a.json").write_text(json.dumps({"random_weights": "tiny", "steps": steps}))
+    document = {"random_weights": "tiny", "steps": steps, "settings": {"num_offsets": 3}}
+    document |= {"copy_bandwidth_bytes_per_second": 4.195e12, "environment": {"device": "some CPU"}}
+    (tmp_path / "a.json").write_text(json.dumps(document))
     shown = "tiny 1024: plain 6.00 ms (75% of bandwidth), 1.05x at 10 rows, 1.10x at 64 rows"
+    assert figures.step_cost(tmp_path, "") == shown
+    document |= {"random_weights": "llama3-8b", "environment": {"device": "NVIDIA H200"}}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    shown = (
+        "llama3-8b 1024: plain 6.00 ms (75% of bandwidth) [4.21], 1.05x [1.01x] at 10 rows, 1.10x [1.01x] at 64 rows"
+    )
     assert figures.step_cost(tmp_path, "") == shown

@@ -1,5 +1,7 @@
 """No step reads a value or copies between host and device, for any model, tree, chooser and head."""
 
+from collections import Counter
+
 import firp
 import pytest
 import torch
@@ -126,7 +128,7 @@ def test_which_references_wait_is_known(monkeypatch, op):
 
 
 # Kernels beside the layers, at most. An op of the package counts as one.
-LAUNCHES = {"plain": 10, "one pass": 14, "two passes": 19, "sampling": 89}
+LAUNCHES = {"plain": 10, "one pass": 14, "two passes": 19, "sampling": 81}
 
 
 @pytest.mark.parametrize("case", LAUNCHES)
@@ -138,6 +140,19 @@ def test_a_step_launches_few_kernels_beside_the_layers(monkeypatch, case):
     )
     watch = step(monkeypatch, tree=tree, head=head, choose=choose, batch_size=1, dtype=torch.bfloat16)
     assert watch.beside_layers() <= LAUNCHES[case]
+
+
+def test_a_plain_layer_launches_few_kernels(monkeypatch):
+    """Four products and attention, which rotates; the rest are norms, sums and the gate, which compiled layers fuse."""
+    monkeypatch.setattr("firp.decoder.joint_linears._joinable", lambda *linears: True)
+    monkeypatch.setattr("firp.decoder.joint_linears.available_memory", lambda device: 1 << 60)
+    layers = Counter()
+    for (where, name), count in step(monkeypatch, tree=None, batch_size=1, dtype=torch.bfloat16).launched.items():
+        layers[name.split(".")[1]] += count if where == "layers" else 0
+    fusable = {"add", "mul", "mean", "pow", "rsqrt", "silu", "_to_copy"}
+    unfused = {name: count for name, count in layers.items() if count and name not in fusable}
+    assert unfused == {"mm": 4 * 4, "write_and_attend": 4}
+    assert sum(layers.values()) == 4 * 25
 
 
 @pytest.mark.parametrize(("batch_size", "head"), [(1, "one-pass"), (2, "two-pass")])

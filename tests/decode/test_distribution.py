@@ -10,8 +10,10 @@ import torch
 from exact import chi_square, joint_distribution
 from firp.engine.state import gather_rows
 from firp.generation.padding import without_padding
+from firp.sampling import processors
 from firp.sampling.typical import Typical, TypicalAcceptance
 from models import EOS, PREDICTORS, tiny_model, tiny_predictor
+from transformers.generation import logits_process as hf
 
 TOKENS, BATCH, VOCAB = 3, 4000, 6
 PROMPT = torch.tensor([[4]])
@@ -87,6 +89,20 @@ def test_joint_frequencies_are_the_models_own(model, expected, shape, pytestconf
     predictor = tiny_predictor(model, shape, PREDICTORS[shape % len(PREDICTORS)], layer=1)
     counts = draw(firp.Engine(model, predictor, SHAPES[shape]), draws, **CHAINS[chain])
     assert chi_square(counts, expected[chain]) > 1e-4
+
+
+def test_top_p_without_a_sort_keeps_the_distribution(model, expected, monkeypatch):
+    """As on a GPU, where the op stands in for Hugging Face's processor."""
+    own = processors._process_rows
+
+    def on_a_gpu(ops, processor, scores):
+        if type(processor) is not hf.TopPLogitsWarper:
+            return own(ops, processor, scores)
+        return ops.keep_top_p(scores, processor.top_p, processor.min_tokens_to_keep, processor.filter_value)
+
+    monkeypatch.setattr(processors, "_process_rows", on_a_gpu)
+    counts = draw(firp.Engine(model, tiny_predictor(model, 2, layer=1), firp.TreeConfig(6, 2)), 12_000, **CHAINS[2])
+    assert chi_square(counts, expected[2]) > 1e-4
 
 
 class Watched:

@@ -41,6 +41,23 @@ def test_joint_linears_give_the_models_own_tokens(cuda, family):
     assert not any(type(module).__name__.startswith("Joint") for module in model.modules())
 
 
+ROTATING = ("llama", "llama-biases", "llama-dynamic", "mistral", "qwen2-sliding")
+# Rotate a part of each head, pairs that lie side by side, or normed rows.
+OTHERS = ("phi3", "glm", "ernie4_5", "cohere", "qwen3")
+
+
+@pytest.mark.parametrize("family", ROTATING + OTHERS)
+def test_attention_rotates_where_heads_are_rotated_whole(cuda, family):
+    """All others rotate by themselves, and the op gets no cosines."""
+    model = tiny_model(11, family, vocab=12, dtype=torch.float32)
+    engine = firp.Engine(model, tiny_predictor(model, 11), firp.TreeConfig(8, 3), compile=False, graphs=False)
+    op, given = engine.ops.write_and_attend, []
+    engine.ops.write_and_attend = lambda *args: given.append(len(args)) or op(*args)
+    own = firp.Engine(model, impl="reference")
+    assert emitted(engine, SHORT, 6) == emitted(own, SHORT, 6, late=False)
+    assert set(given) == {13 if family in ROTATING else 11}
+
+
 @pytest.mark.parametrize("through_data", [False, True])
 def test_weights_changed_in_place_are_those_of_the_next_run(cuda, through_data):
     """Written through `data` too, of which torch keeps no count."""

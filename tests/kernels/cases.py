@@ -185,9 +185,10 @@ def example_arguments(seed: int) -> dict[str, tuple]:
     written = key[:, :2].contiguous(), key[:, :2].contiguous(), key.clone(), key.clone()
     lens, done = torch.full((batch,), 2, dtype=torch.int32), torch.zeros(batch, dtype=torch.bool)
     step = key[:, : query.shape[1]].contiguous()
+    turns = list(torch.randn(2, *step[:, :, 0].shape)) if seed % 2 else []
     return {
         "tree_attention": attention,
-        "write_and_attend": (query, step, step.clone(), torch.stack([key, key]), *attention[3:]),
+        "write_and_attend": (query, step, step.clone(), torch.stack([key, key]), *attention[3:], *turns),
         "draft_tree": draft,
         "verify_tree": verify,
         "emit_tokens": (*verified, verify[2], path[0].long(), lens, done, lens.long(), 3, 40, 50),
@@ -195,6 +196,7 @@ def example_arguments(seed: int) -> dict[str, tuple]:
         "commit_cache": (torch.randn(2, 2, batch, rows + 4, 1, 4), lens, path, accepted, done),
         "predictor_projection": (hidden, torch.randn(3, 8, 8), torch.tensor([[0, 4], [2, -1]], dtype=torch.int32)),
         "lookup_branch": lookup_case(seed),
+        "keep_top_p": (hidden[0], 0.8, 1 + seed % 2, -1.0),
         "linear": (hidden, torch.randn(6, 8), torch.randn(6)),
         "joint_linear": (hidden, [torch.randn(6, 8), torch.randn(3, 8)], [torch.randn(6), torch.randn(3)]),
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),

@@ -5,11 +5,14 @@ import torch
 from cases import in_double, moved
 from cases import shaped_attention_case as case
 from implementations import ATTENTION_TOLERANCE, TRITON_DEVICE, run
+from triton.runtime import interpreter
 
 import firp_kernels as kernels
 from firp_kernels.ops import tree_attention
+from firp_kernels.triton import arrivals
 from firp_kernels.triton import tree_attention as module
 from firp_kernels.triton.attention_config import launch_config, split_count
+from firp_kernels.triton.attention_join import joins_in_place
 
 # Triton's interpreter multiplies bfloat16 wrongly; there it is covered by compiling.
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (TRITON_DEVICE == "cuda")
@@ -26,11 +29,12 @@ def assert_exact(args):
     torch.testing.assert_close(attend(args).double(), exact, rtol=0, atol=ATTENTION_TOLERANCE[args[0].dtype])
 
 
-@pytest.mark.parametrize("splits", [1, 2, 3, 5, 17])
+@pytest.mark.parametrize(("splits", "in_place"), [(1, True), (2, True), (3, False), (5, True), (17, True), (17, False)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_splits(monkeypatch, poisoned_outputs, dtype, splits):
+def test_splits(monkeypatch, poisoned_outputs, dtype, splits, in_place):
     """Context and tree cut anywhere, down to splits that are empty for a short sequence."""
     monkeypatch.setattr(module, "split_count", lambda *_: splits)
+    monkeypatch.setattr(module, "joins_in_place", lambda *_: in_place)
     args = case(40, [0, 3, 200], slots=5, offsets=3, group=2, dtype=dtype)
     # Scores of very different size in different splits: a join that forgets to weigh them is far off.
     args[1][2, :64] *= 4
@@ -46,6 +50,45 @@ def test_a_window_over_unmasked_blocks(monkeypatch, poisoned_outputs, dtype, win
     assert_exact(args)
 
 
+@pytest.mark.skipif(TRITON_DEVICE == "cuda", reason="a GPU chooses the order itself")
+@pytest.mark.parametrize("splits", [2, 5])
+def test_whoever_comes_last_joins_in_the_same_order(monkeypatch, poisoned_outputs, splits):
+    """Programs in reversed and in mixed order, and a second launch that joins, give the bits of the usual order; the
+    counters are left at zero."""
+    monkeypatch.setattr(module, "split_count", lambda *_: splits)
+    counters = []
+    take = module.take_arrivals
+    monkeypatch.setattr(module, "take_arrivals", lambda *args: counters.append(take(*args)) or counters[-1])
+    args = case(40, [0, 3, 200], slots=5, offsets=3, group=2)
+    usual = attend(args)
+    builder = interpreter.interpreter_builder
+    place = type(builder).set_grid_idx
+    orders = (lambda i, n: n - 1 - i), (lambda i, n: (i + n // 2) % n)
+    for order in orders:
+        reorder = lambda x, y, z, order=order: place(builder, order(x, builder.grid_dim[0]), y, z)  # noqa: E731
+        monkeypatch.setattr(builder, "set_grid_idx", reorder, raising=False)
+        assert torch.equal(attend(args), usual)
+    assert len(counters) == 3 and not any(part.any() for part in counters)
+    monkeypatch.setattr(module, "joins_in_place", lambda *_: False)
+    assert torch.equal(attend(args), usual) and len(counters) == 3
+
+
+def test_few_bytes_are_joined_in_place():
+    """One row of any model, a tree of 64 rows over 7B's 32 heads; not over the groups of 4 of Llama-3."""
+    assert joins_in_place(64, 8, 128) and joins_in_place(8, 64, 128) and not joins_in_place(8, 128, 128)
+
+
+def test_arrivals_are_not_shared_between_what_may_run_at_once(monkeypatch):
+    """Launches of a stream share counters; each captured launch has its own, aligned, and keeps them."""
+    made = arrivals.Arrivals(torch.device("cpu"))
+    assert made.take(3).data_ptr() == made.take(2).data_ptr() and not made.take(700).any()
+    made._slabs.append(made._zeros(arrivals.SLAB))
+    first, second = made._take_for_graph(5), made._take_for_graph(5)
+    assert (len(first), len(second)) == (5, 5) and second.data_ptr() - first.data_ptr() == 32
+    inside = range(made._slabs[-1].data_ptr(), made._slabs[-1].data_ptr() + 4 * arrivals.SLAB)
+    assert first.data_ptr() in inside and made._take_for_graph(arrivals.SLAB).data_ptr() not in inside
+
+
 class Counted:
     """A kernel that notes the grids it was launched with."""
 
@@ -57,9 +100,10 @@ class Counted:
         return self.kernel[grid]
 
 
-@pytest.mark.parametrize("splits", [1, 4])
-def test_launches_depend_on_shapes_alone(monkeypatch, splits):
+@pytest.mark.parametrize(("splits", "in_place"), [(1, False), (4, True), (4, False)])
+def test_launches_depend_on_shapes_alone(monkeypatch, splits, in_place):
     monkeypatch.setattr(module, "split_count", lambda *_: splits)
+    monkeypatch.setattr(module, "joins_in_place", lambda *_: in_place)
     kernel, join = Counted(module.tree_attention_kernel), Counted(module.join_splits_kernel)
     monkeypatch.setattr(module, "tree_attention_kernel", kernel)
     monkeypatch.setattr(module, "join_splits_kernel", join)
@@ -67,7 +111,7 @@ def test_launches_depend_on_shapes_alone(monkeypatch, splits):
     for lens in ([0, 0], [100, 64]):
         attend([*args[:3], torch.tensor(lens, dtype=torch.int32), *args[4:]])
     assert len(kernel.grids) == 2 and len(set(kernel.grids)) == 1
-    assert len(join.grids) == (2 if splits > 1 else 0) and len(set(join.grids)) <= 1
+    assert len(join.grids) == (2 if splits > 1 and not in_place else 0) and len(set(join.grids)) <= 1
 
 
 @pytest.mark.parametrize("capability", [80, 86, 90, 100])
@@ -139,3 +183,23 @@ def test_a_stream_of_its_own():
         out = kernels.tree_attention(*args)
     stream.synchronize()
     assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+def test_graphs_replay_side_by_side():
+    """Two graphs captured on one stream and replayed on two: neither counts the other's programs."""
+    made = []
+    for seed in range(2):
+        args = case(64, [6000], slots=8, offsets=3, kv_heads=8, head_dim=128, dtype=torch.bfloat16, seed=seed)
+        args = moved(args, "cuda")
+        expected, graph = kernels.tree_attention(*args), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outs = [kernels.tree_attention(*args) for _ in range(20)]
+        made.append((expected, graph, outs, torch.cuda.Stream()))
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for _, graph, _, stream in made:
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, expected) for expected, _, outs, _ in made for out in outs)

@@ -72,6 +72,14 @@ def bad_write_and_attend():
     yield "layer_cache", replaced(good, _3=cache.double())
     yield "context_lens", replaced(good, _4=lens + 10_000)
     yield "sliding_window", replaced(good, _10=0)
+    turns = torch.zeros(key.shape[0], key.shape[1], key.shape[3])
+    rotated = [*good, turns, turns]
+    yield "sin", rotated[:-1]
+    yield "cos", replaced(rotated, _11=turns[:, 1:])
+    yield "sin", replaced(rotated, _12=turns[..., :-2])
+    yield "sin", replaced(rotated, _12=turns.double())
+    odd = [query[..., :-1], key[..., :-1], key[..., :-1], cache[..., :-1], lens, *tree]
+    yield "cos", [*odd, turns[..., :-1], turns[..., :-1]]
 
 
 def bad_projection():
@@ -228,7 +236,16 @@ def bad_condition_marginals():
     yield "num_ranks", replaced(good, _5=4)
 
 
+def bad_keep_top_p():
+    scores = torch.zeros(2, 5)
+    yield "scores", (scores[0], 0.9, 1, 0.0)
+    yield "scores", (scores.half(), 0.9, 1, 0.0)
+    yield "top_p", (scores, 1.1, 1, 0.0)
+    yield "min_tokens_to_keep", (scores, 0.9, 0, 0.0)
+
+
 CASES = {
+    "keep_top_p": bad_keep_top_p,
     "write_cache": bad_write,
     "tree_attention": bad_attention,
     "write_and_attend": bad_write_and_attend,

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from cases import attention_case, moved
-from implementations import on_devices, seeds
+from implementations import TRITON_DEVICE, on_devices, seeds
+from triton.runtime.jit import KernelInterface
 
 import firp_kernels as kernels
+from firp_kernels.ops import rotary
 
 # NaN is what is tested; numpy, under the interpreter, warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -34,6 +36,44 @@ def test_equals_its_two_parts(impl, device, dtype, window):
         torch.testing.assert_close(args[3].cpu(), after, rtol=0, atol=0, equal_nan=True)
         query, _, _, cache, *tree = args
         assert torch.equal(out, kernels.tree_attention(query, cache[0], cache[1], *tree, impl=impl))
+
+
+def angles(query, seed):
+    """Cosines and sines [B, R, D], strided; the same for all sequences of the batch, as for one position."""
+    batch, rows, _, head_dim = query.shape
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.rand(1, rows + 2, head_dim, generator=generator) * 6
+    return [part.to(query.dtype)[:, 1:-1].expand(batch, -1, -1) for part in (wide.cos(), wide.sin())]
+
+
+@on_devices("write_and_attend")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rotates_queries_and_keys_on_their_way(impl, device, dtype):
+    """The bits of rotary, then the op without it, for rows that are parts of one product."""
+    if dtype == torch.bfloat16 and (impl, device) == ("triton", "cpu"):
+        pytest.skip("Triton's interpreter cuts bfloat16 off instead of rounding it")
+    for seed in seeds(12, impl, device):
+        args, _ = case(seed, dtype)
+        turns = moved(angles(args[0], seed), device)
+        query, key, value, cache, *tree = moved(args, device)
+        heads = query.shape[2], key.shape[2], key.shape[2]
+        parts = torch.cat([query, key, value], 2).split(heads, 2)
+        before, own = [part.clone() for part in parts], cache.clone()
+        out = kernels.write_and_attend(*parts, cache, *tree, *turns, impl=impl)
+        assert all(torch.equal(part, old) for part, old in zip(parts, before, strict=True))
+        query, key = (rotary.rotated(part, *turns) for part in parts[:2])
+        assert torch.equal(out, kernels.write_and_attend(query, key, parts[2], own, *tree, impl=impl))
+        torch.testing.assert_close(cache, own, rtol=0, atol=0, equal_nan=True)
+
+
+def test_rotary_takes_no_launch_of_its_own(monkeypatch):
+    """Two launches on a GPU: rows into the cache, attention."""
+    names, subscript = [], KernelInterface.__getitem__
+    recorded = lambda kernel, grid: names.append(kernel.__name__) or subscript(kernel, grid)  # noqa: E731
+    monkeypatch.setattr(KernelInterface, "__getitem__", recorded)
+    args, _ = case(1, torch.float32)
+    kernels.write_and_attend(*moved([*args, *angles(args[0], 1)], TRITON_DEVICE), impl="triton")
+    assert names == ["rotate_and_write_kernel", "tree_attention_kernel"]
 
 
 @on_devices("write_and_attend")

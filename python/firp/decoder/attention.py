@@ -34,6 +34,21 @@ class AttentionStep(Protocol):
         """
 
 
+class RotatingStep:
+    """Base of an `AttentionStep` that can also rotate: one launch less on a GPU than rotary of its own."""
+
+    def rotate_and_attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None,
+        rotary: tuple[Tensor, Tensor],
+    ) -> Tensor:  # fmt: skip
+        """Attention of one layer, as `AttentionStep.attend` has it, for queries and keys before rotary.
+
+        Args:
+            rotary: cosines and sines [B, R, D] of whole heads, in the half-split layout of Hugging Face's Llama.
+        """
+        raise NotImplementedError
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,

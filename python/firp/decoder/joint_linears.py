@@ -1,5 +1,5 @@
-"""On a GPU, let layer views take queries, keys and values in one product, and gate and up in another: three launches
-fewer.
+"""On a GPU, let layer views take queries, keys and values in one product, and gate and up in another, and let attention
+rotate: four launches fewer.
 
 The weights side by side are a copy. Every `JointLinears.refresh`, at the start of a run, makes it again, which costs
 about what a step costs: a weight that changed in place looks like one that did not. The model's own modules
@@ -19,9 +19,10 @@ from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-from firp.decoder.attention import AttentionStep, check_heads, check_window
+from firp.decoder.attention import AttentionStep, RotatingStep, check_heads, check_window
 from firp.decoder.view import DecoderView, replace_submodule
 from firp.tools.hardware import available_memory
+from firp_kernels.ops.rotary import rotated
 
 ATTENTIONS = (llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention)
 GATED_MLPS = (llama.LlamaMLP, mistral.MistralMLP, qwen2.Qwen2MLP, qwen3.Qwen3MLP)
@@ -61,7 +62,11 @@ class JointMLP(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Replaces an attention block of the model; an `AttentionStep` attends."""
+    """Replaces an attention block of the model; an `AttentionStep` attends, and rotates where it can.
+
+    The blocks that it replaces rotate whole heads in the half-split layout. All others, such as those that rotate a
+    part of a head or interleaved pairs, stay and rotate by themselves.
+    """
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -80,11 +85,14 @@ class JointAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         batch, rows, _ = hidden_states.shape
         joint = self.joint(hidden_states).view(batch, rows, -1, self.head_dim)
-        rotated, value = joint.split((self.heads + self.kv_heads, self.kv_heads), 2)
-        cos, sin = (part.unsqueeze(2) for part in position_embeddings)
-        rotated = rotated * cos + llama.rotate_half(rotated) * sin
-        query, key = rotated.split((self.heads, self.kv_heads), 2)
-        attended = firp_step.attend(self, query, key, value, self.scaling, self.sliding_window)
+        settings = self.scaling, self.sliding_window
+        if isinstance(firp_step, RotatingStep):
+            query, key, value = joint.split((self.heads, self.kv_heads, self.kv_heads), 2)
+            attended = firp_step.rotate_and_attend(self, query, key, value, *settings, position_embeddings)
+        else:
+            rows_of_both, value = joint.split((self.heads + self.kv_heads, self.kv_heads), 2)
+            query, key = rotated(rows_of_both, *position_embeddings).split((self.heads, self.kv_heads), 2)
+            attended = firp_step.attend(self, query, key, value, *settings)
         return self.o_proj(attended.reshape(batch, rows, -1)), None
 
 

@@ -34,7 +34,7 @@ from firp_kernels import registry
 STEP_OPS = {
     "write_cache": False, "tree_attention": True, "write_and_attend": False, "predictor_projection": False,
     "verify_tree": False, "emit_tokens": False, "commit_cache": True, "top_marginals": False,
-    "condition_marginals": False, "draft_tree": False,
+    "condition_marginals": False, "draft_tree": False, "keep_top_p": False,
 }  # fmt: skip
 # Architectures whose grouped matrix product, in bfloat16, takes the groups' sizes from the device.
 GROUPED_MM = (9, 10)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from firp.decoder.attention import AttentionStep
+from firp.decoder.attention import AttentionStep, RotatingStep
 from firp.drafting.trees import DraftTree
 
 # Graphs that one engine's layer may have: about six without a limit on batch sizes, and more where two sizes coincide.
@@ -39,7 +39,7 @@ def compile_limits() -> AbstractContextManager:
 
 
 @dataclass
-class TreeAttention:
+class TreeAttention(RotatingStep):
     """Attention of one layer's rows: write them after the context, then attend to context and tree."""
 
     attention: Callable[..., Tensor]
@@ -56,6 +56,15 @@ class TreeAttention:
         return self.attention(
             query, key, value, self.layer_cache, self.context_lens, self.depths, self.ancestors, self.lookahead,
             self.num_offsets, scale, sliding_window,
+        )  # fmt: skip
+
+    def rotate_and_attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None,
+        rotary: tuple[Tensor, Tensor],
+    ) -> Tensor:  # fmt: skip
+        return self.attention(
+            query, key, value, self.layer_cache, self.context_lens, self.depths, self.ancestors, self.lookahead,
+            self.num_offsets, scale, sliding_window, *rotary,
         )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def check_named(
     if not isinstance(impl, Mapping):
         return
     run = STEP | ops_of([*view.layers, view.norm, view.head])
+    run |= set() if view.device.type == "cpu" else {"keep_top_p"}
     if predictor is not None:
         run |= DRAFTING | ({"condition_marginals"} if predictor.transition_rank else set())
         run |= {"linear"} if predictor.refiner_width else set()

@@ -99,7 +99,7 @@ class Vectorised:
         tree = state.tree
         sequences = [] if self.on_device else state.sequence.tolist()
         histories = [self.history(i) for i in sequences]
-        scores = process_tree(self.processors, logits, tree, histories, sequences, self.padding)
+        scores = process_tree(self.ops, self.processors, logits, tree, histories, sequences, self.padding)
         if self.seed is None:
             chosen = self.ops.verify_tree(scores, None, tree.tokens, tree.parents, tree.lookahead, max_depth)
         else:

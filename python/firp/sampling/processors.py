@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -131,7 +132,16 @@ def _process_group(processor: LogitsProcessor, group: HistoryGroup, scores: Tens
     return processed
 
 
+def _process_rows(ops: SimpleNamespace, processor: LogitsProcessor, scores: Tensor) -> Tensor:
+    """Scores [n, V] through a pointwise processor."""
+    if type(processor) is hf.TopPLogitsWarper and scores.device.type != "cpu":
+        # Hugging Face sorts every row.
+        return ops.keep_top_p(scores, processor.top_p, processor.min_tokens_to_keep, processor.filter_value)
+    return processor(torch.zeros(len(scores), 1, dtype=torch.long, device=scores.device), scores)
+
+
 def process_tree(
+    ops: SimpleNamespace,
     processors: LogitsProcessorList,
     logits: Tensor,
     tree: DraftTree,
@@ -142,6 +152,7 @@ def process_tree(
     """Processed scores of every node, as a sequential run would see them there.
 
     Args:
+        ops: from `firp_kernels.bind`.
         processors: all `is_vectorised`, prepared by `without_padding`.
         logits: [B, N, V]. tree: [B, N].
         histories: B token tensors [T_b] up to the root.
@@ -155,9 +166,7 @@ def process_tree(
     groups = None
     for processor in processors:
         if type(processor) in POINTWISE:
-            flat = scores.flatten(0, 1)
-            dummy = torch.zeros(flat.shape[0], 1, dtype=torch.long, device=flat.device)
-            scores = processor(dummy, flat).view_as(scores)
+            scores = _process_rows(ops, processor, scores.flatten(0, 1)).view_as(scores)
             continue
         groups = groups or node_histories(tree, histories, prompts, padding)
         scores = scores.clone()
