@@ -15,8 +15,8 @@ from triton.compiler import CompiledKernel
 
 from firp_kernels.triton.variants import Variant
 
-# Of 16 bytes, past the registers and the L1.
-ASYNC_COPY = r"\bLDGSTS\.E\.BYPASS\.128\b|\bcp\.async\.cg\.shared\.global.*, 0x10\b"
+# Of 16 bytes, past the registers and the L1; on sm_80 with a hint for the L2 in between.
+ASYNC_COPY = r"\bLDGSTS\.E\.BYPASS\.(LTC128B\.)?128\b|\bcp\.async\.cg\.shared\.global.*, 0x10\b"
 MATRIX = r"\bHMMA\.|\bmma\.sync\b"
 # Products of a warp group, for tiles of at least 64 rows.
 WIDE_MATRIX = {90: r"\bHGMMA\.|\bwgmma\.mma_async\b", 100: r"\bUTCHMMA\b|\btcgen05\.mma\b"}

@@ -1,6 +1,6 @@
 """What engines of well-known shapes launch on a GPU, recorded without one.
 
-    python tests/decode/launched.py [--arch 90] [--every]
+    python tests/decode/launched.py --arch 90 [--every]
 
 An engine takes real steps over fake tensors, and Triton's own binder says which variants of the kernels they ask for.
 """

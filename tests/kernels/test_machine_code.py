@@ -23,6 +23,7 @@ def faults(monkeypatch, code, kernel="tree_attention_kernel", dtype="bf16", capa
 @pytest.mark.parametrize("capability, rows, code", [(80, 64, MMA), (90, 16, MMA), (90, 64, WIDE), (100, 16, MMA)])
 def test_good_code_has_no_fault(monkeypatch, capability, rows, code):
     assert not faults(monkeypatch, [COPY, code], capability=capability, BLOCK_M=rows)
+    assert not faults(monkeypatch, [COPY.replace("128", "LTC128B.128"), code], capability=capability, BLOCK_M=rows)
 
 
 def test_what_is_missing_is_named(monkeypatch):
