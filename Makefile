@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(CONSTRAINTS) $(shell find csrc -type f)
 
 FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test ctest sanitize fuzz lint docs bench gpu-check clean
+.PHONY: demo test test-device-versions kernel-check ctest sanitize fuzz lint docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 # torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
@@ -35,6 +35,20 @@ demo: $(VENV)/installed
 
 test: lint ctest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Every test with the versions of the GPU machine: a copy of the sources, its environment (7 GB), CUDA code where nvcc is.
+DEVICE_VERSIONS := build/device-versions
+NVCC := $(or $(wildcard $(or $(CUDA_HOME),/usr/local/cuda)/bin/nvcc),$(shell command -v nvcc))
+TESTS ?= tests
+test-device-versions:
+	mkdir -p $(DEVICE_VERSIONS)
+	git ls-files -z | xargs -0 cp --parents --update --target-directory $(DEVICE_VERSIONS)
+	$(if $(NVCC),FIRP_BUILD=cuda CUDA_HOME=$(NVCC:/bin/nvcc=)) $(MAKE) -C $(DEVICE_VERSIONS) $(VENV)/tested CONSTRAINTS=.github/constraints-device.txt
+	cd $(DEVICE_VERSIONS) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rf $(TESTS)
+
+# Every Triton kernel of the tests in the interpreter, checked for faults of memory and races: about 15 minutes.
+kernel-check: $(VENV)/tested
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --check-kernels -k "not compile and not memory_checker and not cpu_isa" tests/kernels tests/decode/test_triton.py
 
 # The C++ tests, which need no torch: as they are, and under sanitizers with a long run of the fuzz driver.
 ctest sanitize: $(VENV)/tested

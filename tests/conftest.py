@@ -34,5 +34,22 @@ def pytest_addoption(parser):
     parser.addoption(
         "--exhaustive",
         action="store_true",
-        help="200,000 draws a case, 1,000 random configurations, every place in every family",
+        help="200,000 draws a case, 1,000 random configurations, every place in every family, every kernel variant",
     )
+    parser.addoption(
+        "--check-kernels",
+        action="store_true",
+        help="check every launch in Triton's interpreter for faults of memory and races",
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def checked_kernels(request):
+    """With --check-kernels a fault of any launch fails its test."""
+    if not request.config.getoption("--check-kernels"):
+        yield
+        return
+    from memory_checker import checked
+
+    with checked():
+        yield

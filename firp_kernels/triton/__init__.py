@@ -9,5 +9,5 @@ House dialect:
     # [BLOCK_M, BLOCK_D] stands at each load: the shape of what it loads; # [] for one number
     docstring       of each kernel: the formula, and what one program computes
     launch_config   a `LaunchConfig` from shapes and architecture; no trial runs, which would write into caches
-    aot_variants    the variants that `aot` compiles without a GPU
+    aot_calls       arguments of launches that `aot` compiles without a GPU; only shapes, strides and dtypes count
 """

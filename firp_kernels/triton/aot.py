@@ -2,56 +2,36 @@
 
     python -m firp_kernels.triton.aot [--arch 90] [--op verify_tree] [--limit 2]
 
-Each kernel module yields, from `aot_variants(capability)`, the variants its launcher can ask for on that architecture.
-The exit status is 1 if a variant does not compile, asks for more shared memory than a block can have, or spills more
-than `MAX_SPILL_BYTES`.
+Each kernel module yields arguments of launches from `aot_calls()`. The launcher runs on them, and what it would launch
+on an architecture is compiled for it. The exit status is 1 if a variant asks for more shared memory than a block can
+have, spills more than `MAX_SPILL_BYTES`, or breaks a rule of its machine code (`machine_code.faults`).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
-from triton.runtime.jit import JITFunction
 
-import firp_kernels.triton
+from firp_kernels.registry import TRITON_OPS
+from firp_kernels.triton import machine_code
 from firp_kernels.triton.launch import shared_memory
+from firp_kernels.triton.variants import Variant, recorded
 
 ARCHITECTURES = (80, 90, 100)
 # Local memory of a thread, where registers that do not fit are spilled.
 MAX_SPILL_BYTES = 64
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One specialisation of a kernel.
-
-    Attributes:
-        name: what distinguishes it, e.g. "bf16 D128".
-        kernel: the `@triton.jit` function.
-        signature: type of each argument that is no constexpr: "*bf16", "i32", ...; a ":16" marks a pointer or a number
-            divisible by 16, as Triton specialises it at a launch ("*bf16:16").
-        constexprs: value of each constexpr argument.
-        options: num_warps, num_stages, enable_fp_fusion, as given at the launch.
-    """
-
-    name: str
-    kernel: JITFunction
-    signature: dict[str, str]
-    constexprs: Mapping[str, object]
-    options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,15 +53,8 @@ class Resources:
 
 
 def compile_variant(variant: Variant, capability: int) -> CompiledKernel:
-    """Compile to a cubin of `capability`, through Triton's cache on disk."""
-    types = dict.fromkeys(variant.constexprs, "constexpr")
-    types |= {name: type.removesuffix(":16") for name, type in variant.signature.items()}
-    order = variant.kernel.arg_names
-    if set(order) != set(types):
-        raise ValueError(f"{variant.name}: arguments {sorted(set(order) ^ set(types))} are not given once each")
-    by_16 = [["tt.divisibility", 16]]
-    divisible = {(order.index(name),): by_16 for name, type in variant.signature.items() if ":16" in type}
-    source = ASTSource(variant.kernel, {name: types[name] for name in order}, dict(variant.constexprs), divisible)
+    """Compile to a cubin of `capability`, through Triton's cache on disk: the code that the launch would get."""
+    source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), dict(variant.attributes))
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(variant.options))
 
 
@@ -99,16 +72,35 @@ def resources(compiled: CompiledKernel) -> Resources:
 
 
 def variants(capability: int, op: str | None = None, limit: int | None = None) -> Iterator[tuple[str, Variant]]:
-    """Module name and variant of every kernel (of `op` alone), at most `limit` of each kernel function."""
-    for module in pkgutil.iter_modules(firp_kernels.triton.__path__):
-        if op not in (None, module.name) or module.name == "aot":
+    """Op and variant of every kernel (of `op` alone), at most `limit` of each kernel function."""
+    for name in TRITON_OPS:
+        kernels = importlib.import_module(f"firp_kernels.triton.{name}")
+        if op not in (None, name) or not hasattr(kernels, "aot_calls"):
             continue
-        kernels = importlib.import_module(f"firp_kernels.triton.{module.name}")
+        with recorded(capability) as found:
+            for arguments in kernels.aot_calls():
+                getattr(kernels, name)(*arguments)
         seen: Counter = Counter()
-        for variant in kernels.aot_variants(capability) if hasattr(kernels, "aot_variants") else ():
+        for variant in found.values():
             seen[variant.kernel] += 1
             if limit is None or seen[variant.kernel] <= limit:
-                yield module.name, variant
+                yield name, variant
+
+
+LINE = "{:<21}{:<30}{:<7}{:>9}{:>9}{:>10}{:>9}  {:<4} {}"
+HEADER = LINE.format("op", "kernel", "arch", "registers", "spill B", "shared B", "cubin B", "", "variant")
+
+
+def report(op: str, variant: Variant, compiled: CompiledKernel, capability: int) -> bool:
+    """Print a line, and one more for each rule that the kernel breaks; True where it breaks none."""
+    taken = resources(compiled)
+    broken = taken.violations(capability) + machine_code.faults(op, variant, compiled, capability)
+    figures = (taken.registers, taken.spill, taken.shared, len(compiled.asm["cubin"]))
+    print(LINE.format(op, compiled.name, f"sm_{capability}", *figures, "no" if broken else "ok", variant.name))
+    for fault in broken:
+        print(f"    {fault}")
+    sys.stdout.flush()
+    return not broken
 
 
 def main() -> int:
@@ -121,23 +113,16 @@ def main() -> int:
     options = parser.parse_args()
     if knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET: is set, expected unset: the interpreter compiles nothing")
-    line = "{:<22}{:<30}{:<34}{:<8}{:>10}{:>9}{:>10}{:>9}  {}"
-    print(line.format("op", "kernel", "variant", "arch", "registers", "spill B", "shared B", "cubin B", "limits"))
-    broken = count = 0
-    for capability in options.arch or ARCHITECTURES:
-        for module, variant in variants(capability, options.op, options.limit):
-            compiled = compile_variant(variant, capability)
-            cubin, taken = compiled.asm["cubin"], resources(compiled)
-            violations = taken.violations(capability)
-            figures = (taken.registers, taken.spill, taken.shared, len(cubin))
-            row = module, compiled.name, variant.name, f"sm_{capability}", *figures, "; ".join(violations) or "ok"
-            print(line.format(*row), flush=True)
-            broken += bool(violations)
-            count += 1
-    if not count:
+    print(HEADER)
+    passed = [
+        report(name, variant, compile_variant(variant, capability), capability)
+        for capability in options.arch or ARCHITECTURES
+        for name, variant in variants(capability, options.op, options.limit)
+    ]
+    if not passed:
         parser.error(f"op: {options.op!r} has no Triton kernel")
-    print(f"{count} variants, {broken} over a limit")
-    return 1 if broken else 0
+    print(f"{len(passed)} variants, {passed.count(False)} over a limit")
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

@@ -6,14 +6,10 @@ for longer than a second launch, which shares them out, takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 import triton
 import triton.language as tl
 
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import TYPE_NAMES, LaunchConfig
+from firp_kernels.triton.launch import LaunchConfig
 
 BLOCK_S = tl.constexpr(16)
 # What one multiprocessor reads from the level-2 cache in about the time of a launch: 64 bytes a cycle, 2.4 us.
@@ -78,13 +74,3 @@ def join_splits_kernel(
 
 def join_config(head_dim: int) -> LaunchConfig:
     return LaunchConfig({"BLOCK_M": ROWS, "BLOCK_D": max(16, triton.next_power_of_2(head_dim))}, num_warps=4)
-
-
-def join_variants() -> Iterator[Variant]:
-    """Variants of the kernel that joins by itself, for `aot`."""
-    for dtype, head_dim in ((torch.bfloat16, 128), (torch.float16, 256), (torch.float32, 80)):
-        config, short = join_config(head_dim), TYPE_NAMES[dtype]
-        types = {"partial": "*fp32:16", "log_sums": "*fp32:16", "out": f"*{short}:16"}
-        types |= {"total": "i32", "num_splits": "i32"}
-        constants = {"HEAD_DIM": head_dim} | config.tile
-        yield Variant(f"{short} D{head_dim}", join_splits_kernel, types, constants, config.options)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from firp_kernels.checks import FLOATS
 from firp_kernels.ops.condition_marginals import check
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import TYPE_NAMES, LaunchConfig, on_device_of
+from firp_kernels.triton.launch import LaunchConfig, meta, on_device_of
 
 
 @triton.jit
@@ -86,21 +85,12 @@ def condition_marginals(
     return out, order
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of the kernel for `aot`."""
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`."""
     for dtype, count, ranks, width in (
         (torch.bfloat16, 16, 16, 64), (torch.bfloat16, 16, 4, 64), (torch.float16, 16, 7, 32),
         (torch.float32, 40, 40, 100),
     ):  # fmt: skip
-        config, short = launch_config(count), TYPE_NAMES[dtype]
-        pointers = {"probabilities": "*fp32:16", "out": "*fp32:16", "order": "*i32:16"}
-        pointers |= dict.fromkeys(("candidates", "root_token"), "*i64:16")
-        pointers |= dict.fromkeys(("source", "target"), f"*{short}:16")
-        strides = dict.fromkeys(("s_source_v", "s_target_v"), "i32:16" if width % 16 == 0 else "i32")
-        yield Variant(
-            f"{short} K{count} R{ranks} r{width}",
-            condition_marginals_kernel,
-            pointers | {"num_offsets": "i32"} | strides,
-            {"COUNT": count, "RANKS": ranks, "WIDTH": width} | config.tile,
-            config.options,
-        )
+        candidates, root = meta(1, 3, count, dtype=torch.int64), meta(1, dtype=torch.int64)
+        table = meta(32_000, width, dtype=dtype)
+        yield meta(1, 3, count, dtype=torch.float32), candidates, root, table, table, ranks

@@ -10,8 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from firp_kernels.ops.emit_tokens import Emitted, check, fake
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import LaunchConfig, on_device_of
+from firp_kernels.triton.launch import LaunchConfig, meta, on_device_of
 
 
 @triton.jit(do_not_specialize=["width", "num_stops", "num_offsets", "num_embeddings", "max_context"])
@@ -104,14 +103,10 @@ def emit_tokens(
     return emitted
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of the kernel for `aot`."""
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`."""
     for width, num_stops, num_offsets in ((4, 2, 3), (1, 1, 0), (9, 8, 8)):
-        config = launch_config(width, num_stops, num_offsets)
-        short = ("path", "num_accepted", "last_slot", "levels_up", "status", "context_lens", "kept", "usable")
-        long = ("bonus", "tokens", "stop_tokens", "remaining", "out_tokens", "counts", "root", "rows", "packed")
-        sizes = ("s_tokens_b", "width", "num_stops", "num_offsets", "num_embeddings", "max_context")
-        types = dict.fromkeys(short, "*i32:16") | dict.fromkeys(long, "*i64:16") | dict.fromkeys(sizes, "i32")
-        types |= dict.fromkeys(("finished", "out_finished"), "*u8:16")
-        name = f"L{width} T{num_stops} K{num_offsets}"
-        yield Variant(name, emit_tokens_kernel, types, {"s_tokens_n": 1} | config.tile, config.options)
+        one, long = meta(1, dtype=torch.int32), meta(1, dtype=torch.int64)
+        verified = meta(1, width, dtype=torch.int32), one, long, one, one, one
+        tokens, stops = meta(1, 64, dtype=torch.int64), meta(num_stops, dtype=torch.int64)
+        yield *verified, tokens, stops, one, meta(1, dtype=torch.bool), long, num_offsets, 32_000, 1024

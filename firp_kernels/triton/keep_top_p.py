@@ -16,8 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from firp_kernels.ops.keep_top_p import check
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import LaunchConfig, on_device_of
+from firp_kernels.triton.launch import LaunchConfig, meta, on_device_of
 
 LARGEST = tl.constexpr(2**31 - 1)
 # Blocks of a row that are read at a time: one alone would leave the multiprocessor waiting for the level-2 cache, and
@@ -136,11 +135,7 @@ def keep_top_p(scores: Tensor, top_p: float, min_tokens_to_keep: int, filter_val
     return out
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of the kernel for `aot`."""
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`."""
     for vocab in (128_256, 997):
-        config = launch_config(vocab)
-        size = "i32" if vocab % 16 else "i32:16"
-        types = dict.fromkeys(("scores", "out"), "*fp32:16") | {"s_scores_r": size, "vocab": size}
-        types |= {"rest": "fp32", "min_tokens_to_keep": "i32", "filter_value": "fp32"}
-        yield Variant(f"V{vocab}", keep_top_p_kernel, types, config.tile, config.options)
+        yield meta(4, vocab, dtype=torch.float32), 0.9, 1, float("-inf")

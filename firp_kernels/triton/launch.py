@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,11 @@ from triton.runtime.jit import JITFunction
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 # The interpreter takes the configurations of an H100.
-INTERPRETED_CAPABILITY, INTERPRETED_MULTIPROCESSORS = 90, 132
+INTERPRETED_CAPABILITY = 90
+# Of the data centre GPU of an architecture, where no device says it.
+MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
+# The architecture that launches are recorded for (`firp_kernels.triton.variants`), on any device.
+recorded_capability: ContextVar[int | None] = ContextVar("recorded_capability", default=None)
 TYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 # Bytes of shared memory that a program may use. Architectures that are not listed have at least what sm_86 has.
 SHARED_MEMORY = {80: 166_912, 87: 166_912, 90: 232_448, 100: 232_448, 103: 232_448}
@@ -59,7 +64,9 @@ def on_device_of(name: str, tensor: Tensor, kernel, dtypes: tuple[torch.dtype, .
     """
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {' or '.join(str(dtype) for dtype in dtypes)}")
-    if tensor.is_cuda:
+    if (recorded := recorded_capability.get()) is not None:
+        yield recorded
+    elif tensor.is_cuda:
         with torch.cuda.device(tensor.device):
             major, minor = torch.cuda.get_device_capability()
             yield 10 * major + minor
@@ -74,6 +81,12 @@ def on_device_of(name: str, tensor: Tensor, kernel, dtypes: tuple[torch.dtype, .
 
 def multiprocessors(tensor: Tensor) -> int:
     """Number of multiprocessors of the tensor's device."""
-    if tensor.is_cuda:
+    recorded = recorded_capability.get()
+    if tensor.is_cuda and recorded is None:
         return torch.cuda.get_device_properties(tensor.device).multi_processor_count
-    return INTERPRETED_MULTIPROCESSORS
+    return MULTIPROCESSORS[recorded or INTERPRETED_CAPABILITY]
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor without values, for a launcher that is recorded."""
+    return torch.empty(shape, dtype=dtype, device="meta")

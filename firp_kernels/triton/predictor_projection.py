@@ -16,8 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from firp_kernels.ops.predictor_projection import check
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import TYPE_NAMES, LaunchConfig, on_device_of
+from firp_kernels.triton.launch import LaunchConfig, meta, on_device_of
 
 
 @triton.jit
@@ -127,21 +126,10 @@ def predictor_projection(hidden: Tensor, weight: Tensor, lookahead: Tensor) -> T
     return out
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of the kernel for `aot`."""
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`: every tile in every dtype, aligned widths and others."""
     cases = [(4096, torch.bfloat16), (576, torch.float32), (577, torch.float16)]
     cases += [(576, torch.float16), (5120, torch.bfloat16), (577, torch.bfloat16)]
     for rows, (width, dtype) in itertools.product((64, 16, 256, 32), cases):
-        config = launch_config(capability, dtype, rows, width)
-        short, stride = TYPE_NAMES[dtype], "i32:16" if width % 16 == 0 else "i32"
-        pointers = dict.fromkeys(("hidden", "weight", "out"), f"*{short}:16") | {"lookahead": "*i32:16"}
-        strides = dict.fromkeys(("s_hidden_b", "s_hidden_n", "s_weight_k", "s_weight_o"), stride)
-        strides |= {"s_lookahead_b": "i32"}
-        counts = dict.fromkeys(("num_nodes", "num_slots", "num_offsets", "rows"), "i32")
-        yield Variant(
-            f"{short} d{width} rows{rows}",
-            predictor_projection_kernel,
-            pointers | strides | counts,
-            {"s_hidden_d": 1, "s_weight_d": 1, "s_lookahead_p": 1, "WIDTH": width} | config.tile,
-            config.options,
-        )
+        lookahead = meta(1, rows, dtype=torch.int32)
+        yield meta(1, rows, width, dtype=dtype), meta(3, width, width, dtype=dtype), lookahead

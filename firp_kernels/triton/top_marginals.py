@@ -15,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from firp_kernels.ops.top_marginals import check, fake, reference
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import FLOATS, TYPE_NAMES, LaunchConfig, on_device_of
+from firp_kernels.triton.launch import FLOATS, LaunchConfig, meta, on_device_of
 
 # Ranks are found one after another: for more of them torch's sort is faster.
 MAX_RANKS = 64
@@ -121,19 +120,10 @@ def top_marginals(logits: Tensor, rows: Tensor, num_ranks: int) -> tuple[Tensor,
     return probabilities, candidates
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of both kernels for `aot`."""
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`."""
     for vocab, num_ranks, dtype in (
         (128_256, 16, torch.bfloat16), (49_152, 16, torch.float32), (256_000, MAX_RANKS, torch.bfloat16),
         (32_000, 16, torch.float16), (49_152, 1, torch.bfloat16),
     ):  # fmt: skip
-        reduction, merge = launch_config(vocab, num_ranks)
-        name = f"{TYPE_NAMES[dtype]} V{vocab} K{num_ranks}"
-        partials = {"keys": "*i64:16", "peaks": "*fp32:16", "sums": "*fp32:16", "num_splits": "i32", "num_ranks": "i32"}
-        reduced = partials | {"logits": f"*{TYPE_NAMES[dtype]}:16", "rows": "*i64:16", "vocab": "i32:16"}
-        reduced |= dict.fromkeys(("s_logits_b", "s_logits_r"), "i32:16") | {"s_rows_b": "i32"}
-        yield Variant(
-            name, reduce_scores_kernel, reduced, {"s_logits_v": 1, "s_rows_k": 1} | reduction.tile, reduction.options
-        )
-        merged = partials | {"probabilities": "*fp32:16", "candidates": "*i64:16"}
-        yield Variant(name, merge_kernel, merged, merge.tile, merge.options)
+        yield meta(1, 48, vocab, dtype=dtype), meta(1, 3, dtype=torch.int64), num_ranks

@@ -19,17 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from firp_kernels.ops.tree_attention import check
-from firp_kernels.triton.aot import Variant
 from firp_kernels.triton.arrivals import take_arrivals
 from firp_kernels.triton.attention_config import launch_config, split_count
-from firp_kernels.triton.attention_join import (
-    join_config,
-    join_splits,
-    join_splits_kernel,
-    join_variants,
-    joins_in_place,
-)
-from firp_kernels.triton.launch import FLOATS, TYPE_NAMES, multiprocessors, on_device_of
+from firp_kernels.triton.attention_join import join_config, join_splits, join_splits_kernel, joins_in_place
+from firp_kernels.triton.launch import FLOATS, meta, multiprocessors, on_device_of
 
 WORD = tl.constexpr(32)
 RUNTIME = [
@@ -250,31 +243,24 @@ def tree_attention(
     return out
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of both kernels for `aot`: all dtypes and heads, few and many rows, split and whole, windowed or not."""
-    few, tree, many = (1, 1), (64, 4), (128, 1)
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`: all dtypes and heads, few and many rows, split and whole, windowed or not."""
+    few, tree, many = (1, 1), (16, 4), (128, 1)
     half = FLOATS[:2]
-    shapes = [(torch.bfloat16, 128, tree, True, False), (torch.bfloat16, 128, few, True, True)]
-    shapes += [(torch.float32, 128, few, True, False), (torch.bfloat16, 128, few, True, False)]
-    shapes += [(torch.bfloat16, 128, tree, True, True), (torch.bfloat16, 128, many, False, False)]
-    shapes += [(dtype, 128, few, False, True) for dtype in FLOATS]
-    shapes += [(torch.bfloat16, head_dim, (32, 4), True, False) for head_dim in (64, 128, 256)]
-    shapes += [(dtype, head_dim, few, True, False) for dtype in FLOATS for head_dim in (64, 80, 96, 256)]
-    shapes += [(dtype, head_dim, tree, False, False) for dtype in half for head_dim in (64, 96, 256)]
-    shapes += [(dtype, head_dim, many, True, False) for dtype in half for head_dim in (64, 96, 128)]
-    strides = [name for name in tree_attention_kernel.arg_names if name.startswith("s_")]
-    for dtype, head_dim, (packed_rows, group), split, windowed in shapes:
-        config, short = launch_config(packed_rows, head_dim, dtype.itemsize, capability), TYPE_NAMES[dtype]
-        types = dict.fromkeys(("query", "key_cache", "value_cache"), f"*{short}:16")
-        types |= dict.fromkeys(("context_lens", "depths", "ancestors", "lookahead"), "*i32:16")
-        types |= dict.fromkeys(("out", "partial", "log_sums", "arrivals"), f"*{short}:16")
-        types |= {"partial": "*fp32:16", "log_sums": "*fp32:16", "arrivals": "*i32:16"} if split else {}
-        types |= {name: "i32:16" for name in strides if name[-1] != "d"}
-        types |= dict.fromkeys(RUNTIME, "i32") | {"scale": "fp32"}
-        constants: dict[str, object] = {name: 1 for name in strides if name[-1] == "d"}
-        join = split and joins_in_place(8, min(packed_rows, config.tile["BLOCK_M"]), head_dim)
-        constants |= {"GROUP": group, "HEAD_DIM": head_dim}
-        constants |= {"WINDOWED": windowed, "SPLIT": split, "JOIN": join, "PRECISION": PRECISION[dtype]}
-        name = f"{short} D{head_dim} M{packed_rows}{' split' * split}{' window' * windowed}"
-        yield Variant(name, tree_attention_kernel, types, constants | config.tile, config.options)
-    yield from join_variants()
+    shapes = [(torch.bfloat16, 128, tree, True, None), (torch.bfloat16, 128, few, True, 1024)]
+    shapes += [(torch.float32, 128, few, True, None), (torch.bfloat16, 128, few, True, None)]
+    shapes += [(torch.bfloat16, 128, tree, True, 1024), (torch.bfloat16, 128, many, False, None)]
+    shapes += [(dtype, 128, few, False, 1024) for dtype in FLOATS]
+    shapes += [(torch.bfloat16, head_dim, (8, 4), True, None) for head_dim in (64, 128, 256)]
+    shapes += [(dtype, head_dim, few, True, None) for dtype in FLOATS for head_dim in (64, 80, 96, 256)]
+    shapes += [(dtype, head_dim, tree, False, None) for dtype in half for head_dim in (64, 96, 256)]
+    shapes += [(dtype, head_dim, many, True, None) for dtype in half for head_dim in (64, 96)]
+    for dtype, head_dim, (rows, group), split, window in shapes:
+        # Many sequences keep all multiprocessors busy: no keys are split.
+        batch, kv_heads = (1, 8) if split else (256, 8)
+        query = meta(batch, rows, kv_heads * group, head_dim, dtype=dtype)
+        cache = meta(2, batch, 8192, kv_heads, head_dim, dtype=dtype)
+        lens, depths = meta(batch, dtype=torch.int32), meta(batch, rows, dtype=torch.int32)
+        ancestors = meta(batch, rows, triton.cdiv(rows, 32), dtype=torch.int32)
+        lookahead = meta(batch, 0, dtype=torch.int32)
+        yield query, cache[0], cache[1], lens, depths, ancestors, lookahead, 3, head_dim**-0.5, window

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from firp_kernels.checks import FLOATS
 from firp_kernels.ops.verify_tree import Verified, check, fake
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import TYPE_NAMES, LaunchConfig, on_device_of
+from firp_kernels.triton.launch import LaunchConfig, meta, on_device_of
 
 # Scores of one program of the reduction.
 SPLIT = 4096
@@ -181,28 +180,12 @@ def verify_tree(
     return verified
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of both kernels for `aot`."""
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`."""
     cases = [(torch.bfloat16, False), (torch.float32, True), (torch.float32, False)]
     cases += [(torch.float16, False), (torch.float64, False)]
     for vocab, (dtype, samples) in itertools.product((128_256, 49_152), cases):
-        reduction, walk = launch_config(samples, vocab, 64, 64, 3)
-        short, wide = TYPE_NAMES[dtype], "*fp64:16" if samples or dtype == torch.float64 else "*fp32:16"
-        name = f"{short} V{vocab} {'sampling' if samples else 'greedy'}"
-        types = {"scores": f"*{short}:16", "values": wide, "s_scores_b": "i32:16", "s_scores_n": "i32:16"}
-        types |= {"num_nodes": "i32", "num_splits": "i32", "vocab": "i32:16"}
-        constants = {"s_scores_v": 1, "SAMPLES": samples}
-        reduced = types | {"tokens": "*i32:16"}
-        yield Variant(name, reduce_scores_kernel, reduced, constants | reduction.tile, reduction.options)
-
-        integers = ("best_tokens", "parents", "lookahead", "path", "num_accepted", "last_slot", "levels_up", "status")
-        types |= dict.fromkeys(integers, "*i32:16") | dict.fromkeys(("tokens", "bonus"), "*i64:16")
-        types |= dict.fromkeys(("s_tokens_b", "s_parents_b", "s_lookahead_b"), "i32:16")
-        types |= dict.fromkeys(("num_slots", "max_depth"), "i32")
-        constants |= dict.fromkeys(("s_tokens_n", "s_parents_n", "s_lookahead_p"), 1)
-        if samples:
-            types |= {"uniforms": "*fp32:16", "s_uniforms_b": "i32"}
-            constants["s_uniforms_l"] = 1
-        else:
-            constants |= {"uniforms": None, "s_uniforms_b": 0, "s_uniforms_l": 0}
-        yield Variant(name, walk_kernel, types, constants | walk.tile, walk.options)
+        uniforms = meta(1, 4, dtype=torch.float32) if samples else None
+        parents = meta(1, 64, dtype=torch.int32)
+        tokens, lookahead = meta(1, 64, dtype=torch.int64), meta(1, 64, dtype=torch.int32)
+        yield meta(1, 64, vocab, dtype=dtype), uniforms, tokens, parents, lookahead, 3

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from firp_kernels.ops.write_and_attend import check, composed
 from firp_kernels.ops.write_cache import check as check_write
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import TYPE_NAMES, LaunchConfig, on_device_of
+from firp_kernels.triton.launch import LaunchConfig, meta, on_device_of
 from firp_kernels.triton.tree_attention import tree_attention
 from firp_kernels.triton.write_cache import write_cache
 
@@ -125,19 +124,13 @@ def write_and_attend(
     return tree_attention(query, key_cache, value_cache, *tree)
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of the kernel for `aot`."""
-    config, names = launch_config(), rotate_and_write_kernel.arg_names
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`: those that rotate."""
     for dtype, heads, kv_heads, head_dim in (
         (torch.bfloat16, 32, 8, 128), (torch.float32, 9, 3, 64), (torch.float16, 40, 40, 80),
     ):  # fmt: skip
-        short = TYPE_NAMES[dtype]
-        tensors = ("query", "key", "value", "cos", "sin", "out", "layer_cache")
-        types = dict.fromkeys(tensors, f"*{short}:16") | {"context_lens": "*i32:16"}
-        types |= {name: "i32:16" for name in names if name.startswith("s_") and name[-2:] != "_d"}
-        sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "HALF": head_dim // 2}
-        sizes["QUERY_BLOCKS"] = triton.cdiv(heads * head_dim // 2, config.tile["BLOCK"])
-        constants = {name: 1 for name in names if name.endswith("_d")} | sizes | config.tile
-        yield Variant(
-            f"{short} H{heads}/{kv_heads} D{head_dim}", rotate_and_write_kernel, types, constants, config.options
-        )
+        query, key = meta(1, 64, heads, head_dim, dtype=dtype), meta(1, 64, kv_heads, head_dim, dtype=dtype)
+        cache, angles = meta(2, 1, 1024, kv_heads, head_dim, dtype=dtype), meta(1, 64, head_dim, dtype=dtype)
+        lens, depths = meta(1, dtype=torch.int32), meta(1, 64, dtype=torch.int32)
+        ancestors, lookahead = meta(1, 64, 2, dtype=torch.int32), meta(1, 0, dtype=torch.int32)
+        yield query, key, key, cache, lens, depths, ancestors, lookahead, 0, head_dim**-0.5, None, angles, angles

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from firp_kernels.checks import FLOATS
 from firp_kernels.ops.write_cache import check
-from firp_kernels.triton.aot import Variant
-from firp_kernels.triton.launch import TYPE_NAMES, LaunchConfig, on_device_of
+from firp_kernels.triton.launch import LaunchConfig, meta, on_device_of
 
 
 @triton.jit
@@ -60,17 +59,9 @@ def write_cache(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tens
             )  # fmt: skip
 
 
-def aot_variants(capability: int) -> Iterator[Variant]:
-    """Variants of the kernel for `aot`."""
-    config = launch_config()
+def aot_calls() -> Iterator[tuple]:
+    """Arguments of launches for `aot`."""
     shapes = (torch.bfloat16, 32, 128), (torch.float32, 3, 64), (torch.float16, 40, 128), (torch.bfloat16, 8, 80)
     for dtype, heads, head_dim in shapes:
-        tensors = dict.fromkeys(("key", "value", "key_cache", "value_cache"), f"*{TYPE_NAMES[dtype]}:16")
-        strides = [name for name in write_cache_kernel.arg_names if name.startswith("s_")]
-        yield Variant(
-            f"{TYPE_NAMES[dtype]} Hkv{heads} D{head_dim}",
-            write_cache_kernel,
-            tensors | {"context_lens": "*i32:16"} | {name: "i32:16" for name in strides if name[-1] != "d"},
-            {name: 1 for name in strides if name[-1] == "d"} | {"HEADS": heads, "HEAD_DIM": head_dim} | config.tile,
-            config.options,
-        )
+        rows, cache = meta(1, 64, heads, head_dim, dtype=dtype), meta(2, 1, 1024, heads, head_dim, dtype=dtype)
+        yield rows, rows, cache[0], cache[1], meta(1, dtype=torch.int32)

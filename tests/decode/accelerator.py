@@ -151,14 +151,16 @@ def _move(module: torch.nn.Module, mode: FakeTensorMode) -> None:
 
 
 def watch_step(
-    monkeypatch, model, predictor=None, tree=None, choose=None, batch_size=2, drafted=True, again=False, **options
-) -> Watch:
+    monkeypatch, model, predictor=None, tree=None, choose=None, batch_size=2, drafted=True, again=False, slots=256,
+    **options,
+) -> Watch:  # fmt: skip
     """One step of an engine over `model` on the accelerator.
 
     Args:
         choose: makes a chooser of an engine; None is greedy.
         drafted: the step verifies a full tree; else the root alone, as after prefill.
         again: watch the second step: the first one makes what an engine keeps.
+        slots: of the cache.
         options: of the engine.
     """
     with present():
@@ -177,7 +179,7 @@ def watch_step(
         monkeypatch.setattr("firp.decoder.rotary.LengthRotary.check", lambda self: None)
         with mode:
             engine = Engine(model, predictor, tree, graphs=False, compile=False, **options)
-            state = _state(engine, batch_size, drafted)
+            state = _state(engine, batch_size, drafted, slots)
             chooser: Chooser = firp.engine.chooser.Greedy(engine.ops) if choose is None else choose(engine)
             with torch.no_grad():
                 if again:
@@ -187,12 +189,12 @@ def watch_step(
     return watch
 
 
-def _state(engine: Engine, batch_size: int, drafted: bool) -> DecodeState:
+def _state(engine: Engine, batch_size: int, drafted: bool, slots: int) -> DecodeState:
     config = engine.model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     device = torch.device(DEVICE)
     buffers = Buffers.allocate(
-        engine.view.num_layers, batch_size, 256, config.num_key_value_heads, width, engine.view.dtype, device
+        engine.view.num_layers, batch_size, slots, config.num_key_value_heads, width, engine.view.dtype, device
     )
     drafter = engine.drafter(batch_size)
     tree = root_only(torch.zeros(batch_size, dtype=torch.int64, device=device), int(drafter is not None))

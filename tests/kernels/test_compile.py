@@ -1,17 +1,41 @@
-"""Every Triton kernel compiles for every architecture, without a GPU, within the limits that `aot` states."""
+"""Every Triton kernel compiles for every architecture, without a GPU, within the limits and rules that `aot` states."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 
-@pytest.mark.parametrize("arch, limit", [(80, 1), (90, 3), (100, 1)])
-def test_kernels_compile(arch, limit, tmp_path):
+
+def run(cache, *command):
+    """What a command prints that compiles kernels, outside of the interpreter; it must succeed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, "-m", "firp_kernels.triton.aot", "--arch", str(arch), "--limit", str(limit)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    places = [ROOT, ROOT / "python", ROOT / "tests/decode", os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, places))
+    done = subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " 0 over a limit" in done.stdout and "bf16" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_what_engines_launch_is_what_compiles(arch, tmp_path, request):
+    """Exactly the variants of steps of one well-known shape; with --exhaustive of all of them, in each dtype."""
+    every = ["--every"] if request.config.getoption("exhaustive") else []
+    printed = run(tmp_path, "tests/decode/launched.py", "--arch", str(arch), *every)
+    assert " 0 over a limit" in printed and "not among them: none" in printed
+    assert all(name in printed for name in ("tree_attention_kernel", "walk_kernel", "bf16"))
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_other_shapes_compile(arch, tmp_path, request):
+    """Heads, widths, dtypes and windows that those models do not have."""
+    exhaustive = request.config.getoption("exhaustive")
+    if arch != 90 and not exhaustive:
+        pytest.skip("compiled by --exhaustive")
+    limit = [] if exhaustive else ["--limit", "2"]
+    printed = run(tmp_path, "-m", "firp_kernels.triton.aot", "--arch", str(arch), *limit)
+    assert " 0 over a limit" in printed
