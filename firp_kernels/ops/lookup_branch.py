@@ -26,7 +26,7 @@ def lookup_branch(
     The text of a sequence is history[: context_lens + 1]; its last token is the root. A match of length m is an earlier
     end e with history[e - i] = history[context_lens - i] for every i < m. The longest counts, up to `most_match`
     tokens; among equals the latest. The `num_branch` tokens that follow it are walked down from the root: a token that
-    a child holds already (the first of equal siblings) leads to that child, any other one becomes a new node behind the
+    a child holds already (the first of equal siblings) leads to that child, any other one becomes a new node after the
     N nodes. Where the text ends, its tokens from e + 1 on follow again, as in a loop.
 
     Args:

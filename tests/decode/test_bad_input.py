@@ -5,6 +5,7 @@ import pytest
 import torch
 from firp.drafting.predictor import default_predictor, load_predictor
 from firp.engine.engine import Engine
+from firp.engine.prefill import check_prompts
 from firp.tools.models import parse_dtype
 from firp.tools.prompt_files import load_prompts
 from models import tiny_model, tiny_predictor
@@ -79,8 +80,8 @@ CASES = {
     "mask of another shape": (lambda w: w.generate(IDS, attention_mask=torch.ones(1, 2, dtype=torch.long)), ValueError, "attention_mask: got shape (1, 2), expected (1, 3) (input_ids)"),
     "past the context": (lambda w: w.generate(max_new_tokens=300), ValueError, "max_new_tokens: got 300 after a prompt of 3 tokens, expected at most 253: the model's context holds 256"),
     "prompt past the context": (lambda w: w.generate(torch.full((1, 256), 4), max_new_tokens=1), ValueError, "max_new_tokens: got 1 after a prompt of 256 tokens, expected at most 0: the model's context holds 256"),
-    "no new tokens": (lambda w: firp.Engine(w.model).check_lengths([3], 0), ValueError, "max_new_tokens: got 0, expected at least 1"),
-    "no prompts": (lambda w: firp.Engine(w.model).check_lengths([], 3), ValueError, "input_ids: got no prompts, expected at least one"),
+    "no new tokens": (lambda w: check_prompts(w.model.config, [3], 0), ValueError, "max_new_tokens: got 0, expected at least 1"),
+    "no prompts": (lambda w: check_prompts(w.model.config, [], 3), ValueError, "input_ids: got no prompts, expected at least one"),
     "batch of no prompts": (lambda w: w.generate(torch.empty(0, 3, dtype=torch.long)), ValueError, "input_ids: got no prompts, expected at least one"),
     "positions of one's own": (lambda w: w.generate(position_ids=torch.tensor([[3, 4, 5]])), ValueError, "position_ids: got positions of their own, expected none: every prompt starts at position 0"),
     "embeddings": (lambda w: w.generate(None, inputs_embeds=torch.zeros(1, 3, 32, dtype=torch.float64)), ValueError, "inputs_embeds: a model input that FIRP does not support, expected only input_ids and attention_mask"),

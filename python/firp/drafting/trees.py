@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from firp.drafting.rank_paths import smallest_rank_products
 from firp_kernels.bitmask import num_words, pack_ancestors
 
 TREE_KINDS = ("dynamic", "static")
@@ -144,21 +145,7 @@ class TreeConfig:
                     f"paths: deepest path has {max(map(len, self.paths))} levels, expected at most k = {num_offsets}"
                 )
             return sorted(self.paths, key=lambda path: (len(path), path))
-        return _smallest_rank_products(self.num_nodes - 1, num_offsets)
-
-
-def _smallest_rank_products(count: int, num_offsets: int) -> list[tuple[int, ...]]:
-    """The `count` paths with the smallest product of (rank + 1) * 2 over their levels, prefixes first."""
-    chosen: list[tuple[int, ...]] = []
-    frontier: dict[tuple[int, ...], int] = {(0,): 2}
-    while len(chosen) < count and frontier:
-        path = min(frontier, key=lambda p: (frontier[p], p))
-        cost = frontier.pop(path)
-        chosen.append(path)
-        frontier[path[:-1] + (path[-1] + 1,)] = cost // (path[-1] + 1) * (path[-1] + 2)
-        if len(path) < num_offsets:
-            frontier[path + (0,)] = cost * 2
-    return sorted(chosen, key=lambda path: (len(path), path))
+        return smallest_rank_products(self.num_nodes - 1, num_offsets)
 
 
 def root_only(root_token: Tensor, num_lookahead: int) -> DraftTree:

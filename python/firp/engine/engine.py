@@ -15,7 +15,6 @@ from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.decoder.joint_linears import JointLinears
 from firp.decoder.model_rules import head_counts
 from firp.decoder.modes import on_own_device, plain_tensors
-from firp.decoder.rotary import check_positions
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS, Rung
 from firp.drafting.predictor import FirpPredictor, check_drafting
@@ -26,7 +25,7 @@ from firp.engine.graphs import StepRunner, make_runner
 from firp.engine.layers import compiles, layer_function
 from firp.engine.memory import check_memory
 from firp.engine.named_ops import check_named, prefill_attention
-from firp.engine.prefill import padded_length
+from firp.engine.prefill import check_prompts, padded_length
 from firp.engine.state import DecodeState, StepRecord
 from firp.engine.step import Step
 from firp.engine.steps import Steps
@@ -136,17 +135,6 @@ class Engine:
         """Cache slots one step writes at most: N + P * k, and those of a branch."""
         return self._step.max_rows
 
-    def check_lengths(self, prompt_lengths: list[int], max_new_tokens: int) -> None:
-        """Raise ValueError, with the numbers, for a request that cannot be decoded."""
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
-        if not prompt_lengths:
-            raise ValueError("input_ids: got no prompts, expected at least one")
-        for row, length in enumerate(prompt_lengths):
-            if length < 1:
-                raise ValueError(f"input_ids: got an empty prompt in row {row}, expected at least one token")
-            check_positions(self.view.config, length, max_new_tokens)
-
     @plain_tensors
     @on_own_device
     def start(
@@ -176,7 +164,7 @@ class Engine:
         if not checked:
             self.view.check_unchanged()
         lengths = [len(prompt) for prompt in prompts]
-        self.check_lengths(lengths, max_new_tokens)
+        check_prompts(self.view.config, lengths, max_new_tokens)
         size, device = len(prompts), self.view.device
         if self._trees is not None and not plain:
             self._trees.prepare(size)
@@ -284,15 +272,10 @@ class Engine:
 
     @plain_tensors
     def look_up(self, state: DecodeState, record: StepRecord, num_branch: int) -> int:
-        """Add a branch of earlier text to the tree that a step has just drafted; after every step of a run that
-        `looks_up`.
+        """Add a branch of earlier text, of at most so many nodes, to the tree that a step has just drafted.
 
-        Args:
-            state: changed in place.
-            record: of that step. num_branch: nodes at most, 0 for none.
-
-        Returns:
-            Nodes of the tree before.
+        A run that `looks_up` does so after every step, with 0 for none. `record` is that of the step. Returns the nodes
+        of the tree before.
         """
         return self._step.look_up(state, record, num_branch)
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PretrainedConfig
 
+from firp.decoder.rotary import check_positions
 from firp.decoder.view import DecoderView
 from firp_kernels.bitmask import pack_ancestors
 
@@ -25,6 +27,18 @@ CAPTURED_ROWS = 2048
 SMALLEST_LENGTH = 32
 # Rows of a chunk that `tree_attention` takes at a time; measured on a CPU, where 16, 32 and 128 are no faster.
 CHAIN_ROWS = 64
+
+
+def check_prompts(config: PretrainedConfig, lengths: list[int], max_new_tokens: int) -> None:
+    """Raise ValueError, with the numbers, for a request that cannot be decoded."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+    if not lengths:
+        raise ValueError("input_ids: got no prompts, expected at least one")
+    for row, length in enumerate(lengths):
+        if length < 1:
+            raise ValueError(f"input_ids: got an empty prompt in row {row}, expected at least one token")
+        check_positions(config, length, max_new_tokens)
 
 
 def default_chunk(device: torch.device) -> int:

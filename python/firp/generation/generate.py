@@ -17,6 +17,7 @@ from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import TreeConfig
 from firp.engine.chooser import Chooser, Greedy
 from firp.engine.engine import Engine
+from firp.engine.prefill import check_prompts
 from firp.generation.inputs import (
     check_arguments,
     check_autocast,
@@ -150,7 +151,7 @@ def decode(
     check_vocabulary(prompts, model)
     stops = Stops.of(stopping_criteria or StoppingCriteriaList(), config)
     max_new_tokens = max(1, stops.max_length - input_ids.shape[1])
-    engine.check_lengths([len(prompt) for prompt in prompts.tokens], max_new_tokens)
+    check_prompts(engine.view.config, [len(prompt) for prompt in prompts.tokens], max_new_tokens)
     check_holes(prompts, engine.view.windows, input_ids.shape[1] + max_new_tokens)
     if config._pad_token_tensor is None and not stops.together and len(prompts.tokens) > 1:
         raise ValueError(

@@ -74,7 +74,7 @@ class _Loop:
         looks_up = state.history is not None and not late
         self.lookup = Lookup([out.history(i).tolist() for i in self.order]) if looks_up else None
         # Of the tree that the next step verifies: nodes that are not of a branch, and whether it follows one.
-        self.own_nodes, self.behind_branch = 1, False
+        self.own_nodes, self.after_branch = 1, False
 
     @torch.no_grad()
     def decode(self) -> DecodeStats:
@@ -152,16 +152,16 @@ class _Loop:
     ) -> None:
         """Tell the ladder what its own drafts delivered, without a branch, and the lookup which tokens are new."""
         own = [counts[sequence] for sequence in order]
-        behind_branch, self.behind_branch = self.behind_branch, False
+        after_branch, self.after_branch = self.after_branch, False
         if self.lookup is not None:
             accepted = ((record.path > 0) & (record.path < self.own_nodes)).sum(1).tolist()
             own = [min(count, 1 + drafts) for count, drafts in zip(own, accepted, strict=True)]
-            self.behind_branch = bool((record.path >= self.own_nodes).any())
+            self.after_branch = bool((record.path >= self.own_nodes).any())
             for sequence in order:
                 if counts[sequence]:
                     self.lookup.observe(sequence, self.out.emitted[sequence][-counts[sequence] :])
-        # There are no pseudo rows behind a branch: that nothing could be drafted there tells nothing of the predictor.
-        if verified is not None and not (behind_branch and self.own_nodes == 1):
+        # There are no pseudo rows after a branch: that nothing could be drafted there tells nothing of the predictor.
+        if verified is not None and not (after_branch and self.own_nodes == 1):
             going = [count for count in own if count]
             ladder.observe(verified, sum(going) / max(len(going), 1))
 
