@@ -49,7 +49,7 @@ def test_calls_leave_nothing_behind(no_collector, hooked):
     for _ in range(10):
         call()
     after_ten = len(gc.get_objects())
-    for _ in range(990):
+    for _ in range(290):
         call()
     assert len(gc.get_objects()) <= after_ten + 50
 

@@ -47,7 +47,7 @@ FAULTS = {
     ),
     "stores of two programs to one address": ("verify_tree", "+ i_n) * num_splits + i_s", "+ i_n) * 0 + i_s"),
     "load of what nobody wrote": (
-        "tree_attention", 'tl.store(log_sums + p_out, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=m_m)', "pass",
+        "tree_attention", "tl.store(log_sums + o_part, b_max + tl.log2(b_sum), mask=m_m)", "pass",
     ),
 }  # fmt: skip
 

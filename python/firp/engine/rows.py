@@ -12,8 +12,7 @@ from firp.decoder.view import DecoderView
 from firp.engine.layers import fused
 
 # Pseudo rows of a sequence that share the head's pass with the node rows: reading the head twice costs more. On a GPU
-# all
-# rows of a step count, up to where their products take longer than reading the head.
+# all rows of a step count, up to where their products take longer than reading the head.
 SHARED_PSEUDO_ROWS = 16
 SHARED_ROWS = 192
 
