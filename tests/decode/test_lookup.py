@@ -7,6 +7,7 @@ import pytest
 import torch
 from firp.drafting.choices import Rung
 from firp.drafting.lookup import LEAST_MATCH, MOST_BRANCH, MOST_MATCH, Lookup, Text
+from firp.engine.costs import Curves
 from models import EOS, PREDICTORS, hf_alone, new_tokens, ragged_batch, tiny_model, tiny_predictor
 from profiles import engine_with
 
@@ -115,6 +116,31 @@ def test_scores_are_those_of_plain_decoding(engine_of):
     assert torch.equal(out.sequences, exact.sequences) and len(out.scores) == 30
     for row, expected in zip(out.scores, exact.scores, strict=True):
         torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_every_plain_step_is_counted_and_drafts_are_tried_again(tmp_path, monkeypatch):
+    """Also after accepted branches, which cost nothing here."""
+    monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
+    model, free = tiny_model(3, dtype=torch.float32), (0.0,) * MOST_BRANCH
+    rungs = Rung(firp.TreeConfig(1, 1), 1.0, 1.0, free), Rung(firp.TreeConfig(4, 2), 1.3, 1.05, free)
+    engine = engine_with(tmp_path, model, tiny_predictor(model, 3), 3, rungs)
+    options = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    out = firp.generate(model, torch.tensor([[4, 5, 6, 4, 5, 6, 4, 5]]), engine=engine, **options)
+    assert out.stats.tau > 3 and out.rungs[rungs[0]] == out.stats.steps
+
+
+@pytest.mark.parametrize("num_nodes", [249, 256])
+def test_the_largest_trees_have_what_room_is_left(tmp_path, monkeypatch, num_nodes):
+    monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Lookup, "pays", lambda *_: MOST_BRANCH)
+    model = tiny_model(3, vocab=60, dtype=torch.float32)
+    rungs = RUNGS[0], Rung(firp.TreeConfig(num_nodes, 2), 1.0, 9.0)
+    engine = engine_with(tmp_path, model, tiny_predictor(model, 3, "identity"), 3, rungs)
+    ids = torch.tensor([[4, 5, 6, 4, 5, 6, 4, 5]])
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    expected = hf_alone(model, ids, torch.ones_like(ids), **options)
+    assert new_tokens(firp.generate(model, ids, engine=engine, **options), 8) == expected
+    assert len(Curves((1, 2), (1.0, 1.0), (1.0, 1.0)).branch(rungs[1].tree, 3, 0.5, 16)) == 256 - num_nodes
 
 
 def test_explicit_trees_plain_runs_and_engines_without_figures_look_nothing_up(tmp_path, monkeypatch):

@@ -96,6 +96,8 @@ DAMAGED = {
     "no times of a branch": (WHOLE.replace(b'"branch_ms"', b'"branch"'), "branch_ms: got None, expected a list"),
     "a branch of a word": (changed(["batches", "4", 1, "branch_ms"], ["x"]), "branch_ms: got ['x'], expected up to 8"),
     "a branch before its step": (changed(["batches", "4", 1, "branch_ms"], [-1.0]), "branch_ms: got [-1.0], expected"),
+    "a branch of ages": (changed(["batches", "4", 1, "branch_ms"], [10**400]), "branch_ms: got [1000"),
+    "a step of ages": (changed(["batches", "4", 1, "step_ms"], 10**400), "step_ms: got 1000"),
     "a long branch": (changed(["batches", "4", 1, "branch_ms"], [1.0] * 9), "expected up to 8 numbers of at least 0"),
     "no maker": (WHOLE.replace(b'"made_by": "firp tune"', b'"made_by": null'), "made_by: got None"),
     "no head": (

@@ -7,7 +7,6 @@ measured elsewhere never matches. `Engine` writes an entry at first use, `firp t
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import reprlib
@@ -27,6 +26,8 @@ from firp.tools.files import cache_dir, locked, read_object, write_atomically
 T = TypeVar("T")
 
 HEADS = ("one-pass", "two-pass")
+# JSON may hold integers that no float does.
+LARGEST = sys.float_info.max
 # A tree has to be this much faster than plain decoding.
 PAYS = 1.03
 
@@ -248,7 +249,7 @@ def _integer(fields: dict, name: str) -> int:
 
 def _positive(fields: dict, name: str) -> float:
     value = fields.get(name)
-    if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+    if type(value) not in (int, float) or not 0 < value <= LARGEST:  # type: ignore[operator]
         raise ValueError(f"{name}: got {reprlib.repr(value)}, expected a positive number")
     return float(value)  # type: ignore[arg-type]
 
@@ -256,7 +257,7 @@ def _positive(fields: dict, name: str) -> float:
 def _branch(fields: dict) -> tuple[float, ...]:
     entries = _field(fields, "branch_ms", list, "a list of numbers")
     if len(entries) > MOST_BRANCH or not all(
-        type(entry) in (int, float) and 0 <= entry < math.inf for entry in entries
+        type(entry) in (int, float) and 0 <= entry <= LARGEST for entry in entries
     ):
         raise ValueError(f"branch_ms: got {reprlib.repr(entries)}, expected up to {MOST_BRANCH} numbers of at least 0")
     return tuple(1e-3 * entry for entry in entries)

@@ -1,8 +1,8 @@
 """Which tokens earlier text lets expect, how often that held in this run, and how long a branch of it pays.
 
-`firp::lookup_branch` puts the branch into a tree. Here the host follows the same rule token by token, whether a branch
-was drafted or not, and so knows at every step what one would be worth. Like the ladder it looks at tokens and at
-measured figures, never at a clock.
+`firp::lookup_branch` puts the branch into a tree. Here the host follows the same rule token by token, over the latest
+ends of a match, whether a branch was drafted or not. So it knows at every step what one would be worth. Like the ladder
+it looks at tokens and at measured figures, never at a clock.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Text:
         return self.tokens[self.match.end + 1] if self.match else None
 
     def _longest(self) -> Match | None:
-        """The longest match of the last tokens, the latest among equals, as `firp::lookup_branch` finds it."""
+        """The longest match of the last tokens, the latest among equals, of the latest `ENDS` ends."""
         tokens, last, best = self.tokens, len(self.tokens) - 1, None
         if last < 1:
             return None

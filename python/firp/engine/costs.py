@@ -18,7 +18,7 @@ import torch
 
 from firp.decoder.model_rules import head_counts
 from firp.drafting.lookup import MOST_BRANCH
-from firp.drafting.trees import DraftTree, TreeConfig, root_only
+from firp.drafting.trees import MAX_NODES, DraftTree, TreeConfig, root_only
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers
 from firp.engine.chooser import Greedy
 from firp.engine.graphs import StepRunner
@@ -64,7 +64,7 @@ class Curves:
         """Seconds that a branch of 1, 2, ... nodes adds to a step; `num_offsets` is 0 for plain decoding."""
         steps = [
             self.step(replace(tree, num_nodes=tree.num_nodes + more), num_offsets, below, shared_rows)
-            for more in range(MOST_BRANCH + 1)
+            for more in range(min(MOST_BRANCH, MAX_NODES - tree.num_nodes) + 1)
         ]
         return tuple(max(seconds - steps[0], 0.0) for seconds in steps[1:])
 

@@ -122,7 +122,7 @@ class Engine:
 
     @property
     def looks_up(self) -> bool:
-        """Whether runs may look up branches: where trees change by themselves, and steps are not captured."""
+        """Whether runs look up branches: on a CPU, where trees change by themselves."""
         return self._trees is not None and self._trees.automatic is not None and self._trees.branch > 0
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
 from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH
-from firp.drafting.trees import DraftTree, first_tree
+from firp.drafting.trees import MAX_NODES, DraftTree, first_tree
 from firp.engine.chooser import Chooser
 from firp.engine.layers import LayerFunction, run_layers
 from firp.engine.rows import few_rows
@@ -146,7 +146,7 @@ class Step:
         tree = state.tree.trimmed()
         tokens, parents, depths, ancestors = self.ops.lookup_branch(
             state.history, state.context_lens, record.tokens, record.counts, tree.tokens, tree.parents, tree.depths,
-            tree.ancestors, num_branch, LEAST_MATCH, MOST_MATCH,
+            tree.ancestors, min(num_branch, MAX_NODES - tree.size[0]), LEAST_MATCH, MOST_MATCH,
         )  # fmt: skip
         state.tree = DraftTree(tokens, parents, depths, ancestors, tree.lookahead).trimmed()
         return tree.size[0]

@@ -39,8 +39,8 @@ class TreeChoice:
         self.shrinks = tree is None
         self.tree = predictor.tree if tree is None and profile is None else tree
         self.automatic = None if profile is None else Automatic(predictor, profile, steps, runner)
-        # Rows of a branch, which is looked up where steps are not captured.
-        self.branch = 0 if runner.captures else MOST_BRANCH
+        # Rows of a branch, which is looked up on a CPU.
+        self.branch = MOST_BRANCH if self.device.type == "cpu" and not runner.captures else 0
         self.choice: Choice | None = None
 
     @property

@@ -73,8 +73,9 @@ class _Loop:
         self.drafted: Rung | None = None
         looks_up = state.history is not None and not late
         self.lookup = Lookup([out.history(i).tolist() for i in self.order]) if looks_up else None
-        # Of the tree that the next step verifies: nodes that are not of a branch, and whether it follows one.
-        self.own_nodes, self.after_branch = 1, False
+        # Of the tree that the next step verifies: nodes that are not of a branch, and sequences where it follows one.
+        self.own_nodes = 1
+        self.after_branch: set[int] = set()
 
     @torch.no_grad()
     def decode(self) -> DecodeStats:
@@ -115,7 +116,7 @@ class _Loop:
         if self.lookup is None or self.ladder is None:
             return
         with self.out.time.measure("steps"):
-            rung, ladder = self.ladder.rung, self.ladder
+            ladder, rung = self.ladder, self.drafted or self.ladder.rungs[0]
             going = [sequence for sequence in self.order if sequence not in self.ended]
             prices = [seconds * ladder.speed(rung) for seconds in rung.branch_seconds]
             nodes = self.lookup.pays(going, prices)
@@ -152,18 +153,20 @@ class _Loop:
     ) -> None:
         """Tell the ladder what its own drafts delivered, without a branch, and the lookup which tokens are new."""
         own = [counts[sequence] for sequence in order]
-        after_branch, self.after_branch = self.after_branch, False
+        # After a branch there are no pseudo rows: that nothing could be drafted there tells nothing of the predictor.
+        drafts = verified is not None and verified.tree.num_nodes > 1
+        left_out, self.after_branch = self.after_branch if drafts else set(), set()
         if self.lookup is not None:
             accepted = ((record.path > 0) & (record.path < self.own_nodes)).sum(1).tolist()
-            own = [min(count, 1 + drafts) for count, drafts in zip(own, accepted, strict=True)]
-            self.after_branch = bool((record.path >= self.own_nodes).any())
+            own = [min(count, 1 + nodes) for count, nodes in zip(own, accepted, strict=True)]
+            on_branch = (record.path >= self.own_nodes).any(1).tolist()
+            self.after_branch = {sequence for sequence, on in zip(order, on_branch, strict=True) if on}
             for sequence in order:
                 if counts[sequence]:
                     self.lookup.observe(sequence, self.out.emitted[sequence][-counts[sequence] :])
-        # There are no pseudo rows after a branch: that nothing could be drafted there tells nothing of the predictor.
-        if verified is not None and not (after_branch and self.own_nodes == 1):
-            going = [count for count in own if count]
-            ladder.observe(verified, sum(going) / max(len(going), 1))
+        going = [count for sequence, count in zip(order, own, strict=True) if count and sequence not in left_out]
+        if verified is not None and going:
+            ladder.observe(verified, sum(going) / len(going))
 
     def _deliver(self, order: list[int], record: StepRecord, host: HostRecord) -> None:
         path = record.path.tolist() if _keeps_scores(self.out) else []

@@ -263,15 +263,16 @@ class Tuner:
         """Estimate what a branch adds to a step, from the times of layers and head at numbers of rows."""
         batch, predictor = self.batches[batch_size], self.predictor
         engine = Engine(self.model, predictor, predictor.tree, head=self.head)
-        if engine.captures:
+        if engine.view.device.type != "cpu":
             return
+        shared = 0 if predictor.refiner_width else SHARED_PSEUDO_ROWS
         last = [point.candidate for point in self._choosable(batch.final)]
         most = max(candidate.rows for candidate in last) + MOST_BRANCH
         curves = StepClock(engine.steps, most, engine.runner, batch_size).curves(lambda known: known.rows[-1] >= most)
         below = predictor.insertion_layer / predictor.num_layers
         for c in last:
             k = c.num_offsets if c.num_nodes > 1 else 0
-            batch.branches[c] = curves.branch(c.tree, k, below, SHARED_PSEUDO_ROWS)
+            batch.branches[c] = curves.branch(c.tree, k, below, shared)
 
     def choice(self) -> Choice:
         """What engines take from here: by batch size, plain decoding and the measured trees of the chosen k."""
