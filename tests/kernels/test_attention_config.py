@@ -29,7 +29,7 @@ def assert_exact(args):
     torch.testing.assert_close(attend(args).double(), exact, rtol=0, atol=ATTENTION_TOLERANCE[args[0].dtype])
 
 
-@pytest.mark.parametrize(("splits", "in_place"), [(1, True), (2, True), (3, False), (5, True), (17, True), (17, False)])
+@pytest.mark.parametrize(("splits", "in_place"), [(1, True), (2, True), (5, True), (17, False)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_splits(monkeypatch, poisoned_outputs, dtype, splits, in_place):
     """Context and tree cut anywhere, down to splits that are empty for a short sequence."""
