@@ -49,13 +49,13 @@ def step_cost(parts: Path, _log: str) -> str:
             trees = sorted(drafted, key=lambda entry: entry["rows"])[-3:]
             least = computed(document, plain)
             time = f"plain {plain['step_ms']['median']:.2f} ms ({plain['bandwidth_share']:.0%} of bandwidth)"
-            parts = [time if least is None else f"{time} [{1e3 * least.total:.2f}]"]
+            told = [time if least is None else f"{time} [{1e3 * least.total:.2f}]"]
             for entry in trees:
                 ratio, own = f"{entry['break_even_tau']['median']:.2f}x", computed(document, entry)
                 if least is not None and own is not None:
                     ratio += f" [{own.total / least.total:.2f}x]"
-                parts.append(f"{ratio} at {entry['rows']} rows")
-            shown.append(f"{document['random_weights']} {context}: {', '.join(parts)}")
+                told.append(f"{ratio} at {entry['rows']} rows")
+            shown.append(f"{document['random_weights']} {context}: {', '.join(told)}")
     return "; ".join(shown) or "no figures"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import firp
 import torch
+from firp.generation.output import FirpOutput
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 EOS, PAD = 3, 0
@@ -182,3 +183,14 @@ def new_tokens(sequences: torch.Tensor, prompt_length: int, stops: Sequence[int]
     """New tokens of a batch, cut after the first end-of-sequence token."""
     rows = sequences[:, prompt_length:].tolist()
     return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+
+
+def ragged_runs(engine: firp.Engine, max_new_tokens: int) -> Iterator[FirpOutput]:
+    """Greedy runs of 1, 2 and 5 ragged prompts of tokens below 7; their tokens are those of Hugging Face alone."""
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    for batch in (1, 2, 5):
+        ids, mask = ragged_batch(random.Random(batch), batch, 7)
+        given = {"attention_mask": mask, "engine": engine, "return_dict_in_generate": True}
+        out = firp.generate(engine.model, ids, **given, **options)
+        assert new_tokens(out.sequences, ids.shape[1]) == hf_alone(engine.model, ids, mask, **options)
+        yield out

@@ -17,9 +17,8 @@ from firp.drafting.choices import Choice, Rung, add_batches, choice_file, load_c
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile, load_profile
 from firp.drafting.trees import TreeConfig
-from firp.engine.costs import Curves, StepClock
+from firp.engine.costs import Curves, StepClock, row_shares
 from firp.engine.graphs import StepRunner
-from firp.engine.rows import SHARED_PSEUDO_ROWS
 from firp.engine.steps import Steps
 from firp.tools.hardware import machine_name, preemptions
 
@@ -114,11 +113,7 @@ class Automatic:
             return kept
         measured = self._measure(batch_size, kept.num_offsets if kept else None, path)
         found = Choice(measured.num_offsets, None, {batch_size: measured.rungs}, "first use")
-        try:
-            if path is None or not measured.steady:
-                raise OSError("not kept")
-            add_batches(path, self.machine, found)
-        except OSError:
+        if path is None or not measured.steady or not _kept_in(path, self.machine, found):
             _measured[key] = found.with_batches(_measured[key]) if key in _measured else found
         return found if kept is None else kept.with_batches(found)
 
@@ -204,8 +199,7 @@ class Automatic:
 
     def _estimate(self, clock: StepClock, offsets: list[int]) -> list[Plan]:
         """`_plans` by the cost of rows: the two best trees of a k, and the best of half and of more of their rows."""
-        below = self.predictor.insertion_layer / self.predictor.num_layers
-        shared = 0 if self.predictor.refiner_width else SHARED_PSEUDO_ROWS
+        below, shared = row_shares(self.predictor)
         largest = TreeConfig(NODES[-1], NODES[-1])
         most = {k: self._tau(largest, k) for k in offsets}
         found: dict[int, list[tuple[float, int, TreeConfig]]] = {}
@@ -234,9 +228,18 @@ class Automatic:
             smaller = [entry for entry in ranked[k] if entry[1] <= rows / 2][:1]
             larger = [entry for entry in ranked[k] if entry[1] >= 1.5 * rows][:1]
             trees = list(dict.fromkeys(tree for _, _, tree in (*ranked[k][:2], *smaller, *larger)))
-            sizes = [(tree, k if tree.num_nodes > 1 else 0, below, shared) for tree in (TreeConfig(1, 1), *trees)]
+            sizes = [(tree, k, below, shared) for tree in (TreeConfig(1, 1), *trees)]
             plans.append(Plan(k, trees, [Estimate(curves.step(*size), curves.branch(*size)) for size in sizes]))
         return plans
+
+
+def _kept_in(path: Path, machine: str, found: Choice) -> bool:
+    """Whether the file could take them."""
+    try:
+        add_batches(path, machine, found)
+    except OSError:
+        return False
+    return True
 
 
 def _setting(steps: Steps, runner: StepRunner) -> list[str]:

@@ -32,7 +32,7 @@ class Buffers:
 
     Attributes:
         cache: [L, 2, B, C, Hkv, D].
-        context_lens, sequence, finished, remaining, seed: [B], history: [B, C], as in `DecodeState`.
+        context_lens, sequence, finished, remaining, seed: [B], as in `DecodeState`.
         stop_tokens: by width, the ids that end a sequence.
         trees: (B, N, P) of the run -> its draft tree, where steps are captured.
         graphs: captured steps over these tensors, by `firp.engine.graphs`.
@@ -46,7 +46,6 @@ class Buffers:
     finished: Tensor
     remaining: Tensor
     seed: Tensor
-    history: Tensor
     stop_tokens: dict[int, Tensor] = field(default_factory=dict)
     trees: dict[tuple[int, int, int], DraftTree] = field(default_factory=dict)
     graphs: dict = field(default_factory=dict)
@@ -74,7 +73,6 @@ class Buffers:
             finished=per_sequence(torch.bool),
             remaining=per_sequence(torch.int64),
             seed=per_sequence(torch.int64),
-            history=torch.zeros(batch_size, capacity, dtype=torch.int64, device=device),
         )
 
     # A pool ends with the last graph in it, and cuBLAS keeps a workspace per stream: both live and die with the graphs.
@@ -87,6 +85,11 @@ class Buffers:
     def stream(self) -> torch.cuda.Stream:
         """The stream that everything is warmed up and captured on."""
         return torch.cuda.Stream(self.cache.device)
+
+    @functools.cached_property
+    def history(self) -> Tensor:
+        """[B, C], as in `DecodeState`; made where branches are looked up."""
+        return torch.zeros(self.batch_size, self.capacity, dtype=torch.int64, device=self.cache.device)
 
     @property
     def batch_size(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -18,10 +18,12 @@ import torch
 
 from firp.decoder.model_rules import head_counts
 from firp.drafting.lookup import MOST_BRANCH
+from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import MAX_NODES, DraftTree, TreeConfig, root_only
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers
 from firp.engine.chooser import Greedy
 from firp.engine.graphs import StepRunner
+from firp.engine.rows import SHARED_PSEUDO_ROWS
 from firp.engine.state import DecodeState
 from firp.engine.step import Step
 from firp.engine.steps import Steps
@@ -32,6 +34,11 @@ CONTEXT, SPARE_SLOTS = 64, 64
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SWEEPS, SWEEP_SECONDS = 4, 1.0
 STEPS, STEP_SECONDS, WARM_UP_STEPS = 7, 0.9, 2
+
+
+def row_shares(predictor: FirpPredictor) -> tuple[float, int]:
+    """Share of the layers below the insertion layer, and pseudo rows up to which they share the head's pass."""
+    return predictor.insertion_layer / predictor.num_layers, 0 if predictor.refiner_width else SHARED_PSEUDO_ROWS
 
 
 @dataclass(frozen=True)
@@ -47,25 +54,23 @@ class Curves:
     layers: tuple[float, ...]
     head: tuple[float, ...]
 
-    def step(self, tree: TreeConfig, num_offsets: int, below: float, shared_rows: int) -> float:
-        """Seconds of a step, by interpolation between the rows.
+    def step(self, tree: TreeConfig, num_offsets: int, below: float, shared_rows: int, branch: int = 0) -> float:
+        """Seconds of a step, by interpolation between the rows. A tree of one node decodes plainly.
 
         Args:
-            below: share of the layers below the insertion layer.
-            shared_rows: pseudo rows up to which they share the head's pass with the nodes.
+            below, shared_rows: as `row_shares` gives them.
+            branch: nodes that are added to the tree.
         """
-        nodes, pseudo = tree.num_nodes, tree.num_lookahead * num_offsets
+        nodes, pseudo = tree.num_nodes + branch, tree.num_lookahead * num_offsets if tree.num_nodes > 1 else 0
         layers = below * self._at(self.layers, nodes) + (1 - below) * self._at(self.layers, nodes + pseudo)
         if pseudo <= shared_rows:
             return layers + self._at(self.head, nodes + pseudo)
         return layers + self._at(self.head, nodes) + self._at(self.head, num_offsets)
 
     def branch(self, tree: TreeConfig, num_offsets: int, below: float, shared_rows: int) -> tuple[float, ...]:
-        """Seconds that a branch of 1, 2, ... nodes adds to a step; `num_offsets` is 0 for plain decoding."""
-        steps = [
-            self.step(replace(tree, num_nodes=tree.num_nodes + more), num_offsets, below, shared_rows)
-            for more in range(min(MOST_BRANCH, MAX_NODES - tree.num_nodes) + 1)
-        ]
+        """Seconds that a branch of 1, 2, ... nodes adds to a step."""
+        most = min(MOST_BRANCH, MAX_NODES - tree.num_nodes)
+        steps = [self.step(tree, num_offsets, below, shared_rows, more) for more in range(most + 1)]
         return tuple(max(seconds - steps[0], 0.0) for seconds in steps[1:])
 
     def _at(self, seconds: tuple[float, ...], rows: int) -> float:

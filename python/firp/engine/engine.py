@@ -123,7 +123,7 @@ class Engine:
     @property
     def looks_up(self) -> bool:
         """Whether runs look up branches: on a CPU, where trees change by themselves."""
-        return self._trees is not None and self._trees.automatic is not None and self._trees.branch > 0
+        return self._trees is not None and self._trees.automatic is not None and self._trees.branch_rows > 0
 
     @property
     def num_offsets(self) -> int:

@@ -148,7 +148,8 @@ class Step:
             state.history, state.context_lens, record.tokens, record.counts, tree.tokens, tree.parents, tree.depths,
             tree.ancestors, min(num_branch, MAX_NODES - tree.size[0]), LEAST_MATCH, MOST_MATCH,
         )  # fmt: skip
-        state.tree = DraftTree(tokens, parents, depths, ancestors, tree.lookahead).trimmed()
+        grown = DraftTree(tokens, parents, depths, ancestors, tree.lookahead)
+        state.tree = grown.trimmed() if num_branch else tree
         return tree.size[0]
 
     def pseudo_scores(self, scored: Scored, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class TreeChoice:
         self.tree = predictor.tree if tree is None and profile is None else tree
         self.automatic = None if profile is None else Automatic(predictor, profile, steps, runner)
         # Rows of a branch, which is looked up on a CPU.
-        self.branch = MOST_BRANCH if self.device.type == "cpu" and not runner.captures else 0
+        self.branch_rows = MOST_BRANCH if self.device.type == "cpu" and not runner.captures else 0
         self.choice: Choice | None = None
 
     @property
@@ -57,7 +57,7 @@ class TreeChoice:
             return self.steps.drafting(k, self.tree.num_nodes + self.tree.num_lookahead * k)
         kept = [rung.tree for rungs in self.choice.batches.values() for rung in rungs]
         rows = [tree.num_nodes + tree.num_lookahead * k for tree in kept]
-        return self.steps.drafting(k, max(MOST_ROWS[self.device.type], *rows, 0) + self.branch, self.choice.head)
+        return self.steps.drafting(k, max(MOST_ROWS[self.device.type], *rows, 0) + self.branch_rows, self.choice.head)
 
     def rungs(self, batch_size: int) -> tuple[Rung, ...] | None:
         """Trees that a run of B sequences changes between, with their figures; None where the tree stays."""
@@ -65,7 +65,7 @@ class TreeChoice:
             return None
         rungs, k = self._choose(batch_size).rungs(batch_size) or (), self.num_offsets
         # Figures that another process kept since may be of larger trees than there is room for.
-        most = self.step.max_rows - self.branch
+        most = self.step.max_rows - self.branch_rows
         return tuple(rung for rung in rungs if rung.tree.num_nodes + rung.tree.num_lookahead * k <= most)
 
     def of(self, batch_size: int) -> TreeConfig:

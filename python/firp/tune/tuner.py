@@ -17,9 +17,8 @@ from firp.drafting.predictor import FirpPredictor
 from firp.drafting.recording import Recording, record
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter
-from firp.engine.costs import StepClock
+from firp.engine.costs import StepClock, row_shares
 from firp.engine.engine import Engine
-from firp.engine.rows import SHARED_PSEUDO_ROWS
 from firp.generation.batch import greedy_answers
 from firp.tune.acceptance import replay
 from firp.tune.choose import (
@@ -265,14 +264,11 @@ class Tuner:
         engine = Engine(self.model, predictor, predictor.tree, head=self.head)
         if engine.view.device.type != "cpu":
             return
-        shared = 0 if predictor.refiner_width else SHARED_PSEUDO_ROWS
         last = [point.candidate for point in self._choosable(batch.final)]
         most = max(candidate.rows for candidate in last) + MOST_BRANCH
         curves = StepClock(engine.steps, most, engine.runner, batch_size).curves(lambda known: known.rows[-1] >= most)
-        below = predictor.insertion_layer / predictor.num_layers
         for c in last:
-            k = c.num_offsets if c.num_nodes > 1 else 0
-            batch.branches[c] = curves.branch(c.tree, k, below, shared)
+            batch.branches[c] = curves.branch(c.tree, c.num_offsets, *row_shares(predictor))
 
     def choice(self) -> Choice:
         """What engines take from here: by batch size, plain decoding and the measured trees of the chosen k."""
