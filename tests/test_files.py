@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -114,24 +113,27 @@ def test_other_errors_of_a_writer_pass(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from firp.tools.files import write_atomically
+def killed_writer(path):
+    """A process that dies in the middle of writing; returns the signal that ended it."""
 
-def write(path):
-    path.write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
+    def write(staged):
+        staged.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
 
-write_atomically(Path(sys.argv[1]), write)
-"""
+    child = os.fork()
+    if child == 0:
+        try:
+            write_atomically(path, write)
+        finally:
+            os._exit(1)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
 def test_what_killed_writers_left_is_swept_by_the_next(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     for _ in range(2):
-        assert subprocess.run([sys.executable, "-c", KILLED, path]).returncode == -signal.SIGKILL
+        assert killed_writer(path) == signal.SIGKILL
         assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
     write_atomically(path, lambda staged: staged.write_text("new"))
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]

@@ -12,6 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "firp_kernels", "python")
 PROMPTS = ROOT / "python/firp/tools/prompts.jsonl"
+CALLS = """
+from firp.cli.main import app
+from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
+from typer.testing import CliRunner
+print(OWN_PROMPTS, len(load_prompts(OWN_PROMPTS)), sep="\\n")
+for command in ("bench", "tune"):
+    print(CliRunner().invoke(app, [command, "--help"], terminal_width=200).output)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +60,10 @@ def test_a_wheel_holds_every_module_and_the_data(site):
     assert (site / "firp/tools/prompts.jsonl").read_bytes() == PROMPTS.read_bytes()
 
 
-def test_the_own_prompts_are_found_in_an_installed_wheel(site):
-    code = "from firp.tools.prompt_files import *; print(OWN_PROMPTS); print(len(load_prompts(OWN_PROMPTS)))"
-    found, count = run(site, "-c", code).splitlines()
+def test_the_own_prompts_are_found_and_help_names_no_path_of_the_machine(site):
+    found, count, *helped = run(site, "-c", CALLS).splitlines()
     assert Path(found) == site / "firp/tools/prompts.jsonl"
     assert int(count) == len(PROMPTS.read_text().splitlines())
-
-
-@pytest.mark.parametrize("command", ["bench", "tune"])
-def test_help_names_no_path_of_the_machine(site, command):
-    printed = run(site, "-m", "firp", command, "--help")
-    assert "the project's own" in printed
+    printed = "\n".join(helped)
+    assert printed.count("the project's own") == 2
     assert str(site) not in printed and "prompts.jsonl" not in printed

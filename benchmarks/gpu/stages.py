@@ -20,7 +20,7 @@ COMPILE_TESTS = ("tests/kernels/test_compile.py", "tests/kernels/test_cuda_compi
 # Ops with a CUDA or Triton kernel of their own, the most important last: it takes the longest.
 MICRO_OPS = (
     "write_cache", "predictor_projection", "verify_tree", "commit_cache", "draft_tree", "condition_marginals",
-    "tree_attention",
+    "emit_tokens", "top_marginals", "keep_top_p", "write_and_attend", "tree_attention",
 )  # fmt: skip
 MICRO_SHAPES = ("llama2-7b", "llama3-8b", "smollm2-135m")
 TREES = ((16, 16), (64, 64), (6, 2))
@@ -94,7 +94,7 @@ def _pytest(workers: int, *arguments: str) -> Command:
 
 
 def _gpu_tests(dry: bool) -> Stage:
-    where = ["tests/decode/test_graphs.py"] if dry else ["tests"]
+    where = ["tests/kernels/test_devices.py"] if dry else ["tests"]
     command = _pytest(1 if dry else WORKERS, "-m", "gpu", *where)
     return Stage("gpu-tests", 180, [command], figures.tests, {"OMP_NUM_THREADS": "1"})
 

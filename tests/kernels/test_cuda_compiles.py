@@ -23,7 +23,9 @@ def test_sources_are_named_after_their_op():
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
-def test_cuda_sources_compile(tmp_path):
+def test_cuda_sources_compile(tmp_path, pytestconfig):
+    if not pytestconfig.getoption("exhaustive"):
+        pytest.skip("a minute of nvcc: --exhaustive; `make test-device-versions` builds them too")
     together = tmp_path / "together.cu"
     together.write_text("".join(f'#include "{source}"\n' for source in sources("cuda").values()))
     headers = [flag for path in include_paths() for flag in ("-isystem", path)]

@@ -48,10 +48,10 @@ def decoded(model, predictor, prompts, tree, max_new_tokens):
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
 def test_replay_counts_the_steps_that_decoding_takes(family):
-    for seed in range(3):
+    for seed in range(2):
         model, predictor, prompts, rng = setup(seed, family)
         recordings = recordings_of(model, predictor, prompts, 30)
-        for _ in range(5):
+        for _ in range(3):
             tree, k = random_tree(rng), 3
             expected = decoded(model, predictor, prompts, tree, 30)
             assert replayed(recordings, tree, k, model, predictor) == expected, (seed, tree)
@@ -59,10 +59,10 @@ def test_replay_counts_the_steps_that_decoding_takes(family):
 
 @pytest.mark.parametrize("family", ["llama", "granite"])
 def test_replay_counts_the_steps_that_decoding_with_a_refiner_takes(family):
-    for seed in range(3):
+    for seed in range(2):
         model, predictor, prompts, rng = setup(seed, family, vocab=19, make=refined_predictor)
         recordings = recordings_of(model, predictor, prompts, 30, num_ranks=16)
-        for _ in range(5):
+        for _ in range(3):
             tree = random_tree(rng)
             expected = decoded(model, predictor, prompts, tree, 30)
             assert replayed(recordings, tree, 3, model, predictor) == expected, (seed, tree)

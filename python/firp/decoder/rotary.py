@@ -103,8 +103,7 @@ class LengthRotary:
             if not any(found.shape == own.shape and torch.allclose(found, own, rtol=1e-2) for own in known):
                 raise ValueError(
                     f"model: model.rotary_emb.{name} holds other frequencies than config.rope_parameters give, "
-                    f"expected those of "
-                    f"rope_type {rope_type_of(module.config)!r}"
+                    f"expected those of rope_type {rope_type_of(module.config)!r}"
                 )
 
     @torch.no_grad()
