@@ -28,6 +28,14 @@ def arguments(folder, *more):
     )
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """A shell's background job ignores Ctrl-C, and so would these tests there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def press(monkeypatch):
     """Press Ctrl-C as the `after`-th token of the answers numbered in `answers` is written."""

