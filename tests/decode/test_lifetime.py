@@ -38,7 +38,7 @@ def tracked():
     """Objects, less the three by which an inner function of a configuration's `to_dict` holds itself: transformers
     5.17."""
     objects = gc.get_objects()
-    functions = [one.__qualname__ for one in objects if isinstance(one, FunctionType)]
+    functions = [one.__qualname__ for one in objects if type(one) is FunctionType]
     return len(objects) - 3 * sum(name.startswith("PreTrainedConfig.to_dict.") for name in functions)
 
 
