@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 import firp_kernels
 from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.decoder.joint_linears import JointLinears
-from firp.decoder.model_rules import head_counts
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS, Rung
@@ -26,6 +25,7 @@ from firp.engine.layers import compiles, layer_function
 from firp.engine.memory import check_memory
 from firp.engine.named_ops import check_named, prefill_attention
 from firp.engine.prefill import check_prompts, padded_length
+from firp.engine.same_run import check_same_run
 from firp.engine.state import DecodeState, StepRecord
 from firp.engine.step import Step
 from firp.engine.steps import Steps
@@ -50,12 +50,15 @@ class Engine:
         graphs: replay steps as CUDA graphs; None does so on a GPU where every op has a kernel.
         compile: compile the model's layers; the first step of each shape then takes seconds. None does so on a GPU.
 
+    Over a model that transformers sharded every rank makes the same calls; steps are neither captured nor compiled.
+
     One engine decodes many runs, in turn or at once. A later run reuses the buffers and captured steps that
     `Engine.release` gave back.
 
     Raises:
         ValueError: a model of another kind, a predictor for another model (`PredictorMismatch`), a tree out of range,
-            graphs where they cannot be captured, layers compiled over a named implementation.
+            graphs that cannot be captured, layers compiled over a named implementation or shards, heads that cannot be
+            divided over the ranks.
     """
 
     @plain_tensors
@@ -85,7 +88,7 @@ class Engine:
         self.runner: StepRunner = make_runner(self.view, graphs, impl)
         on_cpu = self.view.device.type == "cpu"
         self._prefill_attention = prefill_attention(impl, self.ops, self.view.device)
-        self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
+        self._layer = layer_function(compiles(compile, self.view, impl), self.ops)
         self.steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
         self._trees: TreeChoice | None = None
         if predictor is not None:
@@ -166,6 +169,10 @@ class Engine:
         lengths = [len(prompt) for prompt in prompts]
         check_prompts(self.view.config, lengths, max_new_tokens)
         size, device = len(prompts), self.view.device
+        check_same_run(
+            self.view, self._trees, prompts, max_new_tokens=max_new_tokens, eos_token_id=stop_tokens, plain=plain,
+            head=self.head, prefill_chunk_size=chunk_tokens,
+        )  # fmt: skip
         if self._trees is not None and not plain:
             self._trees.prepare(size)
         drafter = None if plain else self.drafter(size)
@@ -206,7 +213,7 @@ class Engine:
         capacity = allocated_slots(slots)
         largest = None if self._trees is None else self._trees.largest(batch_size)
         check_memory(self.view, batch_size, capacity, largest, self.num_offsets, self.captures)
-        _, kv_heads, width = head_counts(self.view.config)
+        _, kv_heads, width = self.view.heads
         buffers = Buffers.allocate(
             self.view.num_layers, batch_size, capacity, kv_heads, width, self.view.dtype, self.view.device
         )
