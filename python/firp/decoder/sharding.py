@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from firp.decoder.originals import is_own, library_of
-from firp.tools.ranks import ALONE, Ranks
+from firp.tools.ranks import ALONE, Ranks, check_version
 
 if distributed.is_available():
     from torch.distributed.tensor import DTensor, Replicate
@@ -58,6 +58,7 @@ def runs_shard(module: nn.Module) -> bool:
 
 def check_distribution(model: PreTrainedModel) -> None:
     """Raise ValueError for a model that is spread over processes in another way than by tensor parallelism."""
+    check_version(getattr(model, "tp_size", None) or 1)
     asked = getattr(model.config, "distributed_config", None)
     for name in OTHER_SIZES:
         size = getattr(asked, name, None) or 1

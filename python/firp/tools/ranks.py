@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import transformers
 from torch import Tensor, distributed
 from transformers import PreTrainedConfig
+from transformers.distributed import DistributedConfig
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -98,6 +100,14 @@ def launched_ranks() -> int:
 def launched_rank() -> int:
     """The number of this process among them."""
     return int(os.environ.get("RANK", "0"))
+
+
+def check_version(size: int) -> None:
+    """Raise ValueError where transformers shards models in a way that FIRP does not follow."""
+    if size > 1 and not hasattr(DistributedConfig(), "tp_size"):
+        raise ValueError(
+            f"tp_size: got {size} with transformers {transformers.__version__}, expected transformers 5.17 or later"
+        )
 
 
 def local_heads(config: PreTrainedConfig, plan: Mapping[str, str] | None, size: int) -> tuple[int, int]:
