@@ -71,7 +71,9 @@ def output() -> Console:
 def one_process(command: str) -> None:
     """Raise ValueError for a command that runs in one process alone, in a job of several."""
     if launched_ranks() > 1:
-        raise ValueError(f"{command}: got a job of {launched_ranks()} processes, expected one: start it without torchrun")
+        raise ValueError(
+            f"{command}: got a job of {launched_ranks()} processes, expected one: start it without torchrun"
+        )
 
 
 def find_predictor(model_name: str, predictor: str | None) -> FirpPredictor:

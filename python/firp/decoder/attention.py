@@ -7,7 +7,6 @@ from typing import Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-
 ATTENTION_NAME = "firp"
 # What an attention module may pass on and this function leaves to the layer or to the engine.
 HARMLESS = frozenset(["dropout", "is_causal", "position_ids", "use_cache", "output_attentions"])

@@ -141,13 +141,19 @@ def _check_modules(model: PreTrainedModel) -> Seen:
         kinds.add(type(module))
     seen.homes = Homes.of(kinds)
     seen.ranks = ranks_of(meshes)
-    if seen.ranks.size > 1 and seen.unknown:
-        name = seen.unknown[0]
-        raise ValueError(
-            f"model: {name!r} ({type(model.get_submodule(name)).__name__}) is not a known module, and the model is "
-            f"sharded over {seen.ranks.size} ranks, expected modules of torch and transformers with plain weights"
-        )
+    if seen.ranks.size > 1:
+        _check_shards(model, seen)
     return seen
+
+
+def _check_shards(model: PreTrainedModel, seen: Seen) -> None:
+    """Refuse modules over shards that nobody can try: a trial would need whole rows."""
+    adapted = [name for name, module in walk(model) if library_of(type(module).__module__) == "peft"]
+    for name in (*seen.unknown, *adapted):
+        raise ValueError(
+            f"model: {name!r} ({type(model.get_submodule(name)).__name__}) is an adapter or no known module, and the "
+            f"model is sharded over {seen.ranks.size} ranks, expected modules of torch and transformers, not quantised"
+        )
 
 
 def _check_modes(device: torch.device) -> None:

@@ -51,7 +51,7 @@ def runs_shard(module: nn.Module) -> bool:
     original, style = held.get("original_forward"), held.get("self")
     return (
         getattr(original, "__self__", None) is module
-        and getattr(original, "__func__", None) is type(module).forward
+        and getattr(original, "__func__", None) is getattr(type(module), "forward", None)
         and (style is None or (type(style).__name__ in STYLES and library_of(type(style).__module__) == "transformers"))
     )
 

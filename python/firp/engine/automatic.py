@@ -113,8 +113,7 @@ class Automatic:
             return kept
         measured = self._measure(batch_size, kept.num_offsets if kept else None, path)
         found = Choice(measured.num_offsets, None, {batch_size: measured.rungs}, "first use")
-        keeps = path is not None and measured.steady
-        if not keeps or not self.ranks.first(lambda: _kept_in(path, self.machine, found)):
+        if not measured.steady or not self.ranks.first(lambda: _kept_in(path, self.machine, found)):
             _measured[key] = found.with_batches(_measured[key]) if key in _measured else found
         return found if kept is None else kept.with_batches(found)
 
@@ -149,7 +148,9 @@ class Automatic:
         self._say(f"timing decode steps of {batch_size} sequences on this machine, once{where}")
         began, before = time.perf_counter(), preemptions()
         offsets = [num_offsets] if num_offsets else list(range(1, self.predictor.num_offsets + 1))
-        with tqdm(desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None if self.ranks.leads else True) as bar:
+        with tqdm(
+            desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None if self.ranks.leads else True
+        ) as bar:
             clock = StepClock(self.steps, MOST_ROWS[self.device.type], self.runner, batch_size, bar.update)
             for _ in range(ATTEMPTS):
                 plan, plain, seconds = self._time(clock, offsets)
@@ -244,8 +245,10 @@ class Automatic:
         return plans
 
 
-def _kept_in(path: Path, machine: str, found: Choice) -> bool:
-    """Whether the file could take them."""
+def _kept_in(path: Path | None, machine: str, found: Choice) -> bool:
+    """Whether there is a file that could take them."""
+    if path is None:
+        return False
     try:
         add_batches(path, machine, found)
     except OSError:

@@ -50,15 +50,12 @@ class Engine:
         graphs: replay steps as CUDA graphs; None does so on a GPU where every op has a kernel.
         compile: compile the model's layers; the first step of each shape then takes seconds. None does so on a GPU.
 
-    Over a model that transformers sharded every rank makes the same calls; steps are neither captured nor compiled.
-
     One engine decodes many runs, in turn or at once. A later run reuses the buffers and captured steps that
-    `Engine.release` gave back.
+    `Engine.release` gave back. Over a model that transformers sharded every rank makes the same calls.
 
     Raises:
         ValueError: a model of another kind, a predictor for another model (`PredictorMismatch`), a tree out of range,
-            graphs that cannot be captured, layers compiled over a named implementation or shards, heads that cannot be
-            divided over the ranks.
+            graphs that cannot be captured, layers compiled over a named implementation or over shards.
     """
 
     @plain_tensors
@@ -169,10 +166,8 @@ class Engine:
         lengths = [len(prompt) for prompt in prompts]
         check_prompts(self.view.config, lengths, max_new_tokens)
         size, device = len(prompts), self.view.device
-        check_same_run(
-            self.view, self._trees, prompts, max_new_tokens=max_new_tokens, eos_token_id=stop_tokens, plain=plain,
-            head=self.head, prefill_chunk_size=chunk_tokens,
-        )  # fmt: skip
+        asked = {"max_new_tokens": max_new_tokens, "stop_tokens": stop_tokens, "plain": plain, "chunk": chunk_tokens}
+        check_same_run(self.steps, self._trees, prompts, asked)
         if self._trees is not None and not plain:
             self._trees.prepare(size)
         drafter = None if plain else self.drafter(size)
@@ -213,10 +208,8 @@ class Engine:
         capacity = allocated_slots(slots)
         largest = None if self._trees is None else self._trees.largest(batch_size)
         check_memory(self.view, batch_size, capacity, largest, self.num_offsets, self.captures)
-        _, kv_heads, width = self.view.heads
-        buffers = Buffers.allocate(
-            self.view.num_layers, batch_size, capacity, kv_heads, width, self.view.dtype, self.view.device
-        )
+        view = self.view
+        buffers = Buffers.allocate(view.num_layers, batch_size, capacity, *view.heads[1:], view.dtype, view.device)
         buffers.addresses = addresses
         return buffers
 

@@ -14,7 +14,7 @@ from firp.drafting.trees import TreeConfig
 from firp.engine.buffers import allocated_slots
 from firp.engine.prefill import CAPTURED_ROWS, CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
-from firp.tools.ranks import local_heads
+from firp.tools.ranks import planned_heads
 
 GIB = 1 << 30
 
@@ -100,7 +100,7 @@ def plan_memory(
     """
     size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
     head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    heads, kv_heads = local_heads(config, config.base_model_tp_plan, tp_size)
+    heads, kv_heads = planned_heads(config, tp_size)
     rows = num_nodes + num_lookahead * num_offsets
     logits = batch_size * rows * vocab * size
     # Sampling holds processed scores, sorted ones and probabilities in float32, drafting the scores of k rows.

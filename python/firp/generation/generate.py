@@ -160,6 +160,12 @@ def decode(
         )
     pad_token = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
     seed = check_seed(seed)
+    ranks.check_same({
+        "do_sample, seed": (config.do_sample, seed), "acceptance": acceptance,
+        "output_scores, output_logits": (config.return_dict_in_generate, config.output_scores, config.output_logits),
+        "logits_processor": [type(processor).__qualname__ for processor in logits_processor or []],
+        "stopping_criteria": [type(criterion).__qualname__ for criterion in stops.criteria],
+    })  # fmt: skip
     if not config.do_sample:
         seed = None
     elif seed is None:
@@ -179,11 +185,6 @@ def decode(
     )
     processors = logits_processor or LogitsProcessorList()
     choose = _chooser(engine, processors, seed, acceptance, out, prompts, pad_token)
-    ranks.check_same({
-        "do_sample, seed": seed, "acceptance": acceptance, "output_scores": (out.scores is None, out.logits is None),
-        "logits_processor": [type(processor).__qualname__ for processor in processors],
-        "stopping_criteria": [type(criterion).__qualname__ for criterion in stops.criteria],
-    })  # fmt: skip
     if streamer is not None:
         streamer.put(input_ids.cpu())
     with out.time.measure("prefill"):

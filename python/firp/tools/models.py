@@ -21,7 +21,7 @@ from transformers.distributed import DistributedConfig
 from firp.tools.converted import WHEEL_MODELS, converted
 from firp.tools.hardware import is_out_of_memory
 from firp.tools.progress import bars_on_terminals_only
-from firp.tools.ranks import check_version, launched_ranks, local_heads
+from firp.tools.ranks import check_version, launched_ranks, planned_heads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -110,6 +110,8 @@ def load_model(
         OSError: a hub id that cannot be found, files that cannot be read, no disk that can hold a converted model.
     """
     dtype = parse_dtype(dtype)
+    if tp_size < 1:
+        raise ValueError(f"tp_size: got {tp_size}, expected at least 1")
     if tp_size > 1:
         _check_shards(name, torch.device(device), tp_size)
     with _source(name) as source:
@@ -131,7 +133,4 @@ def _check_shards(name: str, device: torch.device, tp_size: int) -> None:
     used = "cpu" if accelerator is None else accelerator.type
     if device.type != used:
         raise ValueError(f"device: got {str(device)!r}, expected {used!r}: there transformers puts the shards")
-    config = load_config(name)
-    if not config.base_model_tp_plan:
-        raise ValueError(f"model: transformers has no tensor parallel plan for model_type {config.model_type!r}")
-    local_heads(config, config.base_model_tp_plan, tp_size)
+    planned_heads(load_config(name), tp_size)

@@ -57,8 +57,8 @@ class Ranks:
         if self.leads:
             try:
                 told = [function(), None]
-            except Exception as error:
-                told = [None, error]
+            except Exception as raised:
+                told = [None, raised]
         distributed.broadcast_object_list(told, group=self.group, group_src=0)
         value, error = told
         if error is not None:
@@ -102,12 +102,33 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def leave() -> None:
+    """End this process's part in a job, at the end of its work."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def check_version(size: int) -> None:
     """Raise ValueError where transformers shards models in a way that FIRP does not follow."""
     if size > 1 and not hasattr(DistributedConfig(), "tp_size"):
         raise ValueError(
             f"tp_size: got {size} with transformers {transformers.__version__}, expected transformers 5.17 or later"
         )
+
+
+def planned_heads(config: PreTrainedConfig, size: int) -> tuple[int, int]:
+    """Query heads and key heads of a rank under the plan that transformers has for a model.
+
+    Raises:
+        ValueError: there is no plan, or the heads cannot be divided.
+    """
+    plan = getattr(config, "base_model_tp_plan", None)
+    if size > 1 and not plan:
+        raise ValueError(
+            f"tp_size: got {size}, expected 1: transformers has no tensor parallel plan for the model_type "
+            f"{config.model_type!r}"
+        )
+    return local_heads(config, plan, size)
 
 
 def local_heads(config: PreTrainedConfig, plan: Mapping[str, str] | None, size: int) -> tuple[int, int]:
