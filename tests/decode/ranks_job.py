@@ -185,7 +185,7 @@ def parts(root: Path) -> dict:
     """Which of the engine's own modules run over a sharded model."""
     view = firp.Engine(sharded(root, "llama")).view
     inside = {type(module).__name__ for layer in view.layers for module in layer.modules()}
-    return {"inside": sorted(inside), "norm": type(view.norm).__name__, "heads": view.heads}
+    return {"inside": sorted(inside), "heads": view.heads}
 
 
 @case

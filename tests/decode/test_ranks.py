@@ -159,7 +159,7 @@ def test_which_parts_run_over_shards(job):
     """As `firp doctor --tp` says: transformers' own modules, but for the norms."""
     for rank in job:
         own = {name for name in rank["parts"]["inside"] if name.startswith(("FewRow", "Joint"))}
-        assert own <= {"FewRowNorm"} and rank["parts"]["norm"] in ("FewRowNorm", "LlamaRMSNorm")
+        assert own <= {"FewRowNorm"} and "LlamaAttention" in rank["parts"]["inside"]
         assert rank["parts"]["heads"] == [2, 1, 8]
 
 
@@ -169,7 +169,7 @@ def test_rank_0_alone_prints(job):
 
 
 def test_heads_that_cannot_be_divided_are_named():
-    config = AutoConfig.for_model("llama", num_attention_heads=9, num_key_value_heads=3)
+    config = AutoConfig.for_model("llama", hidden_size=576, num_attention_heads=9, num_key_value_heads=3)
     with pytest.raises(ValueError, match=r"its 3 key heads .* 9 query heads cannot be divided over 2 .* expected 3 r"):
         local_heads(config, config.base_model_tp_plan, 2)
     assert local_heads(config, config.base_model_tp_plan, 3) == (3, 1)

@@ -121,6 +121,7 @@ def _memory(
 ) -> None:
     """Print what decoding with a model needs, part by part, next to what is free; the model is not loaded."""
     config, precision = load_config(model), parse_dtype(dtype)
+    heads = planned_heads(config, tp)
     limit = config.max_position_embeddings
     max_len = limit if max_len is None else max_len
     if not 1 <= max_len <= limit:
@@ -140,6 +141,7 @@ def _memory(
     plan = plan_memory(
         config, precision, slots, batch_size, **drafts, weights=weights,
         captures=device.type == "cuda" and tp == 1, prefill_rows=most_rows(device, slots, batch_size), tp_size=tp,
+        local_heads=heads,
     )  # fmt: skip
     method = (
         "FIRP, N = {num_nodes}, P = {num_lookahead}, k = {num_offsets}".format(**drafts) if drafts else "plain decoding"

@@ -48,11 +48,14 @@ def runs_shard(module: nn.Module) -> bool:
     if not name.endswith("tp_forward") or library_of(home) != "transformers" or not is_own(forward, home, name):
         return False
     held = inspect.getclosurevars(forward).nonlocals  # type: ignore[arg-type]
-    original, style = held.get("original_forward"), held.get("self")
+    original, style = held.get("original_forward"), type(held["self"]) if "self" in held else None
+    # Styles without inputs or outputs to change define the function in their own class.
+    kind = name.partition(".")[0] if style is None else style.__name__
     return (
         getattr(original, "__self__", None) is module
         and getattr(original, "__func__", None) is getattr(type(module), "forward", None)
-        and (style is None or (type(style).__name__ in STYLES and library_of(type(style).__module__) == "transformers"))
+        and kind in STYLES
+        and (style is None or library_of(style.__module__) == "transformers")
     )
 
 

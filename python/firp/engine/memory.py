@@ -14,7 +14,6 @@ from firp.drafting.trees import TreeConfig
 from firp.engine.buffers import allocated_slots
 from firp.engine.prefill import CAPTURED_ROWS, CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
-from firp.tools.ranks import planned_heads
 
 GIB = 1 << 30
 
@@ -82,6 +81,7 @@ def plan_memory(
     refiner_width: int = 0,
     prefill_rows: int = CHUNK_TOKENS,
     tp_size: int = 1,
+    local_heads: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """Plan a run of B sequences over a cache of `slots` slots each.
 
@@ -94,13 +94,11 @@ def plan_memory(
         refiner_width: w of the predictor's refiner.
         prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
         tp_size: tensor parallel ranks; what one of them needs is planned.
-
-    Raises:
-        ValueError: heads that cannot be divided over the ranks.
+        local_heads: query heads and key heads of a rank; None: all.
     """
     size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
     head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    heads, kv_heads = planned_heads(config, tp_size)
+    heads, kv_heads = local_heads or (config.num_attention_heads, config.num_key_value_heads)
     rows = num_nodes + num_lookahead * num_offsets
     logits = batch_size * rows * vocab * size
     # Sampling holds processed scores, sorted ones and probabilities in float32, drafting the scores of k rows.
@@ -146,7 +144,7 @@ def check_memory(
     num_nodes, num_lookahead = (1, 0) if tree is None else (tree.num_nodes, tree.num_lookahead)
     plan = plan_memory(
         view.config, view.dtype, slots, batch_size, num_nodes, num_lookahead, num_offsets, captures=captures,
-        prefill_rows=most_rows(view.device, slots, batch_size), tp_size=view.ranks.size,
+        prefill_rows=most_rows(view.device, slots, batch_size), tp_size=view.ranks.size, local_heads=view.heads[:2],
     )  # fmt: skip
     available = view.ranks.least(available_memory(view.device))
     if plan.run > available:
