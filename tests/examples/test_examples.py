@@ -60,6 +60,12 @@ def test_serve_watches_every_step(example):
 
 
 @needs_smollm2
+def test_tensor_parallel_runs_in_one_process_too(example):
+    *_, verdict = example("tensor_parallel", max_new_tokens=6)
+    assert verdict == "equal to plain decoding: True"
+
+
+@needs_smollm2
 def test_train_predictor_goes_through_every_stage(example):
     *_, tau, verdict = example("train_predictor", max_new_tokens=8, steps=1)
     assert tau.startswith("tau ") and verdict == "equal to Hugging Face: True"

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from firp.bench.methods import Results
+from firp.tools.ranks import launched_ranks
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Difference:
         index: of the prompt among those run. prompt: its id.
         position: of the token among the new ones.
         gap: score of Hugging Face's token minus score of the method's, in the model's dtype.
-        gap_float64: the same in float64.
+        gap_float64: the same in float64; NaN where the model is sharded, of which no copy is made.
     """
 
     index: int
@@ -62,8 +63,11 @@ def compare(results: Results, model: PreTrainedModel) -> dict[str, list[Differen
                     ids = torch.cat(
                         [ids, torch.tensor([base.tokens[:position]], dtype=torch.long, device=ids.device)], 1
                     )
-                    exact = exact or copy.deepcopy(model).double()
-                    gaps = tuple(score_gap(m, ids, base.tokens[position], run.tokens[position]) for m in (model, exact))
+                    gap = score_gap(model, ids, base.tokens[position], run.tokens[position])
+                    gaps = (gap, float("nan"))
+                    if launched_ranks() == 1:
+                        exact = exact or copy.deepcopy(model).double()
+                        gaps = (gap, score_gap(exact, ids, base.tokens[position], run.tokens[position]))
                 found[name].append(Difference(i, results.prompts[i].id, position, *gaps))
                 break
     return found

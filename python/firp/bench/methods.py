@@ -19,6 +19,7 @@ from firp.engine.state import DecodeStats
 from firp.generation.generate import generate
 from firp.tools.hardware import synchronize
 from firp.tools.prompt_files import Prompt
+from firp.tools.ranks import launched_ranks
 
 PROMPT_LOOKUP_TOKENS = 10
 
@@ -144,6 +145,8 @@ def make_methods(
         elif name == "hf":
             made[name] = hugging_face_method(model)
         elif name == "hf-compiled":
+            if launched_ranks() > 1:
+                raise ValueError("methods: got 'hf-compiled' in a job of several ranks, expected one process for it")
             made[name] = compiled_method(model)
         else:
             made[name] = hugging_face_method(model, prompt_lookup_num_tokens=PROMPT_LOOKUP_TOKENS)

@@ -17,8 +17,8 @@ from firp.bench.step_cost import SIZES, measure_step_cost, print_step_cost
 from firp.cli import options
 from firp.engine.engine import Engine
 from firp.tools.files import check_writable, write_atomically
-from firp.tools.models import load_model
 from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
+from firp.tools.ranks import launched_rank
 
 
 def bench(
@@ -47,9 +47,10 @@ def bench(
 ) -> None:
     """Run decoding methods on the same prompts, interleaved, and report tau, tokens/s, ratios and equality."""
     for output in (json_path, plot):
-        if output is not None:
+        if output is not None and launched_rank() == 0:
             check_writable(output)
     if random_weights is not None:
+        options.one_process("random_weights")
         if plot is not None:
             raise ValueError("plot: given with random_weights, expected one of them")
         size = lookahead if nodes is None else nodes
@@ -70,9 +71,11 @@ def bench(
     loaded = load_prompts(prompts, limit)
     drafter = options.find_predictor(model, predictor) if {"firp", "firp-reference"} & set(names) else None
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
-    base, tokenizer = load_model(model, dtype, options.choose_device(device))
+    base, tokenizer = options.load(model, dtype, options.choose_device(device))
     made = make_methods(names, base, drafter, tree)
-    results = run_methods(made, loaded, base, tokenizer, max_new_tokens, repeats, all_turns, raw)
+    results = run_methods(
+        made, loaded, base, tokenizer, max_new_tokens, repeats, all_turns, raw, progress=launched_rank() == 0
+    )
     settings = {
         "model": model,
         "predictor": predictor or model,
@@ -83,6 +86,8 @@ def bench(
     }
     settings |= {"tree": None} if drafter is None else tree_settings(Engine(base, drafter, tree))
     document = report(results, base, settings)
+    if launched_rank() > 0:
+        return
     print_table(document)
     _write(json_path, document)
     if plot is not None:

@@ -20,7 +20,6 @@ from firp.decoder.rotary import context_limit
 from firp.engine.engine import Engine
 from firp.generation.generate import generate
 from firp.generation.metrics import StepEvent
-from firp.tools.models import load_model
 from firp.tools.prompt_files import encode
 
 HELP = (
@@ -60,13 +59,13 @@ def chat(
     device = options.choose_device(device)
     drafter = None if plain else options.find_predictor(model, predictor)
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
-    base, tokenizer = load_model(model, dtype, device)
+    base, tokenizer = options.load(model, dtype, device)
     engine = Engine(base, drafter, tree)
-    console = Console(highlight=False)
+    console, ranks = options.output(), engine.view.ranks
     console.print(HELP)
     start = [] if system is None else [{"role": "system", "content": system}]
     messages = list(start)
-    while (text := _read(console)) is not None:
+    while (text := ranks.first(lambda: _read(console))) is not None:
         if text == "/exit":
             break
         if text == "/reset":
@@ -79,7 +78,7 @@ def chat(
         if not text:
             continue
         messages.append({"role": "user", "content": text})
-        ids = torch.tensor([encode(tokenizer, messages)], device=device)
+        ids = torch.tensor([encode(tokenizer, messages)], device=base.device)
         room = context_limit(base.config) - ids.shape[1]
         if room < 1:
             console.print(f"the conversation's {ids.shape[1]} tokens fill the model's context; /reset starts again")
@@ -98,7 +97,7 @@ def _answer(engine: Engine, ids: torch.Tensor, streamer: MarkingStreamer, asked:
 
         def step_ended(event: StepEvent) -> None:
             streamer.step_ended(event)
-            if interrupts:
+            if engine.view.ranks.first(lambda: bool(interrupts)):
                 raise Stopped
 
         try:

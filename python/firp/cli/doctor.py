@@ -24,9 +24,21 @@ from firp.engine.prefill import most_rows
 from firp.tools.converted import WHEEL_MODELS, is_kept
 from firp.tools.hardware import available_memory, machine_name, usable_cores
 from firp.tools.models import check_source, load_config, parse_dtype
+from firp.tools.ranks import planned_heads
 from firp_kernels import ops, registry
 
 REBUILD = "pip install --no-build-isolation -e . (FIRP_BUILD=cpu makes a compiler error visible)"
+
+# How the parts of a step run over weights that transformers sharded.
+OVER_RANKS = {
+    "linears, gated MLPs, attention blocks": "transformers' own modules over this rank's shards",
+    "linears side by side, few-row linears": "off",
+    "norms": "as in one process",
+    "tree attention and cache": "as in one process, for this rank's heads",
+    "head": "transformers' own, its scores gathered on every rank",
+    "predictor and draft tree": "on every rank; rank 0's path and tree are broadcast",
+    "CUDA graphs, compiled layers": "off",
+}
 
 
 def doctor(
@@ -42,13 +54,16 @@ def doctor(
     device: options.Device = None,
     nodes: options.Nodes = None,
     lookahead: options.Lookahead = None,
+    tp: Annotated[int, typer.Option(help="Tensor parallel ranks: what one of them needs and runs.")] = 1,
 ) -> None:
     """Say what hardware is here, which implementation owns each op, what is missing and how to get it."""
     if model is None and max_len is not None:
         raise ValueError("max_len: given without a model, expected both")
     if model is not None:
         check_source(model)
-    for name, value in (("max_len", max_len), ("batch_size", batch_size)):
+    if model is None and tp > 1:
+        raise ValueError("tp: given without a model, expected both")
+    for name, value in (("max_len", max_len), ("batch_size", batch_size), ("tp", tp)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
     console = Console(highlight=False, soft_wrap=True)
@@ -85,7 +100,9 @@ def doctor(
         console.print(f"- {text}")
     if model is not None:
         where = torch.device(options.choose_device(device))
-        _memory(console, model, max_len, batch_size, predictor, dtype, where, nodes, lookahead)
+        _memory(console, model, max_len, batch_size, predictor, dtype, where, nodes, lookahead, tp)
+        if tp > 1:
+            _over_ranks(console, model, tp)
         if predictor is not None or model in {folder.name for folder in SHIPPED.iterdir()}:
             _timed_steps(console, options.find_predictor(model, predictor), dtype, where)
 
@@ -100,9 +117,11 @@ def _memory(
     device: torch.device,
     nodes: int | None,
     lookahead: int | None,
+    tp: int,
 ) -> None:
     """Print what decoding with a model needs, part by part, next to what is free; the model is not loaded."""
     config, precision = load_config(model), parse_dtype(dtype)
+    heads = planned_heads(config, tp)
     limit = config.max_position_embeddings
     max_len = limit if max_len is None else max_len
     if not 1 <= max_len <= limit:
@@ -118,18 +137,20 @@ def _memory(
         raise ValueError("nodes, lookahead: given without a predictor, expected one to draft with")
     rows = drafts["num_nodes"] + drafts["num_lookahead"] * drafts["num_offsets"] if drafts else 1
     slots = slots_for(max_len, rows)
-    weights = weight_bytes(config, precision)
+    weights = weight_bytes(config, precision, tp)
     plan = plan_memory(
-        config, precision, slots, batch_size, **drafts, weights=weights, captures=device.type == "cuda",
-        prefill_rows=most_rows(device, slots, batch_size),
+        config, precision, slots, batch_size, **drafts, weights=weights,
+        captures=device.type == "cuda" and tp == 1, prefill_rows=most_rows(device, slots, batch_size), tp_size=tp,
+        local_heads=heads,
     )  # fmt: skip
     method = (
         "FIRP, N = {num_nodes}, P = {num_lookahead}, k = {num_offsets}".format(**drafts) if drafts else "plain decoding"
     )
+    whose = "memory" if tp == 1 else f"memory of each of {tp} ranks"
     table = Table(
         "part",
         "size",
-        title=f"memory: {model}, {dtype}, {batch_size} x {max_len} tokens in {slots} slots each, {method}",
+        title=f"{whose}: {model}, {dtype}, {batch_size} x {max_len} tokens in {slots} slots each, {method}",
     )
     for name, number in vars(plan).items():
         table.add_row(name, gib(number))
@@ -138,6 +159,15 @@ def _memory(
     table.add_row(f"free on {device}", gib(available))
     console.print(table)
     console.print("it fits" if plan.total <= available else f"it does not fit: {gib(plan.total - available)} too much")
+
+
+def _over_ranks(console: Console, model: str, tp: int) -> None:
+    """Print which parts of a step run in another way on each of several ranks."""
+    heads, kv_heads = planned_heads(load_config(model), tp)
+    table = Table("part", "runs as", title=f"a step on each of {tp} ranks: {heads} query heads, {kv_heads} key heads")
+    for row in OVER_RANKS.items():
+        table.add_row(*row)
+    console.print(table)
 
 
 def _timed_steps(console: Console, drafter: FirpPredictor, dtype: str, device: torch.device) -> None:

@@ -14,7 +14,6 @@ from firp.cli import options
 from firp.cli.streaming import MarkingStreamer
 from firp.engine.engine import Engine
 from firp.generation.generate import generate as firp_generate
-from firp.tools.models import load_model
 from firp.tools.prompt_files import encode
 
 DEFAULT_PROMPT = (
@@ -54,9 +53,9 @@ def generate(
     device = options.choose_device(device)
     drafter = None if plain else options.find_predictor(model, predictor)
     tree = None if drafter is None else options.make_tree(drafter, nodes, lookahead, tree_kind)
-    base, tokenizer = load_model(model, dtype, device)
-    ids = torch.tensor([encode(tokenizer, [{"role": "user", "content": prompt}], raw)], device=device)
-    console = Console(highlight=False)
+    base, tokenizer = options.load(model, dtype, device)
+    ids = torch.tensor([encode(tokenizer, [{"role": "user", "content": prompt}], raw)], device=base.device)
+    console = options.output()
     engines = {"plain": Engine(base)} if compare or plain else {}
     if drafter is not None:
         engines["FIRP"] = Engine(base, drafter, tree)

@@ -15,6 +15,7 @@ from firp.cli.generate import generate
 from firp.cli.train import distill, train
 from firp.cli.tune import tune
 from firp.tools.hardware import is_out_of_memory
+from firp.tools.ranks import launched_rank, launched_ranks, leave
 from firp_kernels import cpu_isa
 
 INTERRUPTED = 130
@@ -41,6 +42,8 @@ def run() -> None:
         finally:
             _flush()
     except SystemExit as end:
+        if not end.code:
+            leave()
         if end.code == INTERRUPTED:
             _say("interrupted; finished work is kept")
         raise
@@ -68,7 +71,8 @@ def _say(text: str) -> None:
 
 
 def _fail(text: str) -> None:
-    _say(f"[bold red]error:[/] {text}")
+    rank = f" (rank {launched_rank()})" if launched_ranks() > 1 else ""
+    _say(f"[bold red]error:[/]{rank} {text}")
     sys.exit(2)
 
 

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firp.drafting.predictor import SHIPPED, FirpPredictor, default_predictor, load_predictor
 from firp.drafting.trees import TreeConfig
-from firp.tools.models import check_source
+from firp.tools.models import check_source, load_model
+from firp.tools.ranks import launched_rank, launched_ranks
 
 Model = Annotated[str, typer.Option(help="Base model: a folder, a hub id, or smollm2-135m.")]
 Predictor = Annotated[str | None, typer.Option(help="Folder or hub id; default: the one shipped for the model.")]
@@ -53,6 +56,24 @@ def choose_device(device: str | None) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {device!r}, expected cpu: torch sees no CUDA device here")
     return device
+
+
+def load(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer; in a job of torchrun this rank's share of the model."""
+    return load_model(name, dtype, device, launched_ranks())
+
+
+def output() -> Console:
+    """Where a command prints; in a job of torchrun rank 0 alone does."""
+    return Console(highlight=False, quiet=launched_rank() > 0)
+
+
+def one_process(command: str) -> None:
+    """Raise ValueError for a command that runs in one process alone, in a job of several."""
+    if launched_ranks() > 1:
+        raise ValueError(
+            f"{command}: got a job of {launched_ranks()} processes, expected one: start it without torchrun"
+        )
 
 
 def find_predictor(model_name: str, predictor: str | None) -> FirpPredictor:

@@ -59,6 +59,7 @@ def tune(
     plot: Annotated[Path | None, typer.Option(help="Where to draw step times and tokens per second.")] = None,
 ) -> None:
     """Measure step times and acceptance on your prompts, choose trees per batch size, keep them for this machine."""
+    options.one_process("tune")
     config = TuneConfig(
         batch_sizes=options.integers("batch_sizes", batch_sizes),
         nodes=options.integers("nodes", nodes),

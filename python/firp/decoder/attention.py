@@ -7,8 +7,6 @@ from typing import Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from firp.decoder.model_rules import head_counts
-
 ATTENTION_NAME = "firp"
 # What an attention module may pass on and this function leaves to the layer or to the engine.
 HARMLESS = frozenset(["dropout", "is_causal", "position_ids", "use_cache", "output_attentions"])
@@ -83,8 +81,9 @@ def check_window(module: nn.Module, sliding_window: int | None) -> None:
 
 
 def check_heads(module: nn.Module, heads: int, kv_heads: int, head_dim: int) -> None:
-    """The heads of a layer are those that its configuration counts, for which the cache was made."""
-    expected = head_counts(module.config)
+    """The heads of a layer are those that its configuration counts, or this rank's share of them: the cache is made for
+    these."""
+    expected = module.firp_heads
     if (heads, kv_heads, head_dim) != expected:
         raise ValueError(
             f"model: layer {module.layer_idx} has {heads} query heads and {kv_heads} key heads of {head_dim}, expected "

@@ -20,6 +20,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from firp.decoder.model_rules import check_config, check_functions, read_fields
 from firp.decoder.originals import ORIGINALS, Homes, is_own, library_base, library_of, methods_of
 from firp.decoder.seen import Record, Seen
+from firp.decoder.sharding import check_distribution, is_sharded, ranks_of, runs_shard
 
 # torch's own modules whose result for a row does not depend on the other rows.
 ROWWISE = frozenset(
@@ -111,7 +112,8 @@ def _check_modules(model: PreTrainedModel) -> Seen:
     """The rules for every module on its own, and what was found."""
     library = _check_classes(model)
     modeling, device = library.__module__, model.model.embed_tokens.weight.device
-    seen, kinds = Seen(), set()
+    check_distribution(model)
+    seen, kinds, meshes = Seen(), set(), set()
     rotary = {id(child) for child in model.model.rotary_emb.modules()}  # Read at use; Hugging Face writes to it.
     for name, module in walk(model):
         kind = kind_of(type(module), modeling)  # type: ignore[arg-type]
@@ -119,7 +121,7 @@ def _check_modules(model: PreTrainedModel) -> Seen:
         if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
             _check_hooks(name, module)
         if not kind.methods.isdisjoint(attributes):
-            _refuse_override(name, module, kind)
+            _check_overrides(name, module, kind)
         if attributes["training"]:
             _check_training(name, module, kind)
         plain = True
@@ -128,14 +130,30 @@ def _check_modules(model: PreTrainedModel) -> Seen:
                 if tensor is not None:
                     if tensor.device != device:
                         _refuse_device(f"{name}.{key}", tensor, device)
-                    plain = plain and type(tensor) in (nn.Parameter, Tensor, nn.Buffer)
+                    if is_sharded(tensor):
+                        meshes.add(tensor.device_mesh)
+                    else:
+                        plain = plain and type(tensor) in (nn.Parameter, Tensor, nn.Buffer)
         if not (kind.rowwise and plain) and module is not model:
             seen.unknown.append(name)
         seen.names.append(name)
         seen.records.append(Record.of(module, kind.watched and module is not model and id(module) not in rotary))
         kinds.add(type(module))
     seen.homes = Homes.of(kinds)
+    seen.ranks = ranks_of(meshes)
+    if seen.ranks.size > 1:
+        _check_shards(model, seen)
     return seen
+
+
+def _check_shards(model: PreTrainedModel, seen: Seen) -> None:
+    """Refuse modules over shards that nobody can try: a trial would need whole rows."""
+    adapted = [name for name, module in walk(model) if library_of(type(module).__module__) == "peft"]
+    for name in (*seen.unknown, *adapted):
+        raise ValueError(
+            f"model: {name!r} ({type(model.get_submodule(name)).__name__}) is an adapter or no known module, and the "
+            f"model is sharded over {seen.ranks.size} ranks, expected modules of torch and transformers, not quantised"
+        )
 
 
 def _check_modes(device: torch.device) -> None:
@@ -216,8 +234,12 @@ def _check_hooks(name: str, module: nn.Module) -> None:
             )
 
 
-def _refuse_override(name: str, module: nn.Module, kind: Kind) -> None:
-    attribute = next(key for key in module.__dict__ if key in kind.methods)
+def _check_overrides(name: str, module: nn.Module, kind: Kind) -> None:
+    """Refuse what lies over a module's functions, but for the forward of a shard."""
+    sharded = runs_shard(module)
+    attribute = next((key for key in module.__dict__ if key in kind.methods and not (sharded and key == "forward")), "")
+    if not attribute:
+        return
     whose = "the model" if not name else f"{name!r}"
     raise ValueError(
         f"model: {whose} has its own {attribute} (accelerate's device_map or offloading, a kernel, or a patch), which "

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from firp.decoder.originals import Homes
+from firp.tools.ranks import ALONE, Ranks
 
 # Attributes that change while Hugging Face trains or generates, and that no forward without dropout follows.
 PASSING = frozenset(["training", "gradient_checkpointing", "_gradient_checkpointing_func", "_is_hf_initialized"])
@@ -78,6 +79,7 @@ class Seen:
         fields: configuration fields that its forward reads, and their values.
         unknown: names of modules whose independence of other rows is not known from their class.
         proven: whether a trial has shown it (`firp.decoder.independence`).
+        ranks: over which its weights are sharded.
     """
 
     names: list[str] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Seen:
     fields: dict[str, object] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     proven: bool = False
+    ranks: Ranks = ALONE
 
     def still_holds(self) -> bool:
         """Whether nothing changed at all, so that the verdict stands."""

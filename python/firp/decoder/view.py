@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 from firp.decoder.attention import ATTENTION_NAME, AttentionStep
 from firp.decoder.independence import check_rows
 from firp.decoder.model_check import check_model
-from firp.decoder.model_rules import running_layers, windows
+from firp.decoder.model_rules import head_counts, running_layers, windows
 from firp.decoder.rotary import FIXED_ROPE_TYPES, LENGTH_ROPE_TYPES, LengthRotary, rope_type_of
 from firp.decoder.seen import Seen
+from firp.decoder.sharding import rows_of
+from firp.tools.ranks import local_heads
 
 # Decoders that run embedding, layers, norm and head as Llama does; each is proven by a test.
 SUPPORTED_MODEL_TYPES = (
@@ -36,18 +38,19 @@ def replace_submodule(view: nn.Module, name: str, submodule: nn.Module) -> None:
     view._modules = {**view._modules, name: submodule}
 
 
-def make_layer_view(layer: nn.Module, place: int, window: int | None) -> nn.Module:
+def make_layer_view(layer: nn.Module, place: int, window: int | None, heads: tuple[int, int, int]) -> nn.Module:
     """Return a view of one decoder layer whose attention calls the `AttentionStep` passed as `firp_step`.
 
     Args:
         place: 0-based, among the layers that run; keys and values are found by it.
         window: sliding window of the layer, as the model's masks have it.
+        heads: query heads and key heads that this process holds, and the width of each.
     """
     config = copy.copy(layer.self_attn.config)
     config._attn_implementation_internal = ATTENTION_NAME
     attention = copy.copy(layer.self_attn)
     attention.config = config
-    attention.layer_idx, attention.firp_window = place, window
+    attention.layer_idx, attention.firp_window, attention.firp_heads = place, window, heads
     view = copy.copy(layer)
     replace_submodule(view, "self_attn", attention)
     return view
@@ -112,8 +115,12 @@ class DecoderView:
         self._seen = check_supported(model)
         self.config = model.config
         self.decoder = model.model
+        self.ranks = self._seen.ranks
+        plan = getattr(model, "tp_plan", None) if self.ranks.size > 1 else None
+        # Query heads and key heads of this rank, and the width of each.
+        self.heads = (*local_heads(model.config, plan, self.ranks.size), head_counts(model.config)[2])
         layers = zip(running_layers(model), windows(model), strict=True)
-        views = [make_layer_view(layer, place, window) for place, (layer, window) in enumerate(layers)]
+        views = [make_layer_view(layer, place, window, self.heads) for place, (layer, window) in enumerate(layers)]
         self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
         self.norm = adapt_norm(model) if adapt_norm else self.decoder.norm
         self.head = adapt_head(model) if adapt_head else model.get_output_embeddings()
@@ -209,8 +216,8 @@ class DecoderView:
 
         Without the head's bias: for drafts, not for choices.
         """
-        weight = self.model.get_output_embeddings().weight[tokens]
-        scores = self.norm(hidden).float() @ weight.float().mT
+        rows = rows_of(self.model.get_output_embeddings().weight, tokens)
+        scores = self.norm(hidden).float() @ rows.float().mT
         return scores * self.score_factor / self.score_divisor
 
     def logits(self, hidden: Tensor) -> Tensor:

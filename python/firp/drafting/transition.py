@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from firp.decoder.modes import plain_tensors
+from firp.decoder.sharding import local
 from firp.decoder.view import DecoderView
 
 TOKENS_AT_ONCE = 8192
@@ -59,7 +60,7 @@ def token_tables(view: DecoderView, transition: Tensor | None) -> tuple[Tensor, 
     tensors = (*module.parameters(), transition)
     if any(tensor.is_inference() for tensor in tensors):  # which do not tell whether they were written to
         return _make_tables(view, transition)
-    state = view.dtype, view.device, *((id(t), t.data_ptr(), t._version) for t in tensors)
+    state = view.dtype, view.device, *((id(t), local(t).data_ptr(), t._version) for t in tensors)
     made = _made.get(module)
     if made is None or made.transition() is not transition or made.state != state:
         made = _made[module] = _Made(weakref.ref(transition), state, _make_tables(view, transition))

@@ -97,25 +97,31 @@ class Automatic:
     ) -> None:
         self.predictor, self.profile_path, self.steps, self.runner = predictor, profile, steps, runner
         view = steps.view
-        self.device = view.device
+        self.device, self.ranks = view.device, view.ranks
         self._taus: dict[tuple[TreeConfig, int], float] = {}
         self.machine = ", ".join([machine_name(view.device, view.dtype), *_setting(steps, runner)])
 
     @plain_tensors
     def choice(self, batch_size: int) -> Choice:
-        """What is kept for this machine; measured, and kept, where it does not hold this batch size."""
-        try:
-            path = choice_file(self.predictor)
-        except FileNotFoundError:
-            path = None
-        kept, key = self._kept(path), (self.predictor.fingerprint(), self.machine)
+        """What is kept for this machine; measured, and kept, where it does not hold this batch size.
+
+        Rank 0 reads and writes the cache folder, and its times count on every rank.
+        """
+        path = self.ranks.first(self._path)
+        kept, key = self.ranks.first(lambda: self._kept(path)), (self.predictor.fingerprint(), self.machine)
         if kept is not None and kept.holds(batch_size):
             return kept
         measured = self._measure(batch_size, kept.num_offsets if kept else None, path)
         found = Choice(measured.num_offsets, None, {batch_size: measured.rungs}, "first use")
-        if path is None or not measured.steady or not _kept_in(path, self.machine, found):
+        if not measured.steady or not self.ranks.first(lambda: _kept_in(path, self.machine, found)):
             _measured[key] = found.with_batches(_measured[key]) if key in _measured else found
         return found if kept is None else kept.with_batches(found)
+
+    def _path(self) -> Path | None:
+        try:
+            return choice_file(self.predictor)
+        except FileNotFoundError:
+            return None
 
     def _kept(self, path: Path | None) -> Choice | None:
         """What the cache folder holds, and what this process measured beside it."""
@@ -139,10 +145,12 @@ class Automatic:
     def _measure(self, batch_size: int, num_offsets: int | None, path: Path | None) -> Measured:
         """Time a batch size, again where the machine was not steady."""
         where = f", kept in {path.parent}" if path else ""
-        print(f"firp: timing decode steps of {batch_size} sequences on this machine, once{where}", file=sys.stderr)
+        self._say(f"timing decode steps of {batch_size} sequences on this machine, once{where}")
         began, before = time.perf_counter(), preemptions()
         offsets = [num_offsets] if num_offsets else list(range(1, self.predictor.num_offsets + 1))
-        with tqdm(desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None) as bar:
+        with tqdm(
+            desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None if self.ranks.leads else True
+        ) as bar:
             clock = StepClock(self.steps, MOST_ROWS[self.device.type], self.runner, batch_size, bar.update)
             for _ in range(ATTEMPTS):
                 plan, plain, seconds = self._time(clock, offsets)
@@ -151,9 +159,9 @@ class Automatic:
                 if steady:
                     break
         rate = (preemptions() - before) / (time.perf_counter() - began) / torch.get_num_threads()
-        steady = steady and rate < PREEMPTIONS
+        steady = self.ranks.first(lambda: steady and rate < PREEMPTIONS)
         if not steady:
-            print("firp: the machine is busy: these figures are for this process alone", file=sys.stderr)
+            self._say("the machine is busy: these figures are for this process alone")
         k, branches = plan.num_offsets, [estimate.branch for estimate in plan.expected] or [()] * (1 + len(plan.trees))
         rungs = [
             Rung(tree, taken, self._tau(tree, k), branch)
@@ -163,6 +171,10 @@ class Automatic:
         # A tree that takes longer than one which delivers as much is never the best.
         useful = [rung for i, rung in enumerate(rungs) if all(rung.tau > cheaper.tau for cheaper in rungs[:i])]
         return Measured(k, (Rung(TreeConfig(1, 1), plain, 1.0, branches[0]), *useful), steady)
+
+    def _say(self, text: str) -> None:
+        if self.ranks.leads:
+            print(f"firp: {text}", file=sys.stderr)
 
     def _time(self, clock: StepClock, offsets: list[int]) -> tuple[Plan, float, list[float]]:
         """The plan whose best tree is the fastest, seconds of plain decoding, and seconds of its trees."""
@@ -233,8 +245,10 @@ class Automatic:
         return plans
 
 
-def _kept_in(path: Path, machine: str, found: Choice) -> bool:
-    """Whether the file could take them."""
+def _kept_in(path: Path | None, machine: str, found: Choice) -> bool:
+    """Whether there is a file that could take them."""
+    if path is None:
+        return False
     try:
         add_batches(path, machine, found)
     except OSError:
@@ -248,7 +262,8 @@ def _setting(steps: Steps, runner: StepRunner) -> list[str]:
     kinds = {type(module).__name__ for module in modules if hasattr(module, "in_features")}
     told = {"captured": runner.captures, "compiled": steps.layer.compiled}
     head = [] if steps.head is None else [f"head {steps.head}"]
-    return [name for name, on in told.items() if on] + head + sorted(kinds - {"Linear"})
+    ranks = [f"{steps.view.ranks.size} ranks"] if steps.view.ranks.size > 1 else []
+    return [name for name, on in told.items() if on] + head + ranks + sorted(kinds - {"Linear"})
 
 
 def trees_within(most_rows: int, num_offsets: int) -> Iterator[TreeConfig]:

@@ -16,7 +16,6 @@ from statistics import median
 import numpy as np
 import torch
 
-from firp.decoder.model_rules import head_counts
 from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import MAX_NODES, DraftTree, TreeConfig, root_only
@@ -101,7 +100,7 @@ class StepClock:
         self.runner, self.batch_size, self.progress = runner, batch_size, progress
         view = steps.view
         self.view, self.device = view, view.device
-        _, kv_heads, width = head_counts(view.config)
+        _, kv_heads, width = view.heads
         # Every step starts from the same context.
         slots = max(SMALLEST_BUCKET, CONTEXT + max(max(ROWS), max_rows) + SPARE_SLOTS)
         self.buffers = Buffers.allocate(view.num_layers, batch_size, slots, kv_heads, width, view.dtype, view.device)
@@ -140,7 +139,7 @@ class StepClock:
         started = time.perf_counter()
         for sweep in range(SWEEPS):
             for rows in ROWS if sweep == 0 else tuple(least):
-                if sweep and time.perf_counter() - started > SWEEP_SECONDS:
+                if sweep and self._since(started) > SWEEP_SECONDS:
                     return _curves(least)
                 taken = self._rows(step, state, rows)
                 least[rows] = [min(pair) for pair in zip(taken, least.get(rows, taken), strict=True)]
@@ -160,7 +159,13 @@ class StepClock:
         hidden = step.forward(state)
         between = time.perf_counter()
         self.view.logits(hidden)
-        return [between - begin, time.perf_counter() - between]
+        taken = [between - begin, time.perf_counter() - between]
+        return self.view.ranks.first(lambda: taken)
+
+    def _since(self, begin: float) -> float:
+        """Seconds since then, of rank 0: every rank times and stops alike."""
+        taken = time.perf_counter() - begin
+        return self.view.ranks.first(lambda: taken)
 
     def seconds(self, trees: list[tuple[TreeConfig | None, int]]) -> list[float]:
         """Median seconds of a step of each tree (None: plain decoding) with k offsets, taken in turns."""
@@ -178,10 +183,10 @@ class StepClock:
                 self.runner.step(step, state, choose)
                 synchronize(self.device)
                 if turn >= WARM_UP_STEPS:
-                    taken[i].append(time.perf_counter() - begin)
+                    taken[i].append(self._since(begin))
                 drafted[i] = state.tree
                 self.progress()
-            if turn > WARM_UP_STEPS and time.perf_counter() - started > STEP_SECONDS:
+            if turn > WARM_UP_STEPS and self._since(started) > STEP_SECONDS:
                 break
         return [median(times) for times in taken]
 

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 import firp_kernels
 from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.decoder.joint_linears import JointLinears
-from firp.decoder.model_rules import head_counts
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS, Rung
@@ -26,6 +25,7 @@ from firp.engine.layers import compiles, layer_function
 from firp.engine.memory import check_memory
 from firp.engine.named_ops import check_named, prefill_attention
 from firp.engine.prefill import check_prompts, padded_length
+from firp.engine.same_run import check_same_run
 from firp.engine.state import DecodeState, StepRecord
 from firp.engine.step import Step
 from firp.engine.steps import Steps
@@ -51,11 +51,11 @@ class Engine:
         compile: compile the model's layers; the first step of each shape then takes seconds. None does so on a GPU.
 
     One engine decodes many runs, in turn or at once. A later run reuses the buffers and captured steps that
-    `Engine.release` gave back.
+    `Engine.release` gave back. Over a model that transformers sharded every rank makes the same calls.
 
     Raises:
         ValueError: a model of another kind, a predictor for another model (`PredictorMismatch`), a tree out of range,
-            graphs where they cannot be captured, layers compiled over a named implementation.
+            graphs that cannot be captured, layers compiled over a named implementation or over shards.
     """
 
     @plain_tensors
@@ -85,7 +85,7 @@ class Engine:
         self.runner: StepRunner = make_runner(self.view, graphs, impl)
         on_cpu = self.view.device.type == "cpu"
         self._prefill_attention = prefill_attention(impl, self.ops, self.view.device)
-        self._layer = layer_function(compiles(compile, self.view.device, impl), self.ops)
+        self._layer = layer_function(compiles(compile, self.view, impl), self.ops)
         self.steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
         self._trees: TreeChoice | None = None
         if predictor is not None:
@@ -166,6 +166,8 @@ class Engine:
         lengths = [len(prompt) for prompt in prompts]
         check_prompts(self.view.config, lengths, max_new_tokens)
         size, device = len(prompts), self.view.device
+        asked = {"max_new_tokens": max_new_tokens, "stop_tokens": stop_tokens, "plain": plain, "chunk": chunk_tokens}
+        check_same_run(self.steps, self._trees, prompts, asked)
         if self._trees is not None and not plain:
             self._trees.prepare(size)
         drafter = None if plain else self.drafter(size)
@@ -206,10 +208,8 @@ class Engine:
         capacity = allocated_slots(slots)
         largest = None if self._trees is None else self._trees.largest(batch_size)
         check_memory(self.view, batch_size, capacity, largest, self.num_offsets, self.captures)
-        _, kv_heads, width = head_counts(self.view.config)
-        buffers = Buffers.allocate(
-            self.view.num_layers, batch_size, capacity, kv_heads, width, self.view.dtype, self.view.device
-        )
+        view = self.view
+        buffers = Buffers.allocate(view.num_layers, batch_size, capacity, *view.heads[1:], view.dtype, view.device)
         buffers.addresses = addresses
         return buffers
 

@@ -216,6 +216,8 @@ def _obstacle(view: DecoderView, impl: str | Mapping[str, str] | None) -> str | 
     """Why steps cannot be captured here, or None."""
     if view.device.type != "cuda":
         return f"the model is on {view.device}, expected a CUDA device"
+    if view.ranks.size > 1:
+        return f"the model is sharded over {view.ranks.size} ranks, expected one process: collectives are not captured"
     if impl is not None:
         return f"the ops are those of {impl!r}, expected the owners on the device (impl None)"
     waiting = [name for name, waits in STEP_OPS.items() if waits and registry.owner(name, "cuda") == "reference"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from firp.decoder.attention import AttentionStep, RotatingStep
+from firp.decoder.view import DecoderView
 from firp.drafting.trees import DraftTree
 
 # Graphs that one engine's layer may have: about six without a limit on batch sizes, and more where two sizes coincide.
@@ -86,17 +87,22 @@ def _layer(
     return layer(hidden, attention_mask=None, position_embeddings=(cos, sin), firp_step=step)
 
 
-def compiles(asked: bool | None, device: torch.device, impl: str | Mapping[str, str] | None) -> bool:
-    """Whether layers are compiled: where it was asked for, else on a GPU.
+def compiles(asked: bool | None, view: DecoderView, impl: str | Mapping[str, str] | None) -> bool:
+    """Whether layers are compiled: where it was asked for, else on a GPU that holds the whole model.
 
     Raises:
-        ValueError: asked for over a named implementation, which a compiler cannot look into.
+        ValueError: asked for over a named implementation, which a compiler cannot look into, or over shards.
     """
+    if asked and view.ranks.size > 1:
+        raise ValueError(
+            f"compile: got True with a model sharded over {view.ranks.size} ranks, expected False or None: layers with "
+            "collectives are not compiled"
+        )
     if asked and impl is not None:
         raise ValueError(
             f"compile: got True with impl {impl!r}, expected impl None: only torch's own dispatch is traced"
         )
-    return device.type == "cuda" and impl is None if asked is None else asked
+    return view.device.type == "cuda" and impl is None and view.ranks.size == 1 if asked is None else asked
 
 
 def compiled_copy(function: Callable[..., R]) -> Callable[..., R]:

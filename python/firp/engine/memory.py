@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from firp.decoder.view import DecoderView
@@ -47,11 +49,22 @@ class MemoryPlan:
         return self.weights + self.predictor + self.run
 
 
-def weight_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """Bytes of the parameters of the model that `config` describes; tied ones count once."""
+def weight_bytes(config: PretrainedConfig, dtype: torch.dtype, tp_size: int = 1) -> int:
+    """Bytes of the parameters of the model that `config` describes; tied ones count once.
+
+    Args:
+        tp_size: tensor parallel ranks; one of them holds its share of what the model's plan names, and all of the rest.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    plan = {name.removesuffix(".weight") for name in model.tp_plan or {}} if tp_size > 1 else set()
+
+    def held(name: str, parameter: Tensor) -> int:
+        wildcard = re.sub(r"\.\d+\.", ".*.", name)
+        named = {wildcard, wildcard.rpartition(".")[0]} & plan
+        return -(-parameter.nbytes // tp_size) if named and parameter.dim() > 1 else parameter.nbytes
+
+    return sum(held(name, parameter) for name, parameter in model.named_parameters())
 
 
 def plan_memory(
@@ -67,6 +80,8 @@ def plan_memory(
     transition_rank: int = 0,
     refiner_width: int = 0,
     prefill_rows: int = CHUNK_TOKENS,
+    tp_size: int = 1,
+    local_heads: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """Plan a run of B sequences over a cache of `slots` slots each.
 
@@ -78,15 +93,17 @@ def plan_memory(
         transition_rank: r of the predictor's token transition.
         refiner_width: w of the predictor's refiner.
         prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
+        tp_size: tensor parallel ranks; what one of them needs is planned.
+        local_heads: query heads and key heads of a rank; None: all.
     """
     size, width, vocab = dtype.itemsize, config.hidden_size, config.vocab_size
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    head_width = getattr(config, "head_dim", None) or width // heads
+    head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    heads, kv_heads = local_heads or (config.num_attention_heads, config.num_key_value_heads)
     rows = num_nodes + num_lookahead * num_offsets
     logits = batch_size * rows * vocab * size
     # Sampling holds processed scores, sorted ones and probabilities in float32, drafting the scores of k rows.
     wide = batch_size * (3 * num_nodes + 2 * num_offsets) * vocab * 4
-    per_row = (4 * width + 3 * config.intermediate_size + 2 * (heads + 2 * kv_heads) * head_width) * size
+    per_row = (4 * width + 3 * -(-config.intermediate_size // tp_size) + 2 * (heads + 2 * kv_heads) * head_width) * size
 
     def passing(rows: int, reach: int) -> int:
         """Rows of prompts: keys and values spread over their groups, and a mask of one prompt's chunk, among them."""
@@ -127,9 +144,9 @@ def check_memory(
     num_nodes, num_lookahead = (1, 0) if tree is None else (tree.num_nodes, tree.num_lookahead)
     plan = plan_memory(
         view.config, view.dtype, slots, batch_size, num_nodes, num_lookahead, num_offsets, captures=captures,
-        prefill_rows=most_rows(view.device, slots, batch_size),
+        prefill_rows=most_rows(view.device, slots, batch_size), tp_size=view.ranks.size, local_heads=view.heads[:2],
     )  # fmt: skip
-    available = available_memory(view.device)
+    available = view.ranks.least(available_memory(view.device))
     if plan.run > available:
         parts = ", ".join(f"{name} {gib(getattr(plan, name))}" for name in ("cache", "scores", "scratch", "graphs"))
         raise ValueError(

@@ -73,6 +73,7 @@ class Step:
         hidden = self.forward(state)  # [B, N + P*k, d]
         scored = self.score(hidden, state.tree)  # nodes [B, N, V]
         chosen, scores = choose(scored.nodes, state, self.max_depth(state))  # path [B, max_depth + 1]
+        chosen = Verified(*self.view.ranks.agree(chosen))
         emitted = self.emit(state, chosen)  # tokens [B, max_depth + 1], cut at a stop token and at the limit
         self.ops.commit_cache(state.cache, state.context_lens, chosen.path, emitted.kept, state.finished)
         state.finished.copy_(emitted.finished)  # [B]
@@ -132,12 +133,15 @@ class Step:
             states = gather_rows(scored.hidden, emitted.rows)  # [B, k, d]
             refined = self.drafters.refined(states, emitted.root, drafter.num_ranks)
             probabilities, candidates, conditioned = refined  # [B, k, K] and [B, k, K, K]
-            return drafter.draft(probabilities, candidates, emitted.root, emitted.usable, conditioned)
+            return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable, conditioned))
         scores, rows = self.pseudo_scores(scored, emitted.rows)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
         probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
-        return drafter.draft(probabilities, candidates, emitted.root, emitted.usable)
+        return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable))
+
+    def _agreed(self, tree: DraftTree) -> DraftTree:
+        return DraftTree(*self.view.ranks.agree(tuple(vars(tree).values())))
 
     def look_up(self, state: DecodeState, record: StepRecord, num_branch: int) -> int:
         """Note what the last step emitted, and add to its tree a branch of at most so many nodes that repeats earlier

@@ -32,7 +32,7 @@ from firp.generation.metrics import StepEvent
 from firp.generation.options import REFUSED, check_options, first_given
 from firp.generation.output import FirpOutput, Output
 from firp.generation.padding import Prompts, with_padding, without_padding
-from firp.generation.stopping import Stops, use_stop_strings
+from firp.generation.stopping import Stops, agreed, use_stop_strings
 from firp.sampling.choosers import Sequential, Vectorised
 from firp.sampling.processors import VECTORISED, is_vectorised
 from firp.sampling.typical import Typical, TypicalAcceptance
@@ -149,6 +149,7 @@ def decode(
     check_autocast(engine.view.device)
     prompts = Prompts.of(input_ids, model_inputs.get("attention_mask"))
     check_vocabulary(prompts, model)
+    ranks = engine.view.ranks
     stops = Stops.of(stopping_criteria or StoppingCriteriaList(), config)
     max_new_tokens = max(1, stops.max_length - input_ids.shape[1])
     check_prompts(engine.view.config, [len(prompt) for prompt in prompts.tokens], max_new_tokens)
@@ -159,16 +160,22 @@ def decode(
         )
     pad_token = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
     seed = check_seed(seed)
+    ranks.check_same({
+        "do_sample, seed": (config.do_sample, seed), "acceptance": acceptance,
+        "output_scores, output_logits": (config.return_dict_in_generate, config.output_scores, config.output_logits),
+        "logits_processor": [type(processor).__qualname__ for processor in logits_processor or []],
+        "stopping_criteria": [type(criterion).__qualname__ for criterion in stops.criteria],
+    })  # fmt: skip
     if not config.do_sample:
         seed = None
     elif seed is None:
-        seed = int(torch.randint(2**62, ()))
+        seed = ranks.first(lambda: int(torch.randint(2**62, ())))
     out = Output(
         prompts.padded,
         prompts.unpadded,
         max_new_tokens,
         stops.tokens,
-        stops.criteria,
+        agreed(stops.criteria, ranks),
         model.get_input_embeddings().weight.shape[0],
         stops.together and len(prompts.tokens) > 1,
         streamer,
@@ -176,7 +183,8 @@ def decode(
         keep_logits=bool(config.return_dict_in_generate and config.output_logits),
         on_step=on_step,
     )
-    choose = _chooser(engine, logits_processor or LogitsProcessorList(), seed, acceptance, out, prompts, pad_token)
+    processors = logits_processor or LogitsProcessorList()
+    choose = _chooser(engine, processors, seed, acceptance, out, prompts, pad_token)
     if streamer is not None:
         streamer.put(input_ids.cpu())
     with out.time.measure("prefill"):
@@ -217,7 +225,9 @@ def _chooser(
         return Typical(acceptance, engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)
     if not is_vectorised(processors):
         processors = with_padding(processors, prompts)
-        return Sequential(engine.ops, processors, seed, out.deliver, lambda: out.padded_history(pad_token))
+        return Sequential(
+            engine.ops, engine.view.ranks, processors, seed, out.deliver, lambda: out.padded_history(pad_token)
+        )
     if processors or seed is not None:
         return Vectorised(engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)
     return Greedy(engine.ops)

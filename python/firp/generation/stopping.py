@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from firp.generation.options import first_given
+from firp.tools.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class Stops:
         tokens = sorted({token for end in ends for token in end})
         together = not any(hasattr(c, "eos_token_id") for c in criteria)
         return cls(min(lengths, default=config.max_length), tokens, StoppingCriteriaList(others), together)
+
+
+def agreed(criteria: StoppingCriteriaList, ranks: Ranks) -> StoppingCriteriaList:
+    """Criteria whose answer is rank 0's: a clock, or a score's last bit, may let another rank answer otherwise."""
+    if ranks.size == 1 or not criteria:
+        return criteria
+
+    def ends(input_ids: Tensor, scores: tuple[Tensor, ...] | None, **others: object) -> Tensor:
+        (done,) = ranks.agree((criteria(input_ids, scores, **others),))
+        return done
+
+    return StoppingCriteriaList([ends])
 
 
 def use_stop_strings(model: PreTrainedModel, options: dict) -> None:

@@ -17,6 +17,7 @@ from transformers import LogitsProcessorList
 
 from firp.engine.state import DecodeState
 from firp.sampling.processors import ON_DEVICE, process_tree
+from firp.tools.ranks import Ranks
 from firp_kernels import Verified
 
 _GOLDEN = -7046029254386353131
@@ -123,6 +124,7 @@ class Sequential:
 
     Args:
         ops: from `firp_kernels.bind`.
+        ranks: over which the model is sharded.
         processors: any.
         seed: None takes the argmax, a number draws with the state's seed.
         deliver: called with (sequence, token, processed scores [V], logits [V]) as soon as a token of the walk is
@@ -137,12 +139,14 @@ class Sequential:
     def __init__(
         self,
         ops: SimpleNamespace,
+        ranks: Ranks,
         processors: LogitsProcessorList,
         seed: int | None,
         deliver: Callable[[int, int, Tensor, Tensor], bool],
         padded_history: Callable[[], Tensor],
     ) -> None:
         self.ops = ops
+        self.ranks = ranks
         self.processors = processors
         self.seed = seed
         self.deliver = deliver
@@ -157,8 +161,8 @@ class Sequential:
         while True:
             row = logits[:, node].float()
             scores = self.processors(self.padded_history(), row.clone())
-            broken = scores.isnan().any(-1)
-            choices = self._choose(scores, state, level)
+            own = scores.isnan().any(-1), self._choose(scores, state, level)
+            broken, choices = self.ranks.agree(own)  # the walk goes on along them
             one_hot[:, node] = torch.nn.functional.one_hot(choices, vocab).float()
             one_hot[broken, node] = float("nan")
             ended = [

@@ -10,6 +10,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from firp.tools.hardware import device_name
+from firp.tools.ranks import launched_ranks
 from firp_kernels import __version__, registry
 
 
@@ -20,6 +21,7 @@ def environment(model: PreTrainedModel) -> dict:
         "date": datetime.date.today().isoformat(),
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
+        "ranks": launched_ranks(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -65,15 +65,19 @@ def _version(package: str) -> str:
 
 
 def available_memory(device: torch.device | str) -> int:
-    """Bytes that may still be allocated on the device; on a GPU with the blocks that torch holds unused."""
+    """Bytes that may still be allocated on the device; on a GPU with the blocks that torch holds unused.
+
+    On a CPU the ranks that torchrun started on this machine share them.
+    """
     if torch.device(device).type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
     except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def usable_cores() -> int:

