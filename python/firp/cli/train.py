@@ -11,10 +11,12 @@ from firp.cli import options
 from firp.train.config import TrainConfig
 from firp.train.distill import DistillConfig
 from firp.train.distill import distill as run_distill
+from firp.train.server_distill import ServerConfig, distill_from_servers
 from firp.train.trainer import Trainer
 
 
 def distill(
+    context: typer.Context,
     prompts: Annotated[str, typer.Option(help="JSONL file of prompts.")],
     output: Annotated[Path, typer.Option(help="File to write, .npz.")],
     model: options.Model = "smollm2-135m",
@@ -28,12 +30,46 @@ def distill(
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of an OpenAI-compatible API that runs the model; may be given several times."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Of --server: requests in flight at most, over all servers.")] = 32,
+    served_model: Annotated[
+        str | None, typer.Option(help="Of --server: the model's name there; default: the only one listed.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Of --server: seconds for one answer.")] = 600.0,
 ) -> None:
     """Let the base model answer prompts: the text a predictor is trained on. Run again to go on after a stop."""
     config = DistillConfig(
         model, prompts, limit, max_new_tokens, batch_size, temperature, max_prompt_tokens, seed, dtype
     )
-    print(f"wrote {run_distill(config, output, options.choose_device(device))}")
+    _check_given(context, ("batch_size", "dtype", "device") if server else ("concurrency", "served_model", "timeout"))
+    if not server:
+        print(f"wrote {run_distill(config, output, options.choose_device(device))}")
+        return
+    report = distill_from_servers(config, ServerConfig(tuple(server), concurrency, served_model, timeout), output)
+    speed = (
+        f"{report.tokens} tokens in {report.seconds:.0f} s ({report.tokens / max(report.seconds, 1e-9):.0f} a second)"
+    )
+    print(f"wrote {output}: {report.answers} answers; this run: {speed}")
+    if report.exact < report.answers:
+        print(
+            f"{report.answers - report.exact} answers are text that was tokenized here, {report.recounted} of them to "
+            "another number of tokens than the server counted"
+        )
+    if report.failures:
+        print(f"{report.failures} prompts got no answer, see {report.failures_file}; run the same command to ask again")
+
+
+def _check_given(context: typer.Context, names: tuple[str, ...]) -> None:
+    """Refuse options that this way of distilling does not have."""
+    for name in names:
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            given = (
+                "--server, where the server decides it" if name in ("batch_size", "dtype", "device") else "no --server"
+            )
+            raise ValueError(f"{name}: got it with {given}; leave it off")
 
 
 def train(
