@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from benchmarks.gpu import tiny_model
 
 TEMPLATE = (
+    "{% if messages[0].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     "{% for m in messages %}{{ {'user': 'w20', 'assistant': 'w21', 'system': 'w22'}[m.role] }} {{ m.content }} [EOS] "
     "{% endfor %}{% if add_generation_prompt %}w21 {% endif %}"
 )

@@ -1,4 +1,4 @@
-"""`firp distill --server`: whatever a server does, no answer is lost, none is there twice, and failures are listed."""
+"""`firp distill --server`: for any fault of a server no answer is lost or there twice, and failures are listed."""
 
 import json
 import threading

@@ -11,6 +11,8 @@ from firp.cli import options
 from firp.train.config import TrainConfig
 from firp.train.distill import DistillConfig
 from firp.train.distill import distill as run_distill
+from firp.train.plan import needs
+from firp.train.ranks import Ranks
 from firp.train.server_distill import ServerConfig, distill_from_servers
 from firp.train.trainer import Trainer
 
@@ -73,7 +75,9 @@ def _check_given(context: typer.Context, names: tuple[str, ...]) -> None:
 
 
 def train(
-    data: Annotated[str, typer.Option(help="File written by `firp distill`.")],
+    data: Annotated[
+        str, typer.Option(help="File written by `firp distill`, JSONL of conversations, or folder of a data set.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the predictor, its checkpoint and log.")],
     model: options.Model = "smollm2-135m",
     insertion_layer: Annotated[int, typer.Option(help="t: decoder layers below the prediction.")] = 20,
@@ -100,6 +104,11 @@ def train(
     keep_rows: Annotated[
         bool, typer.Option(help="Run the base model once and keep its rows in the output folder.")
     ] = False,
+    pack: Annotated[
+        bool,
+        typer.Option(help="Run the base model over rows of up to --max-length tokens that hold several sequences."),
+    ] = False,
+    report_to: Annotated[str, typer.Option(help="tensorboard, wandb or none, beside the log file.")] = "none",
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
 ) -> None:
     """Train a predictor; run the same command again to resume exactly."""
@@ -110,10 +119,14 @@ def train(
         batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
         transition_rank=transition_rank, refiner_width=refiner_width, ridge_tokens=ridge_tokens,
         start_from=start_from, held_out=held_out, seed=seed,
-        dtype=dtype, keep_rows=keep_rows,
+        dtype=dtype, keep_rows=keep_rows, pack=pack,
     )  # fmt: skip
-    trainer = Trainer(config, output, options.choose_device(device))
-    if trainer.run(time_limit):
-        print(f"wrote {output}")
-    else:
-        print(f"stopped at step {trainer.step} of {steps}; run the same command to go on")
+    ranks, device = Ranks.of_torchrun(options.choose_device(device))
+    trainer = Trainer(config, output, device, report_to=report_to, ranks=ranks)
+    if ranks.first:
+        print(*needs(config, trainer.view, trainer.predictor, trainer.dataset, ranks), sep="\n")
+    done = trainer.run(time_limit)
+    ranks.leave()
+    if ranks.first:
+        rest = f"stopped at step {trainer.step} of {steps}; run the same command to go on"
+        print(f"wrote {output}" if done else rest)
