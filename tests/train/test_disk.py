@@ -156,7 +156,7 @@ def text(tmp_path, monkeypatch):
 
 
 def test_distillation_goes_on_after_a_full_disk(text, tmp_path, monkeypatch):
-    output, write, written = tmp_path / "text.npz", module._save, []
+    output, write, written = tmp_path / "text.npz", module.save_arrays, []
 
     def filling(path, **arrays):
         written.append(path)
@@ -169,7 +169,7 @@ def test_distillation_goes_on_after_a_full_disk(text, tmp_path, monkeypatch):
         write(path, **arrays)
 
     with monkeypatch.context() as context:
-        context.setattr(module, "_save", filling)
+        context.setattr(module, "save_arrays", filling)
         kept = np.savez_compressed
         with pytest.raises(OSError, match=r"cannot write .*000001.npz: No space left on device"):
             distill(text(), output, progress=False)

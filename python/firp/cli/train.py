@@ -11,10 +11,14 @@ from firp.cli import options
 from firp.train.config import TrainConfig
 from firp.train.distill import DistillConfig
 from firp.train.distill import distill as run_distill
+from firp.train.plan import needs
+from firp.train.ranks import Ranks
+from firp.train.server_distill import ServerConfig, distill_from_servers
 from firp.train.trainer import Trainer
 
 
 def distill(
+    context: typer.Context,
     prompts: Annotated[str, typer.Option(help="JSONL file of prompts.")],
     output: Annotated[Path, typer.Option(help="File to write, .npz.")],
     model: options.Model = "smollm2-135m",
@@ -28,16 +32,52 @@ def distill(
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of an OpenAI-compatible API that runs the model; may be given several times."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Of --server: requests in flight at most, over all servers.")] = 32,
+    served_model: Annotated[
+        str | None, typer.Option(help="Of --server: the model's name there; default: the only one listed.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Of --server: seconds for one answer.")] = 600.0,
 ) -> None:
     """Let the base model answer prompts: the text a predictor is trained on. Run again to go on after a stop."""
     config = DistillConfig(
         model, prompts, limit, max_new_tokens, batch_size, temperature, max_prompt_tokens, seed, dtype
     )
-    print(f"wrote {run_distill(config, output, options.choose_device(device))}")
+    _check_given(context, ("batch_size", "dtype", "device") if server else ("concurrency", "served_model", "timeout"))
+    if not server:
+        print(f"wrote {run_distill(config, output, options.choose_device(device))}")
+        return
+    report = distill_from_servers(config, ServerConfig(tuple(server), concurrency, served_model, timeout), output)
+    speed = (
+        f"{report.tokens} tokens in {report.seconds:.0f} s ({report.tokens / max(report.seconds, 1e-9):.0f} a second)"
+    )
+    print(f"wrote {output}: {report.answers} answers; this run: {speed}")
+    if report.exact < report.answers:
+        print(
+            f"{report.answers - report.exact} answers are text that was tokenized here, {report.recounted} of them to "
+            "another number of tokens than the server counted"
+        )
+    if report.failures:
+        print(f"{report.failures} prompts got no answer, see {report.failures_file}; run the same command to ask again")
+
+
+def _check_given(context: typer.Context, names: tuple[str, ...]) -> None:
+    """Refuse options that this way of distilling does not have."""
+    for name in names:
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            given = (
+                "--server, where the server decides it" if name in ("batch_size", "dtype", "device") else "no --server"
+            )
+            raise ValueError(f"{name}: got it with {given}; leave it off")
 
 
 def train(
-    data: Annotated[str, typer.Option(help="File written by `firp distill`.")],
+    data: Annotated[
+        str, typer.Option(help="File written by `firp distill`, JSONL of conversations, or folder of a data set.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the predictor, its checkpoint and log.")],
     model: options.Model = "smollm2-135m",
     insertion_layer: Annotated[int, typer.Option(help="t: decoder layers below the prediction.")] = 20,
@@ -64,6 +104,11 @@ def train(
     keep_rows: Annotated[
         bool, typer.Option(help="Run the base model once and keep its rows in the output folder.")
     ] = False,
+    pack: Annotated[
+        bool,
+        typer.Option(help="Run the base model over rows of up to --max-length tokens that hold several sequences."),
+    ] = False,
+    report_to: Annotated[str, typer.Option(help="tensorboard, wandb or none, beside the log file.")] = "none",
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
 ) -> None:
     """Train a predictor; run the same command again to resume exactly."""
@@ -74,10 +119,14 @@ def train(
         batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
         transition_rank=transition_rank, refiner_width=refiner_width, ridge_tokens=ridge_tokens,
         start_from=start_from, held_out=held_out, seed=seed,
-        dtype=dtype, keep_rows=keep_rows,
+        dtype=dtype, keep_rows=keep_rows, pack=pack,
     )  # fmt: skip
-    trainer = Trainer(config, output, options.choose_device(device))
-    if trainer.run(time_limit):
-        print(f"wrote {output}")
-    else:
-        print(f"stopped at step {trainer.step} of {steps}; run the same command to go on")
+    ranks, device = Ranks.of_torchrun(options.choose_device(device))
+    trainer = Trainer(config, output, device, report_to=report_to, ranks=ranks)
+    if ranks.first:
+        print(*needs(config, trainer.view, trainer.predictor, trainer.dataset, ranks), sep="\n")
+    done = trainer.run(time_limit)
+    ranks.leave()
+    if ranks.first:
+        rest = f"stopped at step {trainer.step} of {steps}; run the same command to go on"
+        print(f"wrote {output}" if done else rest)

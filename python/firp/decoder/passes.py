@@ -32,12 +32,50 @@ def expand_groups(rows: Tensor, num_heads: int) -> Tensor:
     return rows.repeat_interleave(num_heads // rows.shape[1], dim=1)
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Where sequences lie in rows that hold several, end to end.
+
+    Attributes:
+        rows: [B] row of each sequence, and `starts` [B] its first place there.
+        lengths: [B] its tokens.
+        shape: (rows, places of a row).
+    """
+
+    rows: Tensor
+    starts: Tensor
+    lengths: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, lengths: Tensor, capacity: int) -> Packing:
+        """Sequences of `lengths` [B], the longest first, each in the first row of `capacity` places with room."""
+        rows, starts, filled = torch.zeros_like(lengths), torch.zeros_like(lengths), []  # type: ignore[var-annotated]
+        for b in lengths.argsort(descending=True, stable=True).tolist():
+            length = int(lengths[b])
+            row = next((r for r, taken in enumerate(filled) if taken + length <= capacity), len(filled))
+            filled += [0] * (row == len(filled))
+            rows[b], starts[b] = row, filled[row]
+            filled[row] += length
+        return cls(rows, starts, lengths, (len(filled), max(filled, default=0)))
+
+    def places(self, length: int) -> tuple[Tensor, Tensor]:
+        """Place [B, length] of each token in the rows joined, 0 for padding, and whether it is a token."""
+        position = torch.arange(length)
+        real = position < self.lengths[:, None]
+        return ((self.rows * self.shape[1] + self.starts)[:, None] + position).masked_fill(~real, 0), real
+
+
 @dataclass
 class RecordingAttention:
-    """Causal attention over whole sequences that keeps keys and values from layer `record_from` on."""
+    """Causal attention over whole sequences that keeps keys and values from layer `record_from` on.
+
+    `documents` [B, T] number the sequences of packed rows: none sees another's tokens.
+    """
 
     record_from: int
     recorded: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    documents: Tensor | None = None
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
@@ -47,10 +85,13 @@ class RecordingAttention:
             self.recorded[module.layer_idx] = (key, value)
         length, heads = query.shape[2], query.shape[1]
         mask = None
-        if sliding_window is not None and sliding_window < length:
+        window = length if sliding_window is None else min(sliding_window, length)
+        if window < length or self.documents is not None:
             position = torch.arange(length, device=query.device)
             distance = position[:, None] - position
-            mask = (distance >= 0) & (distance < sliding_window)
+            mask = (distance >= 0) & (distance < window)
+        if self.documents is not None:
+            mask = (mask & (self.documents[:, :, None] == self.documents[:, None]))[:, None]
         out = functional.scaled_dot_product_attention(
             query,
             expand_groups(key, heads),
@@ -63,15 +104,34 @@ class RecordingAttention:
 
 
 @torch.no_grad()
-def real_rows(view: DecoderView, tokens: Tensor, insertion_layer: int) -> RealRows:
-    """Run whole sequences, tokens [B, T], once without gradient."""
+def real_rows(view: DecoderView, tokens: Tensor, insertion_layer: int, packing: Packing | None = None) -> RealRows:
+    """Run whole sequences, tokens [B, T], once without gradient.
+
+    With a `packing` they pass the layers in its rows. The result is laid out as without one; what stands in the padding
+    is of no meaning.
+    """
     step = RecordingAttention(record_from=insertion_layer)
     position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    if packing is not None:
+        places, real = (tensor.to(tokens.device) for tensor in packing.places(tokens.shape[1]))
+        size = packing.shape[0] * packing.shape[1]
+        numbers = torch.arange(len(tokens), device=tokens.device)[:, None].expand(tokens.shape)
+        packed = [
+            tokens.new_full((size,), fill).scatter(0, places[real], values[real]).view(packing.shape)
+            for values, fill in ((tokens, 0), (position_ids, 0), (numbers, -1))
+        ]
+        tokens, position_ids, step.documents = packed
     embedded = view.embed(tokens)
     position_embeddings = view.rotary(embedded, position_ids)
     inserted = view.run_layers(embedded, position_embeddings, step, 0, insertion_layer)
     final = view.run_layers(inserted, position_embeddings, step, insertion_layer, view.num_layers)
-    return RealRows(inserted, final, step.recorded)
+    if packing is None:
+        return RealRows(inserted, final, step.recorded)
+    apart = {
+        layer: tuple(rows.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2) for rows in kept)
+        for layer, kept in step.recorded.items()
+    }
+    return RealRows(inserted.flatten(0, 1)[places], final.flatten(0, 1)[places], apart)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -86,6 +86,12 @@ def load_config(name: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source)
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer alone of a base model; the model is named, and errors are raised, as in `load_model`."""
+    with _source(name) as source:
+        return AutoTokenizer.from_pretrained(source)
+
+
 def load_model(
     name: str, dtype: str | torch.dtype = torch.bfloat16, device: str | torch.device = "cpu", tp_size: int = 1
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -12,7 +12,7 @@ class TrainConfig:
 
     Attributes:
         model: base model, as `load_model` takes it.
-        data: file written by `firp distill`.
+        data: file written by `firp distill`, JSONL file or folder of conversations (`firp.train.conversations`).
         insertion_layer: t.
         num_offsets: k.
         steps: optimizer steps.
@@ -33,6 +33,8 @@ class TrainConfig:
         dtype: dtype of the base model; the predictor itself trains in float32.
         keep_rows: compute the base model's rows once and keep them in the output folder instead of at every step; see
             `RowStore` for their size.
+        pack: run the base model over rows of up to `max_length` tokens that hold several sequences, which do not see
+            each other; sequences, anchors and results are the same up to rounding.
     """
 
     model: str
@@ -56,6 +58,7 @@ class TrainConfig:
     seed: int = 0
     dtype: str = "float32"
     keep_rows: bool = False
+    pack: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_offsets", "steps", "batch_size", "anchors", "held_out"):
@@ -63,6 +66,8 @@ class TrainConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.max_length <= self.num_offsets:
             raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
+        if self.pack and self.keep_rows:
+            raise ValueError("pack: got it with keep_rows, expected one of them: kept rows are computed once, unpacked")
         if not self.learning_rate >= 0:
             raise ValueError(f"learning_rate: got {self.learning_rate}, expected at least 0")
         if self.learning_rate == 0 and (self.start_from is None or not (self.transition_rank or self.refiner_width)):

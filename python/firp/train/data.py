@@ -14,17 +14,19 @@ SORT_WINDOW_BATCHES = 16
 
 @dataclass(frozen=True)
 class TextDataset:
-    """Prompts with the base model's answers, all sequences joined.
+    """Prompts with answers, all sequences joined.
 
     Attributes:
         tokens: [total] token ids.
         offsets: [n + 1] start of each sequence in `tokens`.
-        prompt_lengths: [n] tokens of each prompt; the rest is the answer.
+        prompt_lengths: [n] tokens before the first answer.
+        answers: [total] bool, which tokens are of answers; None where all after the prompt are.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     prompt_lengths: np.ndarray
+    answers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -34,7 +36,8 @@ class TextDataset:
 
     def check(self) -> None:
         """Raise ValueError, naming the array, unless the arrays are those of whole sequences with their prompts."""
-        for name, array in vars(self).items():
+        for name in ("tokens", "offsets", "prompt_lengths"):
+            array = getattr(self, name)
             if array.ndim != 1 or array.dtype.kind not in "iu":
                 raise ValueError(f"{name}: got {array.dtype} of shape {array.shape}, expected integers [n]")
         if len(self) < 1:
@@ -63,6 +66,12 @@ class TextDataset:
     def sequence(self, index: int) -> Tensor:
         return torch.from_numpy(self.tokens[self.offsets[index] : self.offsets[index + 1]].astype(np.int64))
 
+    def answer_mask(self, index: int) -> Tensor:
+        """Which tokens of a sequence are of an answer."""
+        if self.answers is None:
+            return torch.arange(self.length(index)) >= int(self.prompt_lengths[index])
+        return torch.from_numpy(self.answers[self.offsets[index] : self.offsets[index + 1]])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -71,15 +80,15 @@ class Batch:
     Attributes:
         tokens: [B, T].
         lengths: [B] real tokens of each.
-        prompt_lengths: [B].
+        answers: [B, T] bool, which tokens are of answers.
     """
 
     tokens: Tensor
     lengths: Tensor
-    prompt_lengths: Tensor
+    answers: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.tokens.to(device), self.lengths.to(device), self.prompt_lengths.to(device))
+        return Batch(self.tokens.to(device), self.lengths.to(device), self.answers.to(device))
 
 
 def load_dataset(path: str | Path) -> TextDataset:
@@ -115,8 +124,8 @@ def make_batch(dataset: TextDataset, indices: np.ndarray, max_length: int) -> Ba
     sequences = [dataset.sequence(i)[:max_length] for i in indices]
     lengths = torch.tensor([len(s) for s in sequences])
     tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-    prompt_lengths = torch.from_numpy(dataset.prompt_lengths[indices].astype(np.int64))
-    return Batch(tokens, lengths, torch.minimum(prompt_lengths, lengths))
+    masks = [dataset.answer_mask(i)[:max_length] for i in indices]
+    return Batch(tokens, lengths, torch.nn.utils.rnn.pad_sequence(masks, batch_first=True))
 
 
 def epoch_batches(

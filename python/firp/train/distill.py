@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firp.engine.engine import Engine
 from firp.generation.batch import answer, cut_after_stop
-from firp.tools.files import check_writable, explained, locked, read_object, staging, write_atomically
 from firp.tools.models import load_model
 from firp.tools.prompt_files import Prompt, encode, load_prompts
 from firp.train.data import TextDataset
+from firp.train.text_parts import join_parts, opened_parts, remove_parts, save_arrays, token_dtype
 
 
 @dataclass(frozen=True)
@@ -53,27 +51,6 @@ class DistillConfig:
             raise ValueError(f"temperature: got {self.temperature}, expected more than 0")
 
 
-def _check_resumable(parts: Path, config: DistillConfig) -> None:
-    """Remember the settings beside the parts; raise ValueError if those there were made with others."""
-    record = parts / "config.json"
-    settings = asdict(config)
-    if not record.is_file():
-        if any(parts.glob("*.npz")):
-            raise ValueError(f"output: {parts} holds text without {record.name}; remove it to begin again")
-        write_atomically(record, lambda path: path.write_text(json.dumps(settings)))
-        return
-    try:
-        begun = read_object(record)
-    except ValueError as error:
-        raise ValueError(f"output: {record}: {error}; remove {parts} to begin again") from error
-    for name in settings | begun:
-        if name not in begun or begun[name] != settings.get(name):
-            raise ValueError(
-                f"{name}: got {settings.get(name)!r}, but {parts} was begun with {begun.get(name)!r}; "
-                "choose another output or the same settings"
-            )
-
-
 def _answer(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,19 +85,10 @@ def distill(config: DistillConfig, output: str | Path, device: str = "cpu", prog
         OSError: the disk refuses a file (finished batches stay), or another process is at work on the same output.
     """
     output = Path(output)
-    if output.suffix != ".npz":
-        raise ValueError(f"output: got {str(output)!r}, expected a name ending in .npz")
     prompts = load_prompts(config.prompts, config.limit)
-    check_writable(output)
-    parts = output.with_name(output.name + ".parts")
-    with explained(parts):
-        parts.mkdir(parents=True, exist_ok=True)
-    with locked(parts):
-        _check_resumable(parts, config)
-        _join(_answer_all(config, prompts, parts, device, progress), output)
-        # Moved first: a kill in the middle of the removal must not leave parts that a later run takes for its own.
-        with staging(parts) as done:
-            os.replace(parts, done / parts.name)
+    with opened_parts(output, asdict(config)) as parts:
+        join_parts(_answer_all(config, prompts, parts, device, progress), output)
+        remove_parts(parts)
     return output
 
 
@@ -157,18 +125,10 @@ def _answer_all(
     return [arrays[index] for index in range(len(batches))]
 
 
-def _save(path: Path, **arrays: np.ndarray) -> None:
-    def write(staging: Path) -> None:
-        with open(staging, "wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    write_atomically(path, write)
-
-
 def _write_part(
     path: Path, ids: list[str], prompts: list[list[int]], answers: list[list[int]], greedy: bool, model: PreTrainedModel
 ) -> dict[str, np.ndarray]:
-    dtype = np.uint16 if model.config.vocab_size <= 2**16 else np.uint32
+    dtype = token_dtype(model.config.vocab_size)
     sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     arrays = {
         "tokens": np.concatenate([np.array(sequence, dtype) for sequence in sequences]),
@@ -177,7 +137,7 @@ def _write_part(
         "greedy": np.full(len(ids), greedy),
         "ids": np.array(ids),
     }
-    _save(path, **arrays)
+    save_arrays(path, **arrays)
     return arrays
 
 
@@ -202,9 +162,3 @@ def _read_part(path: Path, ids: list[str], prompts: list[list[int]]) -> dict[str
             f"output: {path} is no batch of this run: {error}; remove it to answer that batch again"
         ) from error
     return arrays
-
-
-def _join(parts: list[dict[str, np.ndarray]], output: Path) -> None:
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    arrays["offsets"] = np.concatenate([[0], arrays.pop("lengths").cumsum()])
-    _save(output, **arrays)

@@ -22,15 +22,15 @@ from firp.train.data import Batch
 def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw anchor positions in the answers, without replacement.
 
-    An anchor's k targets must be inside the sequence. Memory is bounded by `anchors`, for any length.
+    An anchor's k targets must be inside one answer. Memory is bounded by `anchors`, for any length.
 
     Returns:
         anchors [B, A] int64, and valid [B, A] bool (short answers leave invalid anchors, which point at 0).
     """
     batch_size, length = batch.tokens.shape
-    position = torch.arange(length)
-    first = (batch.prompt_lengths - 1).clamp(min=0)
-    allowed = (position >= first[:, None]) & (position + num_offsets < batch.lengths[:, None])
+    allowed = torch.zeros(batch_size, length, dtype=torch.bool)
+    if length > num_offsets:
+        allowed[:, :-num_offsets] = batch.answers[:, 1:].unfold(1, num_offsets, 1).all(-1)
     priority = torch.rand(batch_size, length, generator=generator).masked_fill(~allowed, -1.0)
     top = priority.topk(min(anchors, length), dim=1)
     valid = top.values >= 0
@@ -62,6 +62,16 @@ class OffsetScores:
     followed1: Tensor
     followed4: Tensor
     count: int
+
+    @classmethod
+    def of(cls, sums: Tensor, count: int) -> OffsetScores:
+        """Scores of the sums [6, k] in the order of the fields."""
+        kl, top1, top4, top10, followed1, followed4 = sums.cpu()
+        return cls(kl, top1, top4, top10, followed1, followed4, count)
+
+    def sums(self) -> Tensor:
+        """The sums [6, k], as `of` takes them."""
+        return torch.stack([value for name, value in vars(self).items() if name != "count"])
 
     @classmethod
     def total(cls, parts: list[OffsetScores]) -> OffsetScores:
@@ -144,10 +154,13 @@ class Objective:
         anchors: Tensor,
         valid: Tensor,
         want_gradient: bool,
+        count: int | None = None,
     ) -> OffsetScores:
         """Scores at the anchors [B, A] that are `valid` in sequences `tokens` [B, T] with rows `real`.
 
         The valid anchors of a sequence come first, as `sample_anchors` puts them.
+
+        `count` is the number of anchors that the mean is over, where other ranks have some of them.
 
         The head runs over some anchors at a time, so that few scores [n, k, V] are alive. With `want_gradient` the mean
         over anchors is differentiated, and the gradients are added to the predictor's parameters.
@@ -161,7 +174,8 @@ class Objective:
         chosen = [b * anchors.shape[1] + i for b, count in enumerate(counts) for i in range(count)]
         k, length, device = len(self.offset_weights), tokens.shape[1], tokens.device
         offsets = torch.arange(1, k + 1, device=device)
-        weights, sums = self.offset_weights / max(len(chosen), 1), torch.zeros(6, k, device=device)
+        count = max(len(chosen), 1) if count is None else count
+        weights, sums = self.offset_weights / count, torch.zeros(6, k, device=device)
         for index in torch.tensor(chosen, device=device).split(ANCHORS_AT_ONCE[device.type == "cuda"]):
             flat = index // anchors.shape[1] * length + anchors.flatten()[index]
             positions = flat[:, None] + offsets
@@ -176,8 +190,7 @@ class Objective:
                 gradient.view(-1, *leaf.shape[1:])[index] = leaf.grad
         if maps_learn:
             rows.backward(gradient, inputs=[predictor.weight])
-        kl, top1, top4, top10, followed1, followed4 = sums.cpu()
-        return OffsetScores(kl, top1, top4, top10, followed1, followed4, max(len(chosen), 1))
+        return OffsetScores.of(sums, count)
 
     def plain(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
         """Sums [6, k] of the rows as they are, and of the token transition if there is one."""

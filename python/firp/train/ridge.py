@@ -42,6 +42,11 @@ class RidgeAccumulator:
                 self.cross[j] += (target.T @ source).double()
             self.count += len(source)
 
+    def usable(self, lengths: Tensor) -> int:
+        """Positions that `add` counts in sequences of `lengths` [B]."""
+        rows, k = lengths - SINK_POSITIONS, len(self.cross)
+        return int((rows - k)[rows > k].sum())
+
     def solve(self, strength: float = 1e-3) -> Tensor:
         """Return weight [k, d, d] in float32; the penalty is `strength` times the mean variance."""
         if self.count == 0:

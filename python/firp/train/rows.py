@@ -20,6 +20,19 @@ from firp.tools.files import explained, read_object, write_atomically
 from firp.train.data import TextDataset, make_batch
 
 
+def key_shape(view: DecoderView) -> tuple[int, int]:
+    """(Hkv, D) of a token's keys in one layer."""
+    config = view.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_key_value_heads, head_dim
+
+
+def row_width(view: DecoderView, insertion_layer: int) -> int:
+    """Numbers that training needs of one token: 2 d + 2 (L - t) Hkv D."""
+    heads, head_dim = key_shape(view)
+    return 2 * view.config.hidden_size + 2 * (view.num_layers - insertion_layer) * heads * head_dim
+
+
 class RowStore:
     """The real rows of every sequence of a dataset in one memory-mapped file, one record a token.
 
@@ -53,11 +66,9 @@ class RowStore:
         lengths = np.minimum(np.diff(dataset.offsets), max_length)
         self.starts = np.concatenate([[0], lengths.cumsum()])
         self.order = np.argsort(lengths, kind="stable")
-        config = view.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.key_shape = (config.num_key_value_heads, head_dim)
+        self.key_shape = key_shape(view)
         self.layers = range(insertion_layer, view.num_layers)
-        width = 2 * config.hidden_size + 2 * len(self.layers) * config.num_key_value_heads * head_dim
+        width = row_width(view, insertion_layer)
         size = int(self.starts[-1]) * width
         num_bytes = size * view.dtype.itemsize
         self.done, self.checksum = self._progress(num_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,45 +12,75 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from firp.decoder.passes import RealRows, real_rows
+from firp.decoder.passes import Packing, RealRows, real_rows
 from firp.decoder.view import DecoderView
-from firp.drafting.predictor import FirpPredictor, load_predictor
+from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import FILE_NAME as PROFILE
-from firp.drafting.profile import save_profile
-from firp.drafting.recording import make_profile
-from firp.drafting.transition import UnitEmbeddings, token_tables
-from firp.engine.engine import Engine
-from firp.generation.batch import greedy_answers
-from firp.tools.files import check_writable, locked, write_atomically
+from firp.drafting.transition import UnitEmbeddings
+from firp.generation.batch import stop_ids
+from firp.tools.files import check_writable, locked
 from firp.tools.models import load_model
 from firp.train import run_files
 from firp.train.config import TrainConfig
-from firp.train.data import BatchOrder, TextDataset, epoch_batches, load_dataset, make_batch, split_held_out
+from firp.train.conversations import read_conversations
+from firp.train.data import BatchOrder, TextDataset, load_dataset, make_batch, split_held_out
 from firp.train.objective import Objective, OffsetScores, sample_anchors
-from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
+from firp.train.ranks import Ranks
+from firp.train.reporting import Reporter
 from firp.train.rows import RowStore
+from firp.train.start import set_start
+from firp.train.worth import write_profile
 
 CHECKPOINT = "checkpoint.pt"
 ROWS = "rows.bin"
 LOG = "train_log.jsonl"
-SOURCE_SCALE = 0.01
-PROFILE_PROMPTS, PROFILE_TOKENS, PROFILE_AT_ONCE = 32, 96, 8
 PROFILE_OFFSETS = 16  # its size grows with their cube
 
 
 class Trainer:
-    """One training run in the folder `output`; a folder with a checkpoint of the same config is resumed."""
+    """One training run in the folder `output`; a folder with a checkpoint of the same config is resumed.
 
-    def __init__(self, config: TrainConfig, output: str | Path, device: str = "cpu", progress: bool = True) -> None:
+    With several ranks each has the base model and a part of every batch. Gradients are added up, so batches, anchors
+    and results do not depend on how many there are, up to the order of sums. Rank 0 reads and writes the output.
+
+    Args:
+        report_to: "tensorboard", "wandb" or "none".
+        ranks: the processes that train together; this one alone by default.
+
+    Raises:
+        ValueError, FileNotFoundError: unreadable data, a bad setting, settings that ranks cannot share.
+        OSError: an output that cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        output: str | Path,
+        device: str = "cpu",
+        progress: bool = True,
+        report_to: str = "none",
+        ranks: Ranks | None = None,
+    ) -> None:
         self.config = config
         self.output = Path(output)
         self.device = torch.device(device)
-        self.progress = progress
-        check_writable(self.output / CHECKPOINT)
-        self.dataset: TextDataset = load_dataset(config.data)
+        self.ranks = ranks or Ranks()
+        self.progress = progress and self.ranks.first
+        self._check_ranks()
+        self.reporter = Reporter(report_to if self.ranks.first else "none", self.output, asdict(config))
+        if self.ranks.first:
+            check_writable(self.output / CHECKPOINT)
+        conversations = Path(config.data).suffix == ".jsonl" or Path(config.data).is_dir()
+        if not conversations:
+            self.dataset: TextDataset = load_dataset(config.data)
+        elif not Path(config.data).exists():
+            raise FileNotFoundError(f"data: got {config.data!r}, expected an existing file or folder")
+        self.model, tokenizer = load_model(config.model, config.dtype, self.device)
+        if conversations:
+            stops = stop_ids(self.model) | {tokenizer.eos_token_id}
+            self.dataset = read_conversations(Path(config.data), tokenizer, stops)
         self.train_indices, self.held_out_indices = split_held_out(self.dataset, config.held_out)
         self.order = BatchOrder(self.dataset, self.train_indices, config.batch_size, config.seed)
-        self.model, _ = load_model(config.model, config.dtype, self.device)
         self.model.requires_grad_(False)
         self.dataset.check_vocabulary(self.model.config.vocab_size)
         self.view = DecoderView(self.model)
@@ -57,7 +88,7 @@ class Trainer:
             self.model, config.num_offsets, config.insertion_layer,
             transition_rank=config.transition_rank, refiner_width=config.refiner_width,
         ).to(self.device)  # fmt: skip
-        groups = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
+        groups: list[dict] = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
         if config.transition_rank:
             groups += [
                 {"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}
@@ -66,6 +97,7 @@ class Trainer:
             refiner = [self.predictor.refiner_inputs, self.predictor.refiner_bias, self.predictor.refiner_outputs]
             groups += [{"params": refiner, "peak": config.refiner_learning_rate, "weight_decay": 0.01}]
         self.optimizer = torch.optim.AdamW(groups)
+        self.trained = [parameter for group in groups if group["peak"] for parameter in group["params"]]
         self.objective = Objective(
             self.view,
             config.insertion_layer,
@@ -77,6 +109,18 @@ class Trainer:
         self.seconds = 0.0
         self.store = self.open_store() if config.keep_rows else None
 
+    def _check_ranks(self) -> None:
+        size = self.ranks.size
+        if self.config.keep_rows and size > 1:
+            raise ValueError(
+                f"keep_rows: got it with {size} ranks, expected one: every epoch gives a sequence to another rank, so "
+                "each would keep the rows of all; leave it off"
+            )
+        if self.config.batch_size < size:
+            raise ValueError(
+                f"batch_size: got {self.config.batch_size}, expected at least {size}: a sequence for each rank"
+            )
+
     def run(self, time_limit_s: float | None = None, checkpoint_every: int = 50, evaluate_every: int = 200) -> bool:
         """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint, or with part of the rows
         kept.
@@ -87,19 +131,21 @@ class Trainer:
         Raises:
             OSError: the disk refuses a file (the last checkpoint stays), or another process trains in the same folder.
         """
-        with locked(self.output):
+        with locked(self.output) if self.ranks.first else nullcontext():
             return self._run(time_limit_s, checkpoint_every, evaluate_every)
 
     def _run(self, time_limit_s: float | None, checkpoint_every: int, evaluate_every: int) -> bool:
         started = time.monotonic()
         if self.store is not None and not self.store.fill(self.config.batch_size, self.progress, time_limit_s):
             return False
-        if (self.output / CHECKPOINT).is_file():
-            self.load_checkpoint()
-        else:
-            run_files.cut_log(self.output / LOG, -1)
+        if not self.load_checkpoint():
+            if self.ranks.first:
+                run_files.cut_log(self.output / LOG, -1)
+            self.reporter.start(0)
             self.initialize()
             self.save_checkpoint()
+        else:
+            self.reporter.start(self.step)
         bar = tqdm(
             total=self.config.steps,
             initial=self.step,
@@ -117,88 +163,38 @@ class Trainer:
             done = self.step == self.config.steps
             if self.step % evaluate_every == 0 or done:
                 self.log("held_out", self.evaluate())
-            out_of_time = time_limit_s is not None and time.monotonic() - started > time_limit_s
+            out_of_time = time_limit_s is not None and self.ranks.first_value(
+                time.monotonic() - started > time_limit_s, self.device
+            )
             if self.step % checkpoint_every == 0 or done or out_of_time:
                 self.save_checkpoint()
             if out_of_time and not done:
+                self.reporter.end()
                 return False
         bar.close()
+        self.reporter.end()
+        if not self.ranks.first:
+            return True
         (self.output / PROFILE).unlink(missing_ok=True)  # that of an earlier predictor
         run_files.write_predictor(self.output, self.predictor)
         if self.config.num_offsets <= PROFILE_OFFSETS:
-            self.write_profile()
+            write_profile(self.output / PROFILE, self.view, self.predictor, self.dataset, self.held_out_indices)
         return True
-
-    def write_profile(self) -> None:
-        """Record what the predictor drafts at the positions of the model's greedy answers to held-out prompts."""
-        prompts: list[torch.Tensor] = []
-        room = self.model.config.max_position_embeddings - PROFILE_TOKENS - self.config.num_offsets
-        for index in self.held_out_indices:
-            prompt = self.dataset.sequence(index)[: self.dataset.prompt_lengths[index]]
-            if len(prompt) <= room and len(prompts) < PROFILE_PROMPTS:
-                prompts.append(prompt)
-        if not prompts:
-            return
-        answers = greedy_answers(Engine(self.model), prompts, PROFILE_TOKENS, PROFILE_AT_ONCE)
-        found = [(prompt, answer, "held out") for prompt, answer in zip(prompts, answers, strict=True)]
-        tables = token_tables(self.view, self.predictor.transition)
-        profile = make_profile(self.view, self.predictor, found, tables)
-        write_atomically(self.output / PROFILE, lambda path: save_profile(path, profile))
 
     def initialize(self) -> None:
         """Start from another predictor or from the closed form, and log the held-out accuracy of that start."""
-        config = self.config
-        if config.transition_rank:
-            generator = torch.Generator().manual_seed(config.seed)
-            source = torch.randn(self.predictor.transition.shape[1:], generator=generator) * SOURCE_SCALE
-            with torch.no_grad():
-                self.predictor.transition[0] = source
-        if config.refiner_width:
-            inputs = self.predictor.refiner_inputs
-            generator = torch.Generator().manual_seed(config.seed)
-            spread = (inputs.shape[1] * inputs.shape[-1]) ** -0.5
-            with torch.no_grad():
-                inputs.copy_(torch.randn(inputs.shape, generator=generator) * spread)
-        if config.start_from is not None:
-            start = load_predictor(config.start_from)
-            self.check_same_place(start)
-            with torch.no_grad():
-                for name, parameter in self.predictor.named_parameters():
-                    if getattr(start, name) is not None:
-                        parameter.copy_(getattr(start, name))
-        elif config.ridge_tokens:
-            accumulator = RidgeAccumulator(config.num_offsets, self.predictor.hidden_size, self.device)
-            bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=None if self.progress else True)
-            for indices in epoch_batches(self.dataset, self.train_indices, config.batch_size, config.seed, 0):
-                batch = make_batch(self.dataset, indices, config.max_length).to(self.device)
-                before = accumulator.count
-                accumulator.add(hidden_at_insertion(self.view, batch, config.insertion_layer), batch.lengths)
-                bar.update(accumulator.count - before)
-                if accumulator.count >= config.ridge_tokens:
-                    break
-            bar.close()
-            with torch.no_grad():
-                self.predictor.weight.copy_(accumulator.solve())
+        set_start(self.predictor, self.config, self.view, self.dataset, self.train_indices, self.ranks, self.progress)
         self.log("start", self.evaluate())
-
-    def check_same_place(self, start: FirpPredictor) -> None:
-        """Raise ValueError, naming the field, unless `start` predicts the same offsets at the same layer.
-
-        It may have no transition or refiner yet, but not one of another size.
-        """
-        start.check_model(self.model)
-        kept = ["refiner_width"] * bool(start.refiner_width)
-        if not self.config.refiner_width:  # which replaces a transition
-            kept += ["transition_rank"] * bool(start.transition_rank)
-        for name in ("insertion_layer", "num_offsets", *kept):
-            if getattr(start, name) != getattr(self.config, name):
-                raise ValueError(f"{name}: got {getattr(self.config, name)}, but start_from has {getattr(start, name)}")
 
     def train_step(self) -> OffsetScores:
         config = self.config
         indices = self.order.at(self.step)
         self.optimizer.zero_grad()
         scores = self.score(indices, seed=config.seed * 1_000_003 + self.step, want_gradient=True)
+        for parameter in self.trained if self.ranks.size > 1 else ():
+            if parameter.grad is None:  # this rank has no part of a small batch
+                parameter.grad = torch.zeros_like(parameter)
+        self.ranks.sum(parameter.grad for parameter in self.trained if parameter.grad is not None)
         for group in self.optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
             group["lr"] = group["peak"] * config.schedule(self.step)
@@ -207,20 +203,32 @@ class Trainer:
         return scores
 
     def score(self, indices: np.ndarray, seed: int, want_gradient: bool) -> OffsetScores:
-        """The objective at anchors of the sequences at `indices`."""
+        """The objective at anchors of the sequences at `indices`; gradients are of this rank's part."""
         config = self.config
-        batch = make_batch(self.dataset, indices, config.max_length)
         generator = torch.Generator().manual_seed(seed)
+        batch = make_batch(self.dataset, indices, config.max_length)
         anchors, valid = sample_anchors(batch, config.num_offsets, config.anchors, generator)
-        tokens, anchors, valid = (tensor.to(self.device) for tensor in (batch.tokens, anchors, valid))
-        return self.objective(self.predictor, tokens, self.real_rows(indices), anchors, valid, want_gradient)
+        count = max(int(valid.sum()), 1)
+        indices, anchors, valid = (self.ranks.share(part) for part in (indices, anchors, valid))
+        sums = torch.zeros(6, config.num_offsets, device=self.device)
+        if len(indices):
+            batch = make_batch(self.dataset, indices, config.max_length)
+            tokens, anchors, valid = (tensor.to(self.device) for tensor in (batch.tokens, anchors, valid))
+            real = self.real_rows(indices)
+            scores = self.objective(self.predictor, tokens, real, anchors, valid, want_gradient, count)
+            if self.ranks.size == 1:
+                return scores
+            sums += scores.sums().to(self.device)
+        self.ranks.sum([sums])
+        return OffsetScores.of(sums, count)
 
     def real_rows(self, indices: np.ndarray) -> RealRows:
         """The base model's own rows of the sequences at `indices`, kept or computed."""
         if self.store is not None:
             return self.store.read(indices)
-        tokens = make_batch(self.dataset, indices, self.config.max_length).tokens.to(self.device)
-        return real_rows(self.view, tokens, self.config.insertion_layer)
+        batch = make_batch(self.dataset, indices, self.config.max_length)
+        packing = Packing.of(batch.lengths, self.config.max_length) if self.config.pack else None
+        return real_rows(self.view, batch.tokens.to(self.device), self.config.insertion_layer, packing)
 
     def open_store(self) -> RowStore:
         config = self.config
@@ -240,11 +248,16 @@ class Trainer:
         )
 
     def log(self, event: str, scores: OffsetScores, **extra: float) -> None:
+        if not self.ranks.first:
+            return
         record = {"event": event, "step": self.step, "seconds": round(self.seconds, 3), **extra}
         record |= {name: [round(x, 5) for x in value.tolist()] for name, value in scores.means().items()}
         run_files.append_line(self.output / LOG, json.dumps(record))
+        self.reporter.report(record)
 
     def save_checkpoint(self) -> None:
+        if not self.ranks.first:
+            return
         state = {
             "config": asdict(self.config),
             "step": self.step,
@@ -254,15 +267,21 @@ class Trainer:
         }
         run_files.write_checkpoint(self.output / CHECKPOINT, state)
 
-    def load_checkpoint(self) -> None:
-        """Continue from the checkpoint; log lines past it (of a run that was killed) are dropped.
+    def load_checkpoint(self) -> bool:
+        """Continue from the checkpoint, if there is one; log lines past it (of a run that was killed) are dropped.
 
         Raises:
             ValueError: a checkpoint or log that cannot be read, or one of another configuration (the field is named).
         """
-        path = self.output / CHECKPOINT
-        state = run_files.read_checkpoint(path, asdict(self.config), self.device)
+        path, state = self.output / CHECKPOINT, None
+        if self.ranks.first and path.is_file():
+            state = run_files.read_checkpoint(path, asdict(self.config), torch.device("cpu"))
+        state = self.ranks.first_value(state, self.device)
+        if state is None:
+            return False
         run_files.restore(path, state, self.predictor, self.optimizer)
         self.step = state["step"]
         self.seconds = state["seconds"]
-        run_files.cut_log(self.output / LOG, self.step)
+        if self.ranks.first:
+            run_files.cut_log(self.output / LOG, self.step)
+        return True

@@ -1,0 +1,74 @@
+"""The processes of a training run: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """This process among `size` that train together; all of them call the same methods in the same order."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @classmethod
+    def of_torchrun(cls, device: str) -> tuple[Ranks, str]:
+        """The ranks that torchrun tells of, joined by gloo on CPUs and NCCL on GPUs, and the device of this one.
+
+        Raises:
+            ValueError: more ranks on this machine than GPUs.
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls(), device
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu:
+            place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if place >= count:
+                raise ValueError(f"device: got rank {place} of this machine with {count} GPUs, expected a GPU for each")
+            device = f"cuda:{place}"
+            torch.cuda.set_device(place)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if on_gpu else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size()), device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes files."""
+        return self.rank == 0
+
+    def share(self, indices: np.ndarray | list) -> Any:
+        """This rank's part of a batch, in which neighbours are of like length."""
+        return indices[self.rank :: self.size]
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Add each tensor up over the ranks, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Give all ranks the values of rank 0, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def first_value(self, value: Any, device: torch.device) -> Any:
+        """The value that rank 0 gives."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0, device=device)
+        return values[0]
+
+    def leave(self) -> None:
+        """Take no more part; ranks that have nothing left to do may end."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,86 @@
+"""What a training run starts from: another predictor, or the closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from firp.decoder.view import DecoderView
+from firp.drafting.predictor import FirpPredictor, load_predictor
+from firp.train.config import TrainConfig
+from firp.train.data import TextDataset, epoch_batches, make_batch
+from firp.train.ranks import Ranks
+from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
+
+SOURCE_SCALE = 0.01
+
+
+@torch.no_grad()
+def set_start(
+    predictor: FirpPredictor,
+    config: TrainConfig,
+    view: DecoderView,
+    dataset: TextDataset,
+    indices: np.ndarray,
+    ranks: Ranks,
+    progress: bool,
+) -> None:
+    """Give `predictor` its first weights, the same on every rank.
+
+    Raises:
+        ValueError: `start_from` predicts something else, or no sequence is long enough.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    if predictor.transition is not None:
+        predictor.transition[0] = torch.randn(predictor.transition.shape[1:], generator=generator) * SOURCE_SCALE
+    inputs = predictor.refiner_inputs
+    if inputs is not None:
+        spread = (inputs.shape[1] * inputs.shape[-1]) ** -0.5
+        inputs.copy_(torch.randn(inputs.shape, generator=generator) * spread)
+    if config.start_from is not None:
+        start = load_predictor(config.start_from)
+        _check_same_place(start, config, view)
+        for name, parameter in predictor.named_parameters():
+            if getattr(start, name) is not None:
+                parameter.copy_(getattr(start, name))
+    elif config.ridge_tokens:
+        predictor.weight.copy_(_ridge(config, view, dataset, indices, ranks, progress))
+    ranks.copy_first(predictor.parameters())
+
+
+def _check_same_place(start: FirpPredictor, config: TrainConfig, view: DecoderView) -> None:
+    """Raise ValueError, naming the field, unless `start` predicts the same offsets at the same layer.
+
+    It may have no transition or refiner yet, but not one of another size.
+    """
+    start.check_model(view.model)
+    kept = ["refiner_width"] * bool(start.refiner_width)
+    if not config.refiner_width:  # which replaces a transition
+        kept += ["transition_rank"] * bool(start.transition_rank)
+    for name in ("insertion_layer", "num_offsets", *kept):
+        if getattr(start, name) != getattr(config, name):
+            raise ValueError(f"{name}: got {getattr(config, name)}, but start_from has {getattr(start, name)}")
+
+
+def _ridge(
+    config: TrainConfig, view: DecoderView, dataset: TextDataset, indices: np.ndarray, ranks: Ranks, progress: bool
+) -> torch.Tensor:
+    """Maps [k, d, d] of the closed form, from batches that are shared out among the ranks."""
+    accumulator = RidgeAccumulator(config.num_offsets, view.config.hidden_size, view.device)
+    batches, tokens = [], 0
+    for batch in epoch_batches(dataset, indices, config.batch_size, config.seed, 0):
+        lengths = torch.tensor([min(dataset.length(i), config.max_length) for i in batch])
+        batches.append(batch)
+        tokens += accumulator.usable(lengths)
+        if tokens >= config.ridge_tokens:
+            break
+    with tqdm(total=tokens, desc="ridge", unit="tok", disable=None if progress else True) as bar:
+        for chosen in ranks.share(batches):
+            batch = make_batch(dataset, chosen, config.max_length).to(view.device)
+            before = accumulator.count
+            accumulator.add(hidden_at_insertion(view, batch, config.insertion_layer), batch.lengths)
+            bar.update((accumulator.count - before) * ranks.size)
+    ranks.sum([accumulator.covariance, accumulator.cross])
+    accumulator.count = tokens
+    return accumulator.solve()

@@ -1,0 +1,86 @@
+"""Training with several processes is training with one: same batches and anchors, sums in another order."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import firp
+import numpy as np
+import pytest
+import torch
+from firp.train import trainer as module
+from firp.train.config import TrainConfig
+from firp.train.ranks import Ranks
+from firp.train.trainer import CHECKPOINT, LOG, Trainer
+
+STEPS = 8
+
+
+def torchrun(folder, size, runs):
+    """Run the runs with `size` processes; the process of torchrun itself."""
+    (folder / "runs.json").write_text(json.dumps(runs))
+    script = Path(__file__).with_name("rank_runs.py")
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), str(script), str(folder))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def weights_of(folder):
+    return dict(firp.load_predictor(folder).named_parameters())
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_train_as_one_process_does(size, request, chat_model, tmp_path, monkeypatch):
+    """In float32: every logged KL within 2e-4 of one process's, weights within 2e-4 after 8 steps of AdamW."""
+    if size > 2 and not request.config.getoption("--exhaustive"):
+        pytest.skip("--exhaustive")
+    random = np.random.default_rng(0)
+    lengths = random.integers(8, 30, 42)  # an epoch ends with a batch of fewer sequences than ranks
+    np.savez(
+        tmp_path / "data.npz",
+        tokens=random.integers(4, 32, lengths.sum()).astype(np.uint16),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        prompt_lengths=np.full(42, 4, np.int32),
+    )
+    config = TrainConfig(
+        model=str(chat_model), data=str(tmp_path / "data.npz"), insertion_layer=2, num_offsets=2, steps=STEPS,
+        batch_size=8, anchors=4, max_length=32, held_out=1, ridge_tokens=200, transition_rank=3,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
+    monkeypatch.setattr(module, "write_profile", lambda *_: None)
+    assert Trainer(config, tmp_path / "one", progress=False).run()
+    assert not Trainer(config, tmp_path / "mixed", progress=False).run(time_limit_s=0.0)
+
+    ended = torchrun(tmp_path, size, [("killed", "kill")])
+    assert ended.returncode != 0 and "Signal 9 (SIGKILL)" in ended.stderr
+    left = sorted(path.name for path in (tmp_path / "killed").iterdir() if not path.name.startswith("."))
+    assert left == [CHECKPOINT, LOG]
+    assert torch.load(tmp_path / "killed" / CHECKPOINT, weights_only=True)["step"] == 3
+
+    ended = torchrun(tmp_path, size, [("whole", "run"), ("parts", "parts"), ("mixed", "run"), ("killed", "run")])
+    assert ended.returncode == 0, ended.stderr
+    one, whole = log_of(tmp_path / "one"), log_of(tmp_path / "whole")
+    assert [(record["event"], record["step"]) for record in whole] == [(r["event"], r["step"]) for r in one]
+    for record, expected in zip(whole, one, strict=True):
+        torch.testing.assert_close(record["kl"], expected["kl"], rtol=0, atol=2e-4)
+    for name, expected in weights_of(tmp_path / "whole").items():
+        for other in ("parts", "killed"):
+            assert torch.equal(weights_of(tmp_path / other)[name], expected), (other, name)
+        for other in ("one", "mixed"):
+            torch.testing.assert_close(weights_of(tmp_path / other)[name], expected, rtol=0, atol=2e-4)
+    assert not [path for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
+
+
+def test_what_ranks_cannot_share_is_refused(tmp_path):
+    config = {"model": "tiny", "data": "none.npz", "insertion_layer": 2}
+    with pytest.raises(ValueError, match=r"^keep_rows: got it with 2 ranks, expected one: every epoch"):
+        Trainer(TrainConfig(**config, keep_rows=True), tmp_path, ranks=Ranks(0, 2))
+    with pytest.raises(ValueError, match=r"^batch_size: got 3, expected at least 4"):
+        Trainer(TrainConfig(**config, batch_size=3), tmp_path, ranks=Ranks(0, 4))
