@@ -30,6 +30,9 @@ ROWWISE = frozenset(
 # Functions of the model object that Hugging Face itself lays over it, which change no output.
 HARMLESS_OVERRIDES = frozenset(["to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "loss_function", "extra_repr"])
 
+# Whose `generate` Hugging Face lays over a model that was loaded from a folder of `firp export`.
+FOLDER_GENERATE = "firp.integrations.custom_generate"
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -119,7 +122,7 @@ def _check_modules(model: PreTrainedModel) -> Seen:
         if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
             _check_hooks(name, module)
         if not kind.methods.isdisjoint(attributes):
-            _refuse_override(name, module, kind)
+            _check_overrides(name, module, kind)
         if attributes["training"]:
             _check_training(name, module, kind)
         plain = True
@@ -216,13 +219,20 @@ def _check_hooks(name: str, module: nn.Module) -> None:
             )
 
 
-def _refuse_override(name: str, module: nn.Module, kind: Kind) -> None:
-    attribute = next(key for key in module.__dict__ if key in kind.methods)
-    whose = "the model" if not name else f"{name!r}"
-    raise ValueError(
-        f"model: {whose} has its own {attribute} (accelerate's device_map or offloading, a kernel, or a patch), which "
-        "FIRP cannot follow; load the model on one device, unpatched"
-    )
+def _home(value: object) -> str:
+    """The module of a function, also of one that is bound by functools.partial."""
+    return getattr(getattr(value, "func", value), "__module__", "")
+
+
+def _check_overrides(name: str, module: nn.Module, kind: Kind) -> None:
+    for attribute, value in module.__dict__.items():
+        from_folder = attribute == "generate" and _home(value) == FOLDER_GENERATE
+        if attribute in kind.methods and not from_folder:
+            whose = "the model" if not name else f"{name!r}"
+            raise ValueError(
+                f"model: {whose} has its own {attribute} (accelerate's device_map or offloading, a kernel, or a patch), "
+                "which FIRP cannot follow; load the model on one device, unpatched"
+            )
 
 
 def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> None:
