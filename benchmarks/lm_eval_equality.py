@@ -83,10 +83,10 @@ def main() -> int:
         plain = evaluate("hf", common, folder, given.batch_size)
         ours = evaluate("firp", common | {"predictor": given.predictor}, folder, given.batch_size)
     same = sum(a == b for a, b in zip(plain[0], ours[0], strict=True))
-    scores = [{key: value for key, value in run[1].items() if key.startswith("exact_match")} for run in (plain, ours)]
+    scores = [float(run[1]["exact_match,last-number"]) for run in (plain, ours)]
     print(f"generations identical: {same} of {len(plain[0])}")
     for name, run, score in zip(("hf", "firp"), (plain, ours), scores, strict=True):
-        print(f"{name}: {score}, {run[2]:.1f} s")
+        print(f"{name}: exact_match {score:.3f}, {run[2]:.1f} s")
     return 0 if same == len(plain[0]) and scores[0] == scores[1] else 1
 
 

@@ -79,7 +79,7 @@ CASES = {
     "mask as a list": (lambda w: w.generate(IDS, attention_mask=[[1, 1, 1]]), ValueError, "attention_mask: got list, expected a tensor (1, 3) (input_ids)"),
     "mask of another shape": (lambda w: w.generate(IDS, attention_mask=torch.ones(1, 2, dtype=torch.long)), ValueError, "attention_mask: got shape (1, 2), expected (1, 3) (input_ids)"),
     "past the context": (lambda w: w.generate(max_new_tokens=300), ValueError, "max_new_tokens: got 300 after a prompt of 3 tokens, expected at most 253: the model's context holds 256"),
-    "prompt past the context": (lambda w: w.generate(torch.full((1, 256), 4), max_new_tokens=1), ValueError, "max_new_tokens: got 1 after a prompt of 256 tokens, expected at most 0: the model's context holds 256"),
+    "prompt past the context": (lambda w: w.generate(torch.full((1, 256), 4), max_new_tokens=1), ValueError, "input_ids: got a prompt of 256 tokens, expected at most 255: the model's context holds 256, a new token included"),
     "no new tokens": (lambda w: check_prompts(w.model.config, [3], 0), ValueError, "max_new_tokens: got 0, expected at least 1"),
     "no prompts": (lambda w: check_prompts(w.model.config, [], 3), ValueError, "input_ids: got no prompts, expected at least one"),
     "batch of no prompts": (lambda w: w.generate(torch.empty(0, 3, dtype=torch.long)), ValueError, "input_ids: got no prompts, expected at least one"),

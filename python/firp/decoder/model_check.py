@@ -228,10 +228,9 @@ def _check_overrides(name: str, module: nn.Module, kind: Kind) -> None:
     for attribute, value in module.__dict__.items():
         from_folder = attribute == "generate" and _home(value) == FOLDER_GENERATE
         if attribute in kind.methods and not from_folder:
-            whose = "the model" if not name else f"{name!r}"
             raise ValueError(
-                f"model: {whose} has its own {attribute} (accelerate's device_map or offloading, a kernel, or a patch), "
-                "which FIRP cannot follow; load the model on one device, unpatched"
+                f"model: {repr(name) if name else 'the model'} has its own {attribute} (accelerate's device_map or "
+                "offloading, a kernel, or a patch), which FIRP cannot follow; load the model on one device, unpatched"
             )
 
 
