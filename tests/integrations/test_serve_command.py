@@ -101,9 +101,7 @@ def test_a_client_that_leaves_in_mid_stream(server, answer):
 
 def test_a_prompt_past_the_context(server, answer):
     text, error = streamed(server, "w5 " * 300)
-    assert text == "" and error.startswith(
-        "input_ids: got a prompt of 300 tokens, expected at most 255"
-    )
+    assert text == "" and error.startswith("input_ids: got a prompt of 300 tokens, expected at most 255")
     connection, response = connect(server, "w5 " * 300, 20, False)
     assert response.status == 500
     connection.close()
