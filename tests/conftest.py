@@ -1,5 +1,6 @@
 """Triton kernels run on the GPU where there is one, else in Triton's interpreter; tests marked `gpu` need a GPU."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -11,7 +12,10 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 # Steps timed beside other tests are not figures for the user's own cache.
-os.environ["FIRP_CACHE"] = str(Path(__file__).parents[1] / "build/test-cache")
+TEST_CACHE = Path(__file__).parents[1] / "build/test-cache"
+os.environ["FIRP_CACHE"] = str(TEST_CACHE)
+# Where Hugging Face copies the code of a folder; it writes in place, so workers beside each other need their own.
+os.environ["HF_MODULES_CACHE"] = str(TEST_CACHE / f"modules-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}")
 
 
 def pytest_collection_modifyitems(items):
@@ -41,6 +45,23 @@ def pytest_addoption(parser):
         action="store_true",
         help="check every launch in Triton's interpreter for faults of memory and races",
     )
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """By size of the vocabulary: a folder of `firp export --to custom-generate` with a predictor of tiny models."""
+    import firp
+    from firp.integrations.export import export
+    from models import tiny_model, tiny_predictor
+
+    @functools.cache
+    def folder(vocab: int) -> str:
+        root = tmp_path_factory.mktemp("exported")
+        tiny_predictor(tiny_model(1, vocab=vocab), 1).save_pretrained(root / "predictor")
+        export("custom-generate", root / "out", firp.load_predictor(root / "predictor"), root / "predictor")
+        return str(root / "out")
+
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""Odd calls that `model.generate` takes: what comes out is the same, through `firp.generate` and through the hook."""
+"""Odd calls that `model.generate` takes: what comes out is the same, through `firp.generate`, the hook and a folder."""
 
 import inspect
 import threading
@@ -125,18 +125,28 @@ if "Tensor" in str(inspect.signature(RepetitionPenaltyLogitsProcessor)):
     }  # fmt: skip
 
 
-def both(model: PreTrainedModel, call: dict) -> list[torch.Tensor]:
-    """The call through `firp.generate` and through Hugging Face's hook, with drafts."""
-    drafts = {"predictor": tiny_predictor(model, 1), "tree": firp.TreeConfig(8, 3)}
-    return [firp.generate(model, **call, **drafts), model.generate(**call, custom_generate=firp.decode, **drafts)]
+@pytest.fixture
+def each_way(exported):
+    """The call through `firp.generate`, Hugging Face's hook and a folder of `firp export`, with drafts."""
+
+    def each(model: PreTrainedModel, call: dict) -> list[torch.Tensor]:
+        drafts = {"predictor": tiny_predictor(model, 1), "tree": firp.TreeConfig(8, 3)}
+        folder = {"custom_generate": exported(11), "trust_remote_code": True, "tree": firp.TreeConfig(8, 3)}
+        return [
+            firp.generate(model, **call, **drafts),
+            model.generate(**call, custom_generate=firp.decode, **drafts),
+            model.generate(**call, **folder),
+        ]
+
+    return each
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", CALLS)
-def test_an_odd_call_gives_what_hugging_face_gives(name):
+def test_an_odd_call_gives_what_hugging_face_gives(name, each_way):
     model = tiny_model(1, vocab=11)
     expected = model.generate(**CALLS[name])
-    for out in both(model, CALLS[name]):
+    for out in each_way(model, CALLS[name]):
         assert out.dtype == expected.dtype and torch.equal(out, expected)
 
 
@@ -163,7 +173,7 @@ def test_arguments_by_position():
 @pytest.mark.parametrize(
     "name, value, instead", [("use_cache", False, True), ("num_beams", 4, 1), ("output_attentions", True, False)]
 )
-def test_an_argument_comes_before_the_models_own_configuration(name, value, instead):
+def test_an_argument_comes_before_the_models_own_configuration(name, value, instead, each_way):
     model = tiny_model(1, vocab=11)
     expected = model.generate(**ONE)
     setattr(model.generation_config, name, value)
@@ -171,10 +181,10 @@ def test_an_argument_comes_before_the_models_own_configuration(name, value, inst
         {**ONE, name: instead},
         {"inputs": IDS, "generation_config": GenerationConfig(**{name: instead}, **CONFIG, **GREEDY)},
     ):
-        assert all(torch.equal(out, expected) for out in both(model, call))
+        assert all(torch.equal(out, expected) for out in each_way(model, call))
 
 
-def test_padding_on_both_sides_is_stripped():
+def test_padding_on_both_sides_is_stripped(each_way):
     """Hugging Face goes on after the padding there; each row is its prompt alone."""
     model = tiny_model(1, vocab=11)
     ids, mask = torch.tensor([[0, 4, 5, 0], [6, 7, 8, 0]]), torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0]])
@@ -184,32 +194,32 @@ def test_padding_on_both_sides_is_stripped():
         {"prefix_allowed_tokens_fn": neighbours, "repetition_penalty": 2.5},
     ):
         expected = hf_alone(model, ids, mask, **GREEDY, **options)
-        for out in both(model, {"inputs": ids, "attention_mask": mask, **GREEDY, **options}):
+        for out in each_way(model, {"inputs": ids, "attention_mask": mask, **GREEDY, **options}):
             assert new_tokens(out, 4) == expected
 
 
-def test_the_configuration_given_is_not_changed():
+def test_the_configuration_given_is_not_changed(each_way):
     model = tiny_model(1, vocab=11)
     config = GenerationConfig(repetition_penalty=1.2, stop_strings=None, **CONFIG, **GREEDY)
     before = config.to_dict(), model.generation_config.to_dict()
-    both(model, {"inputs": IDS, "generation_config": config})
+    each_way(model, {"inputs": IDS, "generation_config": config})
     assert (config.to_dict(), model.generation_config.to_dict()) == before
 
 
-def test_an_empty_cache_is_left_empty():
+def test_an_empty_cache_is_left_empty(each_way):
     model = tiny_model(1, vocab=11)
     expected, cache = model.generate(**ONE), DynamicCache(config=model.config)
-    assert all(torch.equal(out, expected) for out in both(model, {**ONE, "past_key_values": cache}))
+    assert all(torch.equal(out, expected) for out in each_way(model, {**ONE, "past_key_values": cache}))
     assert cache.get_seq_length() == 0
 
 
-def test_probabilities_of_the_tokens_as_hugging_face_computes_them():
+def test_probabilities_of_the_tokens_as_hugging_face_computes_them(each_way):
     model = tiny_model(1, vocab=11)
     keep = {"return_dict_in_generate": True, "output_scores": True}
     for call in (ONE, PADDED):
         wanted, *ours = (
             model.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
-            for out in (model.generate(**call, **keep), *both(model, {**call, **keep}))
+            for out in (model.generate(**call, **keep), *each_way(model, {**call, **keep}))
         )
         for found in ours:
             torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-5)
@@ -227,7 +237,7 @@ def test_dtypes_of_model_and_predictor_may_differ(dtype):
 @pytest.mark.parametrize(
     "keep", [{}, {"return_dict_in_generate": True, "output_scores": True}], ids=["alone", "with scores"]
 )
-def test_criteria_see_the_scores_so_far(keep):
+def test_criteria_see_the_scores_so_far(keep, each_way):
     model = tiny_model(1, vocab=11)
     seen = []
 
@@ -237,8 +247,8 @@ def test_criteria_see_the_scores_so_far(keep):
 
     model.generate(**ONE, stopping_criteria=[look], **keep)
     expected, seen[:] = list(seen), []
-    both(model, {**ONE, "stopping_criteria": [look], **keep})
-    assert seen == 2 * expected and len(expected) > 3
+    each_way(model, {**ONE, "stopping_criteria": [look], **keep})
+    assert seen == 3 * expected and len(expected) > 3
 
 
 def test_a_streamer_read_in_another_thread():

@@ -1,6 +1,8 @@
 """Every field of GenerationConfig works as in Hugging Face, has no effect in either, or is refused
 by name."""
 
+import functools
+
 import firp
 import pytest
 import torch
@@ -67,7 +69,7 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer):
+def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer, exported):
     case = SUPPORTED[name]
     others, with_field = case.others, {**case.others, name: case.value}
     changed = False
@@ -84,15 +86,22 @@ def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer):
                 lambda *args, **given: firp.generate(model, *args, **drafting, **given), model, case, options, tokenizer
             )
 
+        def by_folder(options, seed=seed):
+            model = tiny_model(seed)
+            call = functools.partial(model.generate, custom_generate=exported(7), trust_remote_code=True)
+            return run(call, model, case, options, tokenizer)
+
         expected = hugging_face(with_field)
         assert equal(ours(with_field), expected), seed
-        if case.compare != "same":
-            changed |= not equal(hugging_face(others), expected)
-    assert changed or case.compare == "same"
+        matters = case.compare == "same" or not equal(hugging_face(others), expected)
+        if matters and not changed:
+            assert equal(by_folder(with_field), expected), seed
+        changed |= matters
+    assert changed
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_fields_without_effect_change_nothing_in_either(name):
+def test_fields_without_effect_change_nothing_in_either(name, exported):
     model, ids = tiny_model(1), torch.tensor([[4, 5, 6]])
     plain = model.generate(ids, max_new_tokens=12, do_sample=False)
     config = GenerationConfig(
@@ -100,11 +109,13 @@ def test_fields_without_effect_change_nothing_in_either(name):
     )
     assert torch.equal(model.generate(ids, generation_config=config), plain)
     assert torch.equal(firp.generate(model, ids, generation_config=config, predictor=tiny_predictor(model, 1)), plain)
+    folder = {"custom_generate": exported(7), "trust_remote_code": True}
+    assert torch.equal(model.generate(ids, generation_config=config, **folder), plain)
 
 
-@pytest.mark.parametrize("where", ["argument", "config", "model", "hook"])
+@pytest.mark.parametrize("where", ["argument", "config", "model", "hook", "folder"])
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_other_fields_are_refused_by_name_with_the_alternative(name, where):
+def test_other_fields_are_refused_by_name_with_the_alternative(name, where, exported):
     model, ids = tiny_model(1), torch.tensor([[4, 5, 6]])
     values, instead = REFUSED[name]
     expected = f"{name}: got {UNSUPPORTED[name]!r}, expected {' or '.join(map(repr, values))}: {instead}"
@@ -119,6 +130,9 @@ def test_other_fields_are_refused_by_name_with_the_alternative(name, where):
         elif where == "model":
             setattr(model.generation_config, name, UNSUPPORTED[name])
             firp.generate(model, ids, **common)
+        elif where == "folder":
+            folder = {"custom_generate": exported(7), "trust_remote_code": True}
+            model.generate(ids, **folder, **{name: UNSUPPORTED[name]}, **common)
         else:
             setattr(model.generation_config, name, UNSUPPORTED[name])
             firp.decode(model, ids, generation_config=model.generation_config)

@@ -11,6 +11,7 @@ from rich.console import Console
 from firp.cli.bench import bench
 from firp.cli.chat import chat
 from firp.cli.doctor import doctor
+from firp.cli.export import export, push
 from firp.cli.generate import generate
 from firp.cli.train import distill, train
 from firp.cli.tune import tune
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, chat, distill, train, tune, bench, doctor):
+for command in (generate, chat, distill, train, tune, export, push, bench, doctor):
     app.command()(command)
 
 

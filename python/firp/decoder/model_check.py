@@ -31,6 +31,9 @@ ROWWISE = frozenset(
 # Functions of the model object that Hugging Face itself lays over it, which change no output.
 HARMLESS_OVERRIDES = frozenset(["to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "loss_function", "extra_repr"])
 
+# Whose `generate` Hugging Face lays over a model that was loaded from a folder of `firp export`.
+FOLDER_GENERATE = "firp.integrations.custom_generate"
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -234,17 +237,21 @@ def _check_hooks(name: str, module: nn.Module) -> None:
             )
 
 
+def _home(value: object) -> str:
+    """The module of a function, also of one that is bound by functools.partial."""
+    return getattr(getattr(value, "func", value), "__module__", "")
+
+
 def _check_overrides(name: str, module: nn.Module, kind: Kind) -> None:
-    """Refuse what lies over a module's functions, but for the forward of a shard."""
-    sharded = runs_shard(module)
-    attribute = next((key for key in module.__dict__ if key in kind.methods and not (sharded and key == "forward")), "")
-    if not attribute:
-        return
-    whose = "the model" if not name else f"{name!r}"
-    raise ValueError(
-        f"model: {whose} has its own {attribute} (accelerate's device_map or offloading, a kernel, or a patch), which "
-        "FIRP cannot follow; load the model on one device, unpatched"
-    )
+    """Refuse what lies over a module's functions, but for the forward of a shard and the generate of a folder."""
+    for attribute, value in module.__dict__.items():
+        of_shard = attribute == "forward" and runs_shard(module)
+        of_folder = attribute == "generate" and _home(value) == FOLDER_GENERATE
+        if attribute in kind.methods and not of_shard and not of_folder:
+            raise ValueError(
+                f"model: {repr(name) if name else 'the model'} has its own {attribute} (accelerate's device_map or "
+                "offloading, a kernel, or a patch), which FIRP cannot follow; load the model on one device, unpatched"
+            )
 
 
 def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> None:

@@ -34,6 +34,11 @@ def context_limit(config: PreTrainedConfig) -> int:
 def check_positions(config: PreTrainedConfig, prompt_length: int, max_new_tokens: int) -> None:
     """Raise ValueError for a request that the model's positions do not allow."""
     limit, total = context_limit(config), prompt_length + max_new_tokens
+    if prompt_length >= limit:
+        raise ValueError(
+            f"input_ids: got a prompt of {prompt_length} tokens, expected at most {limit - 1}: the model's context "
+            f"holds {limit}, a new token included"
+        )
     if total > limit:
         raise ValueError(
             f"max_new_tokens: got {max_new_tokens} after a prompt of {prompt_length} tokens, expected at most "

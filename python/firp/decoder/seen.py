@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from torch import nn
@@ -13,6 +14,10 @@ from firp.tools.ranks import ALONE, Ranks
 
 # Attributes that change while Hugging Face trains or generates, and that no forward without dropout follows.
 PASSING = frozenset(["training", "gradient_checkpointing", "_gradient_checkpointing_func", "_is_hf_initialized"])
+# Attributes of a model that lead back to it: the `generate` of a folder, which Hugging Face binds to the model, and the
+# engine that it keeps. A record of them would keep the model alive.
+ENGINE = "_firp_engine"
+LEADING_BACK = frozenset(["generate", ENGINE])
 # Attributes that every module starts with: dictionaries of parameters, hooks and children, compared one by one.
 _CONTAINERS = len(nn.Module().__dict__)
 
@@ -44,7 +49,7 @@ class Record(NamedTuple):
         return cls(
             weakref.ref(module),
             watched,
-            tuple(module.__dict__)[_CONTAINERS:],
+            tuple(_own(module.__dict__)),
             type(module),
             *_contents(module.__dict__),
         )
@@ -52,6 +57,12 @@ class Record(NamedTuple):
     def still_holds(self) -> bool:
         module = self.module()
         return type(module) is self.kind and _contents(module.__dict__) == self[4:]
+
+
+def _own(attributes: dict) -> dict:
+    """Attributes that are no containers and lead to nothing that holds the module."""
+    own = dict(islice(attributes.items(), _CONTAINERS, None))
+    return own if LEADING_BACK.isdisjoint(own) else {key: own[key] for key in own if key not in LEADING_BACK}
 
 
 def _contents(own: dict) -> tuple[tuple, tuple, tuple, tuple]:
@@ -62,7 +73,7 @@ def _contents(own: dict) -> tuple[tuple, tuple, tuple, tuple]:
         held = (*parameters.values(), *buffers.values())
         tensors = tuple((id(t), type(t), t.dtype, t.device) for t in held if t is not None)
     return (
-        (own["training"], *tuple(own.values())[_CONTAINERS:]),
+        (own["training"], *_own(own).values()),
         tuple(map(id, children.values())) if children else (),
         tuple(map(id, (*hooks.values(), *before.values()))) if hooks or before else (),
         tensors,

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 NOT_PASSED_ON = {
     "assistant_model": "FIRP is the drafter here",
     "assistant_tokenizer": "FIRP is the drafter here",
-    "custom_generate": "firp.generate sets it; pass custom_generate=firp.decode to model.generate instead",
+    "custom_generate": "FIRP decodes this call already; pass it to type(model).generate instead",
     "synced_gpus": "every process would have to step alike",
 }
 
@@ -111,7 +111,9 @@ def generate(
         decode, predictor=predictor, tree=tree, engine=engine, seed=seed, streamer=streamer, acceptance=acceptance,
         on_step=on_step,
     )  # fmt: skip
-    return model.generate(inputs, custom_generate=method, **options)
+    # A folder of `firp export` puts its own `generate` on the object.
+    prepare = functools.partial(type(model).generate, model) if "generate" in vars(model) else model.generate
+    return prepare(inputs, custom_generate=method, **options)
 
 
 def _check_refused(model: PreTrainedModel, options: dict) -> None:
@@ -138,7 +140,8 @@ def decode(
     """The decoding loop, for `model.generate(..., custom_generate=firp.decode, predictor=predictor)`.
 
     Arguments as `generate` documents them; the rest is what Hugging Face hands to a decoding method. Hugging Face does
-    not pass `streamer`, `tokenizer` and `assistant_model` on to custom methods; `firp.generate` supports them.
+    not pass `streamer`, `tokenizer` and `assistant_model` on to a custom method that is a function; `firp.generate` and
+    the folder that `firp export` writes take the first two and refuse the third.
     """
     config = generation_config or model.generation_config
     check_options(vars(config))

@@ -72,8 +72,10 @@ WITHOUT_EFFECT = frozenset(
     ]
 )
 
-_BEAMS = "FIRP follows one sequence at a time; call model.generate without custom_generate for beams"
-_DRAFTER = "FIRP is the drafter here; call model.generate without custom_generate for another one"
+# Of the class: a folder of `firp export` puts its own `generate` on the object.
+_PLAIN = "call type(model).generate without custom_generate"
+_BEAMS = f"FIRP follows one sequence at a time; {_PLAIN} for beams"
+_DRAFTER = f"FIRP is the drafter here; {_PLAIN} for another one"
 _CACHE = "FIRP decodes over a static cache of its own"
 
 # field -> (values that change nothing, what to do instead)
@@ -83,8 +85,8 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "diversity_penalty": ((None, 0.0), _BEAMS),
     "constraints": ((None,), _BEAMS),
     "force_words_ids": ((None,), _BEAMS),
-    "penalty_alpha": ((None, 0.0), "contrastive search is not supported; call model.generate without custom_generate"),
-    "dola_layers": ((None,), "DoLa is not supported; call model.generate without custom_generate"),
+    "penalty_alpha": ((None, 0.0), f"contrastive search is not supported; {_PLAIN}"),
+    "dola_layers": ((None,), f"DoLa is not supported; {_PLAIN}"),
     "low_memory": ((None, False), "it belongs to contrastive search, which is not supported"),
     "use_mtp": ((None, False), _DRAFTER),
     "speculation_type": ((None,), _DRAFTER),
