@@ -24,7 +24,7 @@ from firp.tools.files import check_writable, locked, write_atomically
 from firp.tools.models import load_model
 from firp.train import run_files
 from firp.train.config import TrainConfig
-from firp.train.data import BatchOrder, TextDataset, epoch_batches, load_dataset, make_batch, split_held_out
+from firp.train.data import Batch, BatchOrder, TextDataset, epoch_batches, load_dataset, make_batch, split_held_out
 from firp.train.objective import Objective, OffsetScores, sample_anchors
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
 from firp.train.rows import RowStore
@@ -53,10 +53,24 @@ class Trainer:
         self.model.requires_grad_(False)
         self.dataset.check_vocabulary(self.model.config.vocab_size)
         self.view = DecoderView(self.model)
-        self.predictor = FirpPredictor.for_model(
+        self.predictor = self.make_predictor()
+        self.optimizer = torch.optim.AdamW(self.parameter_groups())
+        self.objective = self.make_objective()
+        self.step = 0
+        self.seconds = 0.0
+        self.store = self.open_store() if config.keep_rows else None
+
+    def make_predictor(self) -> FirpPredictor:
+        """What is trained, before its first step."""
+        config = self.config
+        return FirpPredictor.for_model(
             self.model, config.num_offsets, config.insertion_layer,
             transition_rank=config.transition_rank, refiner_width=config.refiner_width,
         ).to(self.device)  # fmt: skip
+
+    def parameter_groups(self) -> list[dict]:
+        """Parameters of the optimizer, each group with its peak learning rate."""
+        config = self.config
         groups = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
         if config.transition_rank:
             groups += [
@@ -65,17 +79,17 @@ class Trainer:
         if config.refiner_width:
             refiner = [self.predictor.refiner_inputs, self.predictor.refiner_bias, self.predictor.refiner_outputs]
             groups += [{"params": refiner, "peak": config.refiner_learning_rate, "weight_decay": 0.01}]
-        self.optimizer = torch.optim.AdamW(groups)
-        self.objective = Objective(
+        return groups
+
+    def make_objective(self) -> Objective:
+        config = self.config
+        return Objective(
             self.view,
             config.insertion_layer,
             config.offset_decay ** torch.arange(config.num_offsets, device=self.device),
             UnitEmbeddings(self.view) if config.transition_rank else None,
             trains_maps=config.learning_rate > 0,
         )
-        self.step = 0
-        self.seconds = 0.0
-        self.store = self.open_store() if config.keep_rows else None
 
     def run(self, time_limit_s: float | None = None, checkpoint_every: int = 50, evaluate_every: int = 200) -> bool:
         """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint, or with part of the rows
@@ -123,11 +137,15 @@ class Trainer:
             if out_of_time and not done:
                 return False
         bar.close()
+        self.write_result()
+        return True
+
+    def write_result(self) -> None:
+        """Put the trained predictor and its profile into `output`."""
         (self.output / PROFILE).unlink(missing_ok=True)  # that of an earlier predictor
         run_files.write_predictor(self.output, self.predictor)
         if self.config.num_offsets <= PROFILE_OFFSETS:
             self.write_profile()
-        return True
 
     def write_profile(self) -> None:
         """Record what the predictor drafts at the positions of the model's greedy answers to held-out prompts."""
@@ -167,19 +185,28 @@ class Trainer:
                     if getattr(start, name) is not None:
                         parameter.copy_(getattr(start, name))
         elif config.ridge_tokens:
-            accumulator = RidgeAccumulator(config.num_offsets, self.predictor.hidden_size, self.device)
-            bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=None if self.progress else True)
-            for indices in epoch_batches(self.dataset, self.train_indices, config.batch_size, config.seed, 0):
-                batch = make_batch(self.dataset, indices, config.max_length).to(self.device)
-                before = accumulator.count
-                accumulator.add(hidden_at_insertion(self.view, batch, config.insertion_layer), batch.lengths)
-                bar.update(accumulator.count - before)
-                if accumulator.count >= config.ridge_tokens:
-                    break
-            bar.close()
-            with torch.no_grad():
-                self.predictor.weight.copy_(accumulator.solve())
+            self.solve_ridge()
         self.log("start", self.evaluate())
+
+    def solve_ridge(self) -> None:
+        """Start the maps from the closed form."""
+        config = self.config
+        accumulator = RidgeAccumulator(config.num_offsets, self.model.config.hidden_size, self.device)
+        bar = tqdm(total=config.ridge_tokens, desc="ridge", unit="tok", disable=None if self.progress else True)
+        for indices in epoch_batches(self.dataset, self.train_indices, config.batch_size, config.seed, 0):
+            batch = make_batch(self.dataset, indices, config.max_length).to(self.device)
+            before = accumulator.count
+            accumulator.add(*self.ridge_rows(batch))
+            bar.update(accumulator.count - before)
+            if accumulator.count >= config.ridge_tokens:
+                break
+        bar.close()
+        with torch.no_grad():
+            self.predictor.weight.copy_(accumulator.solve())
+
+    def ridge_rows(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """What `RidgeAccumulator.add` takes of a batch."""
+        return hidden_at_insertion(self.view, batch, self.config.insertion_layer), batch.lengths
 
     def check_same_place(self, start: FirpPredictor) -> None:
         """Raise ValueError, naming the field, unless `start` predicts the same offsets at the same layer.
