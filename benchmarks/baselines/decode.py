@@ -17,11 +17,11 @@ from firp.engine.layers import run_layers
 from firp.engine.state import DecodeState, gather_rows
 from firp.engine.step import Scored, Step
 from firp.engine.steps import Steps
-from firp_kernels import Emitted
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.baselines.heads import Heads
+from firp_kernels import Emitted
 
 
 class HeadStep(Step):

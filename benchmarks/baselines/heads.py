@@ -70,7 +70,9 @@ class Heads(nn.Module):
         normed = view.norm(source)
         inner = torch.einsum("koi,...i->...ko", weight, normed) + self.bias.to(source.dtype)
         scores = view.head(normed[..., None, :] + functional.silu(inner))
-        return scores if view.score_factor == view.score_divisor == 1 else scores * view.score_factor / view.score_divisor
+        if view.score_factor == view.score_divisor == 1:
+            return scores
+        return scores * view.score_factor / view.score_divisor
 
     def check_view(self, view: DecoderView) -> None:
         """Raise ValueError, naming the field, unless these heads fit the model of `view`."""
@@ -109,7 +111,9 @@ def load_heads(folder: str | Path) -> Heads:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"heads: {folder} has no {name}, expected a folder that benchmarks.baselines trained")
+            raise FileNotFoundError(
+                f"heads: {folder} has no {name}, expected a folder that benchmarks.baselines trained"
+            )
     try:
         fields = read_object(folder / CONFIG)
         if fields.keys() != set(FIELDS):
@@ -127,6 +131,8 @@ def load_heads(folder: str | Path) -> Heads:
         raise ValueError(f"heads: {folder / WEIGHTS}: got {found}, expected {expected}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"heads: {folder / WEIGHTS}: {name} holds {tensor.dtype} or infinite values, expected floats")
+            raise ValueError(
+                f"heads: {folder / WEIGHTS}: {name} holds {tensor.dtype} or infinite values, expected floats"
+            )
     heads.load_state_dict(tensors)
     return heads.eval()

@@ -10,6 +10,7 @@ and the settings; `KIND/heads.safetensors` are the heads.
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from firp.train.trainer import LOG, Trainer
 from torch import Tensor
 
 from benchmarks.baselines.heads import KINDS, Heads
+from benchmarks.commands import run
 
 EVALUATE_EVERY = 50
 
@@ -135,31 +137,35 @@ def curve(folder: Path) -> list[dict]:
 
 
 def weighed_kl(line: dict, decay: float) -> float:
-    """Held-out loss of a line: KL of offset j weighs decay ** (j - 1)."""
-    return sum(kl * decay**j for j, kl in enumerate(line["kl"]))
+    """Held-out loss of a line: KL of offset j weighs decay ** (j - 1); infinite where training diverged."""
+    loss = sum(kl * decay**j for j, kl in enumerate(line["kl"]))
+    return loss if math.isfinite(loss) else math.inf
 
 
 def train_kind(
     config: HeadConfig, rates: list[float], sweep_steps: int, output: Path, device: str, deadline: float | None
 ) -> dict | None:
     """Sweep, then train at the best rate; what `curves.json` holds of the kind, or None where time was over."""
-    found: dict = {"sweep": {}}
     trainer = None
-    for rate in rates if len(rates) > 1 else []:
-        swept = replace(config, learning_rate=rate, steps=sweep_steps)
-        folder = output / f"{config.kind}-sweep-{rate:g}"
+
+    def finishes(config: HeadConfig, folder: Path) -> bool:
+        nonlocal trainer
         left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0 or not HeadTrainer(swept, folder, device).run(left, 50, EVALUATE_EVERY):
+        if left is not None and left <= 0:
+            return False
+        trainer = HeadTrainer(config, folder, device)
+        return trainer.run(left, evaluate_every=EVALUATE_EVERY)
+
+    found: dict = {"sweep": {}}
+    for rate in rates if len(rates) > 1 else []:
+        folder = output / f"{config.kind}-sweep-{rate:g}"
+        if not finishes(replace(config, learning_rate=rate, steps=sweep_steps), folder):
             return None
         found["sweep"][f"{rate:g}"] = curve(folder)
     last = {float(rate): weighed_kl(lines[-1], config.offset_decay) for rate, lines in found["sweep"].items()}
     best = min(last, key=last.__getitem__) if last else rates[0]
     chosen = replace(config, learning_rate=best)
-    left = None if deadline is None else deadline - time.monotonic()
-    if left is not None and left <= 0:
-        return None
-    trainer = HeadTrainer(chosen, output / config.kind, device)
-    if not trainer.run(left, 50, EVALUATE_EVERY):
+    if not finishes(chosen, output / config.kind):
         return None
     found |= {"learning_rate": best, "curve": curve(output / config.kind), "settings": asdict(chosen)}
     found["environment"] = environment(trainer.model)
@@ -193,9 +199,9 @@ def main(
     try:
         rates = sorted({float(rate) for rate in learning_rates.split(",")})
     except ValueError as error:
-        raise typer.BadParameter(f"learning_rates: got {learning_rates!r}, expected numbers: {error}") from error
+        raise ValueError(f"learning_rates: got {learning_rates!r}, expected numbers: {error}") from error
     if not rates or not all(0 < rate < float("inf") for rate in rates):
-        raise typer.BadParameter(f"learning_rates: got {learning_rates!r}, expected numbers above 0")
+        raise ValueError(f"learning_rates: got {learning_rates!r}, expected numbers above 0")
     configs = [
         HeadConfig(
             model, data, insertion_layer, num_offsets, steps, batch_size, anchors, max_length, rates[0],
@@ -219,4 +225,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

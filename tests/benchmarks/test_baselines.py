@@ -32,9 +32,7 @@ def check(engine, rng, vocab=7):
     """A ragged batch equals Hugging Face's single runs; returns drafted tokens that were accepted."""
     ids, mask = ragged_batch(rng, rng.randint(1, 4), vocab)
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
-    out = firp.generate(
-        engine.model, ids, attention_mask=mask, engine=engine, return_dict_in_generate=True, **options
-    )
+    out = firp.generate(engine.model, ids, attention_mask=mask, engine=engine, return_dict_in_generate=True, **options)
     expected = hf_alone(engine.model, ids, mask, **options)
     assert new_tokens(out.sequences, ids.shape[1]) == expected
     assert out.stats.tokens == sum(map(len, expected))
@@ -79,7 +77,9 @@ def test_sampled_output_is_that_of_plain_decoding(kind):
     ids, mask = ragged_batch(random.Random(5), 3, 7)
     options = {"attention_mask": mask, "max_new_tokens": NEW_TOKENS, "do_sample": True, "temperature": 0.8, "seed": 4}
     plain = firp.generate(model, ids, **options)
-    assert torch.equal(plain, firp.generate(model, ids, engine=HeadEngine(model, random_heads(model, kind, 1), 8), **options))
+    assert torch.equal(
+        plain, firp.generate(model, ids, engine=HeadEngine(model, random_heads(model, kind, 1), 8), **options)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

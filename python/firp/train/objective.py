@@ -80,7 +80,7 @@ def divergence_of(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def rank_of(scores: Tensor, choice: Tensor) -> Tensor:
-    """Place of `choice` [...] among scores [..., n] in the order of argmax: the highest first, then the first of equals.
+    """Place of `choice` [...] among scores [..., n] in the order of argmax: the highest first, the first of equals.
 
     A choice whose score others share is a hit only where argmax would take it. NaN scores come before all others, and a
     choice of score NaN after them.
