@@ -42,7 +42,7 @@ class Document:
         """Figures of a part, computed where they are not there."""
         made_from = json.loads(json.dumps(made_from))
         kept = self.parts.get(name)
-        if kept is None or kept["made_from"] != made_from:
+        if kept is None or kept.get("made_from") != made_from:
             started = time.monotonic()
             figures = json.loads(json.dumps(compute()))
             seconds = round(time.monotonic() - started, 1)

@@ -45,7 +45,7 @@ def ranks_of(recording: Recording, transition: tuple[Tensor, Tensor] | None) -> 
         source, target = transition
         before = torch.stack([recording.tokens[j + 1 : j + 1 + count] for j in range(k)], 1)
         factor = (source[before].float()[:, :, None] * target[candidates].float()).sum(-1)
-        order = (probabilities.log() + factor).sort(-1, descending=True, stable=True).indices
+        order = (probabilities.log() + factor).sort(dim=-1, descending=True, stable=True).indices
         candidates = candidates.gather(-1, order)
     match = candidates == own[..., None]
     return torch.where(match.any(-1), match.int().argmax(-1), among)
