@@ -18,6 +18,7 @@ from torch.nn import functional
 
 KINDS = ("medusa", "early-exit")
 CONFIG, WEIGHTS = "heads.json", "heads.safetensors"
+CURVES = "curves.json"  # of `benchmarks.baselines.train`, beside the folders of heads
 FIELDS = ("kind", "num_offsets", "hidden_size", "source_layer", "base_model")
 
 

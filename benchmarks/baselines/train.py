@@ -22,14 +22,14 @@ from firp.cli.options import choose_device
 from firp.decoder.passes import RealRows, real_rows
 from firp.decoder.view import DecoderView
 from firp.tools.environment import environment
-from firp.tools.files import locked, write_atomically
+from firp.tools.files import locked, read_object, write_atomically
 from firp.train.config import TrainConfig
 from firp.train.data import Batch
 from firp.train.objective import ANCHORS_AT_ONCE, OffsetScores, divergence_of, rank_of, sums_of
 from firp.train.trainer import LOG, Trainer
 from torch import Tensor
 
-from benchmarks.baselines.heads import KINDS, Heads
+from benchmarks.baselines.heads import CURVES, KINDS, Heads
 from benchmarks.commands import run
 
 EVALUATE_EVERY = 50
@@ -210,10 +210,10 @@ def main(
         for kind in kinds.split(",")
     ]  # fmt: skip
     deadline = None if time_limit is None else time.monotonic() + time_limit
-    path = output / "curves.json"
+    path = output / CURVES
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        document = json.loads(path.read_text()) if path.is_file() else {}
+        document = read_object(path) if path.is_file() else {}
         for config in configs:
             found = train_kind(config, rates, sweep_steps, output, choose_device(device), deadline)
             if found is None:

@@ -38,7 +38,7 @@ def ranks_of(recording: Recording, transition: tuple[Tensor, Tensor] | None) -> 
     """Place [n, k] of the answer's own token in a drafter's order, at positions that have all k tokens after them; K
     where it is not among the K candidates."""
     k, among = recording.candidates.shape[1:]
-    count = len(recording.tokens) - 1 - k
+    count = max(len(recording.tokens) - 1 - k, 0)
     own = torch.stack([recording.tokens[j + 2 : j + 2 + count] for j in range(k)], 1)
     probabilities, candidates = recording.probabilities[:count], recording.candidates[:count]
     if transition is not None:

@@ -54,7 +54,10 @@ def states(setup: Setup, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _similarities(setup: Setup) -> dict:
-    found = [[part.float().cpu() for part in states(setup, answer)] for answer in setup.answers]
+    long_enough = [answer for answer in setup.answers if len(answer.tokens) > setup.num_offsets]
+    if not long_enough:
+        raise ValueError(f"prompts: got no answer of more than {setup.num_offsets} tokens, expected at least one")
+    found = [[part.float().cpu() for part in states(setup, answer)] for answer in long_enough]
     real, pseudo, anchor = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
     mean = real.mean((1, 2), keepdim=True)
     pairs = ((pseudo, real), (anchor, real), (pseudo - mean, real - mean), (anchor - mean, real - mean))

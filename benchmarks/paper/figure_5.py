@@ -115,6 +115,8 @@ def _shares(setup: Setup, maps: dict[int, Tensor]) -> dict[int, dict]:
     for answer in setup.answers:
         tokens = torch.cat([answer.prompt, torch.tensor(answer.tokens)]).to(device)
         anchors = torch.arange(len(answer.prompt) - 1, len(tokens) - 2, device=device)
+        if not len(anchors):
+            continue
         for depth, real in _real_rows(view, tokens[None], sorted(maps)):
             weight = maps[depth][:1].to(device, view.dtype)
             for part in anchors.split(POSITIONS_AT_ONCE):

@@ -17,17 +17,19 @@ from firp.drafting.transition import token_tables
 from firp.drafting.trees import MAX_RANKS
 from firp.generation.batch import greedy_answers
 from firp.tools.environment import environment
+from firp.tools.files import read_object
 from firp.tools.prompt_files import OWN_PROMPTS, Prompt, encode, load_prompts
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.baselines.compare import heads_in, made_from
-from benchmarks.baselines.heads import Heads
+from benchmarks.baselines.heads import CURVES, Heads
 from benchmarks.baselines.recording import record_heads
 from benchmarks.document import Document
 
 TEXT = "text.json"
 PROMPTS_AT_ONCE = 8
+TRAINING = ("steps", "batch_size", "anchors", "max_length", "learning_rate", "seed")
 NAMES = {"firp": "FIRP", "firp-maps": "FIRP, maps alone", "medusa": "Medusa-1", "early-exit": "early exit"}
 
 
@@ -120,7 +122,14 @@ class Setup:
         """What a drafter's figures depend on beside the text."""
         kind = drafter.partition("-maps")[0]
         layer = self.predictor.insertion_layer if kind == "firp" else self.heads[kind].source_layer
-        return {"weights": made_from(self.predictor, self.heads)[kind], "source_layer": layer}
+        found = {"weights": made_from(self.predictor, self.heads)[kind], "source_layer": layer}
+        return found if kind == "firp" else found | {"training": self._training(kind)}
+
+    def _training(self, kind: str) -> dict:
+        """Settings that heads were trained with, where their curves are still beside them."""
+        path = (self.heads_folder or Path()) / CURVES
+        settings = read_object(path).get(kind, {}).get("settings", {}) if path.is_file() else {}
+        return {name: settings[name] for name in TRAINING if name in settings}
 
     @property
     def text_settings(self) -> dict:

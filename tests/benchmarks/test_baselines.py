@@ -7,13 +7,15 @@ import firp
 import numpy as np
 import pytest
 import torch
+import typer
 from firp.decoder.passes import real_rows
 from firp.decoder.view import DecoderView
 from models import FAMILIES, hf_alone, new_tokens, ragged_batch, tiny_model
 
+from benchmarks.baselines.compare import heads_in
 from benchmarks.baselines.decode import HeadEngine
 from benchmarks.baselines.heads import CONFIG, KINDS, WEIGHTS, Heads, load_heads
-from benchmarks.baselines.train import HeadConfig, HeadTrainer, curve, train_kind
+from benchmarks.baselines.train import HeadConfig, HeadTrainer, curve, main, train_kind
 
 NEW_TOKENS = 18
 
@@ -248,3 +250,27 @@ def test_heads_have_neither_transition_nor_refiner(setup):
 
 def test_families_used_here_exist():
     assert {"qwen3-sliding", "granite", "cohere", "olmo2"} <= set(FAMILIES)
+
+
+def test_the_command_trains_every_kind_and_goes_on_after_a_limit(setup, tmp_path):
+    settings = setup()
+    arguments = {
+        "data": settings.data, "output": tmp_path / "heads", "model": "tiny", "kinds": "medusa,early-exit",
+        "learning_rates": "1e-3,1e-2", "sweep_steps": 2, "insertion_layer": 2, "num_offsets": 2, "steps": 4,
+        "batch_size": 4, "anchors": 4, "max_length": 32, "ridge_tokens": 200, "held_out": 4, "seed": 0,
+        "dtype": "float32", "device": "cpu", "keep_rows": False,
+    }  # fmt: skip
+    with pytest.raises(typer.Exit):
+        main(**arguments, time_limit=0.0)
+    main(**arguments, time_limit=None)
+    curves = json.loads((tmp_path / "heads/curves.json").read_text())
+    assert set(curves) == set(heads_in(tmp_path / "heads")) == set(KINDS)
+    assert all(curves[kind]["settings"]["steps"] == 4 and len(curves[kind]["sweep"]) == 2 for kind in KINDS)
+    for changes, message in (
+        ({"learning_rates": "1e-3,x"}, "learning_rates: got '1e-3,x', expected numbers"),
+        ({"learning_rates": "0"}, "learning_rates: got '0', expected numbers above 0"),
+        ({"kinds": "medusa,hydra"}, "kind: got 'hydra', expected one of"),
+        ({"insertion_layer": 9, "kinds": "early-exit"}, r"source_layer: got 9, expected 1\.\.4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(**{**arguments, **changes, "output": tmp_path / "bad"}, time_limit=None)

@@ -10,53 +10,12 @@ import torch
 from firp.decoder.view import DecoderView
 from firp.drafting.recording import record
 from firp.train.objective import rank_of
-from firp.tune.acceptance import replay
-from models import tiny_model, tiny_predictor
 
 import benchmarks.paper.setup as setups
 from benchmarks.baselines import compare
-from benchmarks.baselines.heads import Heads
-from benchmarks.baselines.recording import record_heads
-from benchmarks.document import Document
 from benchmarks.paper import figure_1a, figure_1b, figure_3, figure_4, figure_5, table
 from benchmarks.paper.command import command, plot
 from benchmarks.paper.figures import FIGURES, MODULES
-from benchmarks.paper.setup import Setup
-
-PROMPTS = [{"id": str(i), "category": "ab"[i % 2], "prompt": "x" * (5 + i)} for i in range(4)]
-
-
-class Tokenizer:
-    chat_template = None
-
-    def __call__(self, text):
-        return type("Encoding", (), {"input_ids": [4 + (len(text) * i) % 25 for i in range(len(text))]})
-
-    def decode(self, tokens, **_):
-        return "y"
-
-
-@pytest.fixture
-def setup(tmp_path, monkeypatch):
-    """A setup over a tiny model, with heads of both kinds that were saved."""
-    model = tiny_model(2, vocab=31, dtype=torch.float32)
-    model.generation_config.eos_token_id = None
-    predictor = tiny_predictor(model, 1, num_offsets=2)
-    monkeypatch.setattr(setups.firp, "load_model", lambda *_: (model, Tokenizer()))
-    monkeypatch.setattr(setups.firp, "load_predictor", lambda *_: predictor)
-    for kind, layer in (("medusa", 4), ("early-exit", 2)):
-        Heads(kind, 2, 32, layer).save(tmp_path / "heads" / kind)
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in PROMPTS))
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "data.npz", tokens=rng.integers(4, 31, 600).astype(np.uint16), offsets=np.arange(0, 601, 30),
-        prompt_lengths=np.full(20, 4, np.int32),
-    )  # fmt: skip
-    return lambda **changes: Setup(
-        **{"out": tmp_path / "out", "model_name": "tiny", "predictor_name": "p", "heads_folder": tmp_path / "heads",
-           "prompts": tmp_path / "prompts.jsonl", "limit": 4, "max_new_tokens": 12, "data": tmp_path / "data.npz",
-           "ridge_tokens": 200, "repeats": 1, **changes}
-    )  # fmt: skip
 
 
 def figures(setup, figure):
@@ -214,77 +173,29 @@ def test_figure_5_goes_on_where_it_was_cut_off(setup, monkeypatch):
         figure_5._maps(made, figure_5.load_dataset(made.data), made.out / "bad.pt")
 
 
+def test_answers_that_end_at_once_have_no_positions(setup):
+    made, short = setup(heads_folder=None), []
+    for answer in made.answers[:2]:
+        short.append(setups.Answer(answer.category, answer.prompt, answer.tokens[:1]))
+    made.__dict__["answers"] = [*short, *made.answers[2:]]
+    for figure in (figure_1b, figure_3, figure_4, figure_5):
+        figure.measure(made)
+    assert figures(made, figure_3)["parts"]["firp"]["figures"]["positions"] == 2 * (12 - 2)
+    assert figures(made, figure_5)["parts"]["predictor"]["figures"]["positions"] == 2 * (12 - 1)
+    made.__dict__["answers"] = short
+    with pytest.raises(ValueError, match="got no answer of more than 2 tokens"):
+        figure_4._similarities(made)
+
+
+def test_figures_of_heads_say_how_they_were_trained(setup, tmp_path):
+    settings = {"steps": 5, "learning_rate": 1e-3, "seed": 0, "dtype": "float32"}
+    (tmp_path / "heads/curves.json").write_text(json.dumps({"medusa": {"settings": settings}}))
+    found = setup().made_from("medusa")["training"]
+    assert found == {"steps": 5, "learning_rate": 1e-3, "seed": 0} and setup().made_from("early-exit")["training"] == {}
+
+
 def test_depths_are_between_the_ends():
     assert figure_5.depths(30) == [5, 10, 15, 20, 25, 29] and figure_5.depths(2) == [1]
-
-
-def test_heads_are_recorded_as_they_draft(setup):
-    made = setup()
-    answer, heads = made.answers[0], made.heads["early-exit"]
-    recording = record_heads(made.view, heads, answer.prompt, answer.tokens, 8)
-    hidden = setups_rows(made.view, torch.cat([answer.prompt, torch.tensor(answer.tokens)])[:-1], 2).inserted[0]
-    best = (
-        heads.scores(made.view, hidden[len(answer.prompt) - 1 :]).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    )
-    assert torch.equal(recording.candidates, best.indices[..., :8])
-    torch.testing.assert_close(recording.probabilities, best.values[..., :8])
-    assert replay([recording], firp.TreeConfig(4, 4), 2).tokens == len(answer.tokens)
-
-
-def test_comparison_at_equal_rows(setup, tmp_path, monkeypatch, capsys):
-    made = setup()
-    profile = firp.drafting.recording.make_profile(
-        made.view, made.predictor, [(a.prompt, a.tokens, a.category) for a in made.answers], made.tables
-    )
-    monkeypatch.setattr(compare, "find_profile", lambda _: "profile")
-    monkeypatch.setattr(compare, "load_profile", lambda _: profile)
-    for rows in (4, 9, 16):
-        tree, k = compare.best_tree(profile, rows)
-        assert tree.num_nodes + tree.num_lookahead * k <= rows
-        smaller = firp.TreeConfig(2, 1)
-        assert profile.tau(tree, k) >= profile.tau(smaller, 1)
-    with pytest.raises(ValueError, match="rows: got 2, expected at least 3"):
-        compare.best_tree(profile, 2)
-    monkeypatch.setattr(compare, "BESIDE", ("ar", "hf"))
-    arguments = {
-        "heads": tmp_path / "heads", "json_path": tmp_path / "compare.json", "rows": "4,9", "model": "tiny",
-        "predictor": "p", "prompts": tmp_path / "prompts.jsonl", "limit": 2, "max_new_tokens": 8, "repeats": 1,
-        "dtype": "float32", "device": "cpu",
-    }  # fmt: skip
-    compare.main(**arguments)
-    document = json.loads((tmp_path / "compare.json").read_text())
-    assert set(document["parts"]) == {"any", "4", "9"}
-    methods = document["parts"]["9"]["figures"]["methods"]
-    assert set(methods) == {"ar", "firp", "medusa", "early-exit"} and methods["ar"]["tau"] == 1.0
-    assert "early-exit" in capsys.readouterr().out
-    for rows, message in (("4,x", "expected comma-separated integers"), ("1", "expected at least 3")):
-        with pytest.raises(ValueError, match=message):
-            compare.main(**{**arguments, "rows": rows})
-
-
-def test_a_part_is_computed_again_only_where_its_inputs_changed(tmp_path):
-    path, calls = tmp_path / "f.json", []
-
-    def part(made_from, settings=(1,)):
-        def compute():
-            calls.append(made_from)
-            return {"n": len(calls)}
-
-        return Document(path, {"size": settings}, {}).part("a", made_from, compute)["n"]
-
-    assert [part({"w": 1}), part({"w": 1}), part({"w": 2}), part({"w": 2}, (2,)), part({"w": 2}, (2,))] == [
-        1,
-        1,
-        2,
-        3,
-        3,
-    ]
-    path.write_text("{")
-    with pytest.raises(ValueError, match=r"f.json: .*; remove it to begin again"):
-        part({"w": 2})
-    path.write_text("{}")
-    with pytest.raises(ValueError, match="got no parts"):
-        part({"w": 2})
 
 
 def test_bad_arguments(setup, tmp_path):

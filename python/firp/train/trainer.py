@@ -63,10 +63,19 @@ class Trainer:
     def make_predictor(self) -> FirpPredictor:
         """What is trained, before its first step."""
         config = self.config
-        return FirpPredictor.for_model(
+        predictor = FirpPredictor.for_model(
             self.model, config.num_offsets, config.insertion_layer,
             transition_rank=config.transition_rank, refiner_width=config.refiner_width,
-        ).to(self.device)  # fmt: skip
+        )  # fmt: skip
+        transition, inputs = predictor.transition, predictor.refiner_inputs
+        generator = torch.Generator().manual_seed(config.seed)
+        with torch.no_grad():
+            if transition is not None:
+                transition[0] = torch.randn(transition.shape[1:], generator=generator) * SOURCE_SCALE
+            if inputs is not None:
+                spread = (inputs.shape[1] * inputs.shape[-1]) ** -0.5
+                inputs.copy_(torch.randn(inputs.shape, generator=generator) * spread)
+        return predictor.to(self.device)
 
     def parameter_groups(self) -> list[dict]:
         """Parameters of the optimizer, each group with its peak learning rate."""
@@ -166,17 +175,6 @@ class Trainer:
     def initialize(self) -> None:
         """Start from another predictor or from the closed form, and log the held-out accuracy of that start."""
         config = self.config
-        if config.transition_rank:
-            generator = torch.Generator().manual_seed(config.seed)
-            source = torch.randn(self.predictor.transition.shape[1:], generator=generator) * SOURCE_SCALE
-            with torch.no_grad():
-                self.predictor.transition[0] = source
-        if config.refiner_width:
-            inputs = self.predictor.refiner_inputs
-            generator = torch.Generator().manual_seed(config.seed)
-            spread = (inputs.shape[1] * inputs.shape[-1]) ** -0.5
-            with torch.no_grad():
-                inputs.copy_(torch.randn(inputs.shape, generator=generator) * spread)
         if config.start_from is not None:
             start = load_predictor(config.start_from)
             self.check_same_place(start)
