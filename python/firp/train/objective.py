@@ -82,16 +82,22 @@ class OffsetScores:
         return {name: value / self.count for name, value in vars(self).items() if name != "count"}
 
 
-def _divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def divergence_of(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL per (anchor, offset)."""
     teacher = torch.log_softmax(teacher_logits, dim=-1)
     student = torch.log_softmax(student_logits, dim=-1)
     return functional.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
 
 
-def _rank(scores: Tensor, choice: Tensor) -> Tensor:
-    """How many scores [..., n] beat that of `choice` [...]."""
-    return (scores > scores.gather(-1, choice[..., None])).sum(-1)
+def rank_of(scores: Tensor, choice: Tensor) -> Tensor:
+    """Place of `choice` [...] among scores [..., n] in the order of argmax: the highest first, the first of equals.
+
+    A choice whose score others share is a hit only where argmax would take it. NaN scores come before all others, and a
+    choice of score NaN after them.
+    """
+    own = scores.gather(-1, choice[..., None])
+    before = torch.arange(scores.shape[-1], device=scores.device) < choice[..., None]
+    return ((scores > own) | ((scores == own) & before) | scores.isnan() | own.isnan()).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class _Part:
         return _Part(rows, before, teacher, self.weights[: len(self.weights) - levels])
 
 
-def _sums(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
+def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
     hits = [(rank < 1), (rank < 4), (rank < 10), (followed < 1), (followed < 4)]
     return torch.stack([divergence.detach().sum(0), *(hit.sum(0).float() for hit in hits)])
 
@@ -197,17 +203,17 @@ class Objective:
         choice = part.teacher.argmax(-1)
         with torch.set_grad_enabled(bool(leaves)):
             student = self.view.logits(part.rows).float()
-            divergence = _divergence(student, part.teacher)
+            divergence = divergence_of(student, part.teacher)
         if leaves:
             (divergence * part.weights).sum().backward(inputs=leaves)
         student = student.detach()
-        rank = followed = _rank(student, choice)
+        rank = followed = rank_of(student, choice)
         if self.embeddings is not None:
             with torch.set_grad_enabled(want_gradient):
                 loss, followed = self.follow(predictor.transition, student, part.before, choice)
             if want_gradient:
                 (loss * part.weights).sum().backward(inputs=[predictor.transition])
-        return _sums(divergence, rank, followed)
+        return sums_of(divergence, rank, followed)
 
     def refined(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
         """Sums [6, k] of the rows that the refiner updated.
@@ -222,9 +228,9 @@ class Objective:
                 break
             with torch.set_grad_enabled(want_gradient):
                 marginal, conditional = self._refine(predictor, seen)
-                loss = (_divergence(marginal, seen.teacher) * seen.weights).sum()
+                loss = (divergence_of(marginal, seen.teacher) * seen.weights).sum()
                 if conditional.shape[1]:
-                    loss = loss + (_divergence(conditional, seen.teacher[:, 1:]) * seen.weights[1:]).sum()
+                    loss = loss + (divergence_of(conditional, seen.teacher[:, 1:]) * seen.weights[1:]).sum()
             if want_gradient:
                 loss.backward(inputs=[*leaves, *parameters])
             if not levels:
@@ -233,8 +239,8 @@ class Objective:
                 best = marginal.topk(min(MAX_RANKS, marginal.shape[-1]), dim=-1)
                 given = torch.cat([marginal[:, :1], conditional], 1).gather(-1, best.indices)
                 found, place = (best.indices == choice[..., None]).max(-1)
-                followed = _rank(given, place).where(found, marginal.shape[-1])
-                sums = _sums(_divergence(marginal, part.teacher), _rank(marginal, choice), followed)
+                followed = rank_of(given, place).where(found, marginal.shape[-1])
+                sums = sums_of(divergence_of(marginal, part.teacher), rank_of(marginal, choice), followed)
             if not want_gradient:
                 break
         return sums
@@ -260,4 +266,4 @@ class Objective:
         scores = torch.log_softmax(best.values + factor, dim=-1)
         found, place = (best.indices == choice[..., None]).max(-1)
         loss = -scores.gather(-1, place[..., None])[..., 0].where(found, 0.0)
-        return loss, _rank(scores.detach(), place).where(found, scores.shape[-1])
+        return loss, rank_of(scores.detach(), place).where(found, scores.shape[-1])

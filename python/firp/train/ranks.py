@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from firp.train.config import TrainConfig
+
 
 class Ranks:
     """This process among `size` that train together; all of them call the same methods in the same order."""
@@ -43,6 +45,18 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is rank 0, which writes files."""
         return self.rank == 0
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise ValueError for settings that these ranks cannot share."""
+        if config.keep_rows and self.size > 1:
+            raise ValueError(
+                f"keep_rows: got it with {self.size} ranks, expected one: every epoch gives a sequence to another rank, "
+                "so each would keep the rows of all; leave it off"
+            )
+        if config.batch_size < self.size:
+            raise ValueError(
+                f"batch_size: got {config.batch_size}, expected at least {self.size}: a sequence for each rank"
+            )
 
     def share(self, indices: np.ndarray | list) -> Any:
         """This rank's part of a batch, in which neighbours are of like length."""

@@ -28,17 +28,20 @@ class RidgeAccumulator:
         self.count = 0
 
     @torch.no_grad()
-    def add(self, hidden: Tensor, lengths: Tensor) -> None:
-        """Add hidden states [B, T, d], of which the first `lengths` [B] rows of each sequence are real."""
+    def add(self, hidden: Tensor, lengths: Tensor, targets: Tensor | None = None) -> None:
+        """Add hidden states [B, T, d], of which the first `lengths` [B] rows of each sequence are real.
+
+        `targets` [B, T, d] are the rows that the maps shall give at later positions; None: the hidden states.
+        """
         k = len(self.cross)
-        for rows, length in zip(hidden, lengths.tolist(), strict=True):
-            rows = rows[SINK_POSITIONS:length].float()
+        for rows, aims, length in zip(hidden, hidden if targets is None else targets, lengths.tolist(), strict=True):
+            rows, aims = (part[SINK_POSITIONS:length].float() for part in (rows, aims))
             if len(rows) <= k:
                 continue
             source = rows[:-k]
             self.covariance += (source.T @ source).double()
             for j in range(k):
-                target = rows[j + 1 : len(rows) - k + j + 1]
+                target = aims[j + 1 : len(rows) - k + j + 1]
                 self.cross[j] += (target.T @ source).double()
             self.count += len(source)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -9,7 +11,7 @@ from tqdm import tqdm
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, load_predictor
 from firp.train.config import TrainConfig
-from firp.train.data import TextDataset, epoch_batches, make_batch
+from firp.train.data import Batch, TextDataset, epoch_batches, make_batch
 from firp.train.ranks import Ranks
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
 
@@ -45,7 +47,7 @@ def set_start(
             if getattr(start, name) is not None:
                 parameter.copy_(getattr(start, name))
     elif config.ridge_tokens:
-        predictor.weight.copy_(_ridge(config, view, dataset, indices, ranks, progress))
+        predictor.weight.copy_(solve_ridge(config, view, dataset, indices, ranks, progress))
     ranks.copy_first(predictor.parameters())
 
 
@@ -63,8 +65,20 @@ def _check_same_place(start: FirpPredictor, config: TrainConfig, view: DecoderVi
             raise ValueError(f"{name}: got {getattr(config, name)}, but start_from has {getattr(start, name)}")
 
 
-def _ridge(
-    config: TrainConfig, view: DecoderView, dataset: TextDataset, indices: np.ndarray, ranks: Ranks, progress: bool
+def inserted_rows(view: DecoderView, batch: Batch, layer: int) -> tuple[torch.Tensor, ...]:
+    """What `RidgeAccumulator.add` takes of a batch: each hidden state at the layer predicts the later ones there."""
+    return hidden_at_insertion(view, batch, layer), batch.lengths
+
+
+@torch.no_grad()
+def solve_ridge(
+    config: TrainConfig,
+    view: DecoderView,
+    dataset: TextDataset,
+    indices: np.ndarray,
+    ranks: Ranks,
+    progress: bool,
+    rows: Callable[[DecoderView, Batch, int], tuple[torch.Tensor, ...]] = inserted_rows,
 ) -> torch.Tensor:
     """Maps [k, d, d] of the closed form, from batches that are shared out among the ranks."""
     accumulator = RidgeAccumulator(config.num_offsets, view.config.hidden_size, view.device)
@@ -79,7 +93,7 @@ def _ridge(
         for chosen in ranks.share(batches):
             batch = make_batch(dataset, chosen, config.max_length).to(view.device)
             before = accumulator.count
-            accumulator.add(hidden_at_insertion(view, batch, config.insertion_layer), batch.lengths)
+            accumulator.add(*rows(view, batch, config.insertion_layer))
             bar.update((accumulator.count - before) * ranks.size)
     ranks.sum([accumulator.covariance, accumulator.cross])
     accumulator.count = tokens

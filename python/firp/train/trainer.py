@@ -66,7 +66,7 @@ class Trainer:
         self.device = torch.device(device)
         self.ranks = ranks or Ranks()
         self.progress = progress and self.ranks.first
-        self._check_ranks()
+        self.ranks.check(config)
         self.reporter = Reporter(report_to if self.ranks.first else "none", self.output, asdict(config))
         if self.ranks.first:
             check_writable(self.output / CHECKPOINT)
@@ -84,10 +84,26 @@ class Trainer:
         self.model.requires_grad_(False)
         self.dataset.check_vocabulary(self.model.config.vocab_size)
         self.view = DecoderView(self.model)
-        self.predictor = FirpPredictor.for_model(
+        self.predictor = self.make_predictor()
+        groups = self.parameter_groups()
+        self.optimizer = torch.optim.AdamW(groups)
+        self.trained = [parameter for group in groups if group["peak"] for parameter in group["params"]]
+        self.objective = self.make_objective()
+        self.step = 0
+        self.seconds = 0.0
+        self.store = self.open_store() if config.keep_rows else None
+
+    def make_predictor(self) -> FirpPredictor:
+        """What is trained."""
+        config = self.config
+        return FirpPredictor.for_model(
             self.model, config.num_offsets, config.insertion_layer,
             transition_rank=config.transition_rank, refiner_width=config.refiner_width,
         ).to(self.device)  # fmt: skip
+
+    def parameter_groups(self) -> list[dict]:
+        """Parameters of the optimizer, each group with its peak learning rate."""
+        config = self.config
         groups: list[dict] = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
         if config.transition_rank:
             groups += [
@@ -96,30 +112,29 @@ class Trainer:
         if config.refiner_width:
             refiner = [self.predictor.refiner_inputs, self.predictor.refiner_bias, self.predictor.refiner_outputs]
             groups += [{"params": refiner, "peak": config.refiner_learning_rate, "weight_decay": 0.01}]
-        self.optimizer = torch.optim.AdamW(groups)
-        self.trained = [parameter for group in groups if group["peak"] for parameter in group["params"]]
-        self.objective = Objective(
+        return groups
+
+    def make_objective(self) -> Objective:
+        """The loss of a batch."""
+        config = self.config
+        return Objective(
             self.view,
             config.insertion_layer,
             config.offset_decay ** torch.arange(config.num_offsets, device=self.device),
             UnitEmbeddings(self.view) if config.transition_rank else None,
             trains_maps=config.learning_rate > 0,
         )
-        self.step = 0
-        self.seconds = 0.0
-        self.store = self.open_store() if config.keep_rows else None
 
-    def _check_ranks(self) -> None:
-        size = self.ranks.size
-        if self.config.keep_rows and size > 1:
-            raise ValueError(
-                f"keep_rows: got it with {size} ranks, expected one: every epoch gives a sequence to another rank, so "
-                "each would keep the rows of all; leave it off"
-            )
-        if self.config.batch_size < size:
-            raise ValueError(
-                f"batch_size: got {self.config.batch_size}, expected at least {size}: a sequence for each rank"
-            )
+    def set_start(self) -> None:
+        """Give the predictor its first weights."""
+        set_start(self.predictor, self.config, self.view, self.dataset, self.train_indices, self.ranks, self.progress)
+
+    def write_result(self) -> None:
+        """Put the trained predictor and its profile into `output`."""
+        (self.output / PROFILE).unlink(missing_ok=True)  # that of an earlier predictor
+        run_files.write_predictor(self.output, self.predictor)
+        if self.config.num_offsets <= PROFILE_OFFSETS:
+            write_profile(self.output / PROFILE, self.view, self.predictor, self.dataset, self.held_out_indices)
 
     def run(self, time_limit_s: float | None = None, checkpoint_every: int = 50, evaluate_every: int = 200) -> bool:
         """Train until `config.steps`, or stop after `time_limit_s` seconds with a checkpoint, or with part of the rows
@@ -173,17 +188,13 @@ class Trainer:
                 return False
         bar.close()
         self.reporter.end()
-        if not self.ranks.first:
-            return True
-        (self.output / PROFILE).unlink(missing_ok=True)  # that of an earlier predictor
-        run_files.write_predictor(self.output, self.predictor)
-        if self.config.num_offsets <= PROFILE_OFFSETS:
-            write_profile(self.output / PROFILE, self.view, self.predictor, self.dataset, self.held_out_indices)
+        if self.ranks.first:
+            self.write_result()
         return True
 
     def initialize(self) -> None:
         """Start from another predictor or from the closed form, and log the held-out accuracy of that start."""
-        set_start(self.predictor, self.config, self.view, self.dataset, self.train_indices, self.ranks, self.progress)
+        self.set_start()
         self.log("start", self.evaluate())
 
     def train_step(self) -> OffsetScores:

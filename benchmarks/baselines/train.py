@@ -1,0 +1,242 @@
+"""Train draft heads on the text, anchors, batches and steps of `firp train`, at several learning rates.
+
+python -m benchmarks.baselines.train --data text.npz --output heads --steps 1000
+
+Each kind is trained at every rate of the sweep for `--sweep-steps`, then at the best for `--steps`. The best has the
+least held-out KL, offsets weighed as in the loss. Run the same command again to resume. `curves.json` holds every curve
+and the settings; `KIND/heads.safetensors` are the heads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from firp.cli.options import choose_device
+from firp.decoder.passes import RealRows, real_rows
+from firp.decoder.view import DecoderView
+from firp.tools.environment import environment
+from firp.tools.files import locked, read_object, write_atomically
+from firp.train.config import TrainConfig
+from firp.train.data import Batch
+from firp.train.objective import ANCHORS_AT_ONCE, OffsetScores, divergence_of, rank_of, sums_of
+from firp.train.start import solve_ridge
+from firp.train.trainer import LOG, Trainer
+from torch import Tensor
+
+from benchmarks.baselines.heads import CURVES, KINDS, Heads
+from benchmarks.commands import run
+
+EVALUATE_EVERY = 50
+
+
+@dataclass(frozen=True)
+class HeadConfig(TrainConfig):
+    """`TrainConfig` of heads; `insertion_layer` is where an early exit reads, and which rows are kept.
+
+    Attributes:
+        kind: of `KINDS`.
+    """
+
+    transition_rank: int = 0
+    kind: str = KINDS[0]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: got {self.kind!r}, expected one of {', '.join(KINDS)}")
+        for name, value in (("transition_rank", 0), ("refiner_width", 0), ("start_from", None)):
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {value}: heads have none")
+
+
+@dataclass(frozen=True)
+class HeadObjective:
+    """KL(model at i + j || heads[j] at i) over anchors i and offsets j, weighed as the predictor's maps are.
+
+    Attributes:
+        view: the base model.
+        offset_weights: [k].
+    """
+
+    view: DecoderView
+    offset_weights: Tensor
+
+    def __call__(
+        self,
+        heads: Heads,
+        tokens: Tensor,
+        real: RealRows,
+        anchors: Tensor,
+        valid: Tensor,
+        want_gradient: bool,
+        count: int | None = None,
+    ) -> OffsetScores:
+        """As `firp.train.objective.Objective`."""
+        length, device = tokens.shape[1], tokens.device
+        k = len(self.offset_weights)
+        flat = (torch.arange(len(anchors), device=device)[:, None] * length + anchors)[valid]
+        states = real.final if heads.kind == "medusa" else real.inserted
+        sums = torch.zeros(6, k, device=device)
+        count = max(len(flat), 1) if count is None else count
+        for index in flat.split(ANCHORS_AT_ONCE[device.type == "cuda"]):
+            positions = index[:, None] + torch.arange(1, k + 1, device=device)
+            targets, inverse = positions.unique(return_inverse=True)
+            with torch.no_grad():
+                teacher = self.view.logits(real.final.flatten(0, 1)[targets])[inverse].float()
+            with torch.set_grad_enabled(want_gradient):
+                scores = heads.scores(self.view, states.flatten(0, 1)[index]).float()
+                divergence = divergence_of(scores, teacher)
+                loss = (divergence * self.offset_weights).sum() / count
+            if want_gradient:
+                loss.backward(inputs=list(heads.parameters()))
+            rank = rank_of(scores.detach(), teacher.argmax(-1))
+            sums += sums_of(divergence, rank, rank)
+        return OffsetScores.of(sums, count)
+
+
+def exit_rows(view: DecoderView, batch: Batch, layer: int) -> tuple[Tensor, ...]:
+    """What `RidgeAccumulator.add` takes of a batch: states at the layer predict later final ones."""
+    rows = real_rows(view, batch.tokens, layer)
+    return rows.inserted, batch.lengths, rows.final
+
+
+class HeadTrainer(Trainer):
+    """`firp train` with heads in the predictor's place: same files, same order of batches and anchors, same schedule.
+
+    An early exit starts from the ridge regression onto final hidden states, as maps do onto those of their own layer.
+    Medusa's heads start from the model's own scores.
+    """
+
+    config: HeadConfig
+
+    def make_predictor(self) -> Heads:  # type: ignore[override]
+        config = self.config
+        layer = self.view.num_layers if config.kind == "medusa" else config.insertion_layer
+        heads = Heads(config.kind, config.num_offsets, self.model.config.hidden_size, layer, config.model)
+        heads.check_view(self.view)
+        return heads.to(self.device)
+
+    def parameter_groups(self) -> list[dict]:
+        parameters = list(self.predictor.parameters())
+        return [{"params": parameters, "peak": self.config.learning_rate, "weight_decay": 0.0}]
+
+    def make_objective(self) -> HeadObjective:  # type: ignore[override]
+        config = self.config
+        weights = config.offset_decay ** torch.arange(config.num_offsets, device=self.device)
+        return HeadObjective(self.view, weights)
+
+    @torch.no_grad()
+    def set_start(self) -> None:
+        if self.config.kind == "early-exit" and self.config.ridge_tokens:
+            maps = solve_ridge(
+                self.config, self.view, self.dataset, self.train_indices, self.ranks, self.progress, exit_rows
+            )
+            self.predictor.weight.copy_(maps)
+
+    def write_result(self) -> None:
+        self.predictor.save(self.output)
+
+
+def curve(folder: Path) -> list[dict]:
+    """Held-out lines of a run's log, the start among them."""
+    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    return [line for line in lines if line["event"] != "train"]
+
+
+def weighed_kl(line: dict, decay: float) -> float:
+    """Held-out loss of a line: KL of offset j weighs decay ** (j - 1); infinite where training diverged."""
+    loss = sum(kl * decay**j for j, kl in enumerate(line["kl"]))
+    return loss if math.isfinite(loss) else math.inf
+
+
+def train_kind(
+    config: HeadConfig, rates: list[float], sweep_steps: int, output: Path, device: str, deadline: float | None
+) -> dict | None:
+    """Sweep, then train at the best rate; what `curves.json` holds of the kind, or None where time was over."""
+    trainer = None
+
+    def finishes(config: HeadConfig, folder: Path) -> bool:
+        nonlocal trainer
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            return False
+        trainer = HeadTrainer(config, folder, device)
+        return trainer.run(left, evaluate_every=EVALUATE_EVERY)
+
+    found: dict = {"sweep": {}}
+    for rate in rates if len(rates) > 1 else []:
+        folder = output / f"{config.kind}-sweep-{rate:g}"
+        if not finishes(replace(config, learning_rate=rate, steps=sweep_steps), folder):
+            return None
+        found["sweep"][f"{rate:g}"] = curve(folder)
+    last = {float(rate): weighed_kl(lines[-1], config.offset_decay) for rate, lines in found["sweep"].items()}
+    best = min(last, key=last.__getitem__) if last else rates[0]
+    chosen = replace(config, learning_rate=best)
+    if not finishes(chosen, output / config.kind):
+        return None
+    found |= {"learning_rate": best, "curve": curve(output / config.kind), "settings": asdict(chosen)}
+    found["environment"] = environment(trainer.model)
+    return found
+
+
+def main(
+    data: Annotated[str, typer.Option(help="File written by `firp distill`.")],
+    output: Annotated[Path, typer.Option(help="Folder of the runs and of curves.json.")],
+    model: Annotated[str, typer.Option(help="Base model, as `firp train` takes it.")] = "smollm2-135m",
+    kinds: Annotated[str, typer.Option(help="Comma-separated: medusa, early-exit.")] = ",".join(KINDS),
+    learning_rates: Annotated[str, typer.Option(help="Comma-separated peaks; one is taken as it is.")] = (
+        "1e-4,3e-4,1e-3,3e-3"
+    ),
+    sweep_steps: Annotated[int, typer.Option(help="Optimizer steps of each rate of the sweep.")] = 100,
+    insertion_layer: Annotated[int, typer.Option(help="t: where an early exit reads.")] = 20,
+    num_offsets: Annotated[int, typer.Option(help="k: future positions predicted.")] = 3,
+    steps: Annotated[int, typer.Option(help="Optimizer steps at the best rate.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    anchors: Annotated[int, typer.Option(help="Anchors drawn from each sequence.")] = 64,
+    max_length: Annotated[int, typer.Option(help="Sequences are cut to this many tokens.")] = 512,
+    ridge_tokens: Annotated[int, typer.Option(help="Tokens of an early exit's closed-form start.")] = 100_000,
+    held_out: Annotated[int, typer.Option(help="Sequences kept for accuracy.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the data order and of the anchors.")] = 0,
+    dtype: Annotated[str, typer.Option(help="dtype of the base model.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    keep_rows: Annotated[bool, typer.Option(help="Keep the base model's rows in each run's folder.")] = False,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
+) -> None:
+    """Train Medusa-1 and early-exit heads; defaults are those of `firp train`."""
+    try:
+        rates = sorted({float(rate) for rate in learning_rates.split(",")})
+    except ValueError as error:
+        raise ValueError(f"learning_rates: got {learning_rates!r}, expected numbers: {error}") from error
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise ValueError(f"learning_rates: got {learning_rates!r}, expected numbers above 0")
+    configs = [
+        HeadConfig(
+            model, data, insertion_layer, num_offsets, steps, batch_size, anchors, max_length, rates[0],
+            ridge_tokens=ridge_tokens, held_out=held_out, seed=seed, dtype=dtype, keep_rows=keep_rows, kind=kind,
+        )
+        for kind in kinds.split(",")
+    ]  # fmt: skip
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    path = output / CURVES
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        document = read_object(path) if path.is_file() else {}
+        for config in configs:
+            found = train_kind(config, rates, sweep_steps, output, choose_device(device), deadline)
+            if found is None:
+                print("time is over; run the same command again to go on")
+                raise typer.Exit(1)
+            document[config.kind] = found
+            write_atomically(path, lambda staged: staged.write_text(json.dumps(document, indent=1) + "\n"))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run(main)

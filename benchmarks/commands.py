@@ -1,0 +1,21 @@
+"""Run a script's command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run `main` as a command line; an error that a user can mend is one line, and the exit code 2."""
+    try:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command()(main)
+        app()
+    except (ValueError, OSError) as error:
+        text = " ".join(str(error).split())
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False)
+        sys.exit(2)

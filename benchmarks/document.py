@@ -1,0 +1,62 @@
+"""A figure's JSON: parts that are computed one at a time and kept as they come."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from firp.tools.files import read_object, write_atomically
+
+
+class Document:
+    """`path` holds `settings`, and for each part what it was made from, where, in which time, and its figures.
+
+    A part is kept as long as the settings and what it was made from stay the same; else it is computed again.
+
+    Args:
+        path: the JSON file; one that is damaged is refused.
+        settings: of all parts.
+        environment: of this machine.
+
+    Raises:
+        ValueError: a file that is no such document.
+    """
+
+    def __init__(self, path: Path, settings: dict, environment: dict) -> None:
+        self.path, self.environment = path, environment
+        self.settings = json.loads(json.dumps(settings))
+        self.parts: dict[str, dict] = {}
+        if path.is_file():
+            try:
+                found = read_object(path)
+                if not isinstance(found.get("parts"), dict):
+                    raise ValueError("got no parts, expected those of a figure")
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}; remove it to begin again") from error
+            if found.get("settings") == self.settings:
+                self.parts = found["parts"]
+
+    def part(self, name: str, made_from: dict, compute: Callable[[], dict]) -> dict:
+        """Figures of a part, computed where they are not there."""
+        made_from = json.loads(json.dumps(made_from))
+        kept = self.parts.get(name)
+        if kept is None or kept.get("made_from") != made_from:
+            started = time.monotonic()
+            figures = json.loads(json.dumps(compute()))
+            seconds = round(time.monotonic() - started, 1)
+            self.parts[name] = {
+                "made_from": made_from, "seconds": seconds, "environment": self.environment, "figures": figures,
+            }  # fmt: skip
+            self.save()
+        return self.parts[name]["figures"]
+
+    def save(self) -> None:
+        text = json.dumps({"settings": self.settings, "parts": self.parts}, indent=1) + "\n"
+        write_atomically(self.path, lambda staged: staged.write_text(text))
+
+    @property
+    def figures(self) -> dict[str, dict]:
+        """Figures of the parts that are there, by name."""
+        return {name: part["figures"] for name, part in self.parts.items()}

@@ -1,0 +1,276 @@
+"""Draft heads: the output is the model's own, training resumes exactly, a file is read strictly."""
+
+import json
+import random
+
+import firp
+import numpy as np
+import pytest
+import torch
+import typer
+from firp.decoder.passes import real_rows
+from firp.decoder.view import DecoderView
+from models import FAMILIES, hf_alone, new_tokens, ragged_batch, tiny_model
+
+from benchmarks.baselines.compare import heads_in
+from benchmarks.baselines.decode import HeadEngine
+from benchmarks.baselines.heads import CONFIG, KINDS, WEIGHTS, Heads, load_heads
+from benchmarks.baselines.train import HeadConfig, HeadTrainer, curve, main, train_kind
+
+NEW_TOKENS = 18
+
+
+def random_heads(model, kind, seed, num_offsets=3, layer=2, size=0.3):
+    layer = model.config.num_hidden_layers if kind == "medusa" else layer
+    heads = Heads(kind, num_offsets, model.config.hidden_size, layer)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+    return heads
+
+
+def check(engine, rng, vocab=7):
+    """A ragged batch equals Hugging Face's single runs; returns drafted tokens that were accepted."""
+    ids, mask = ragged_batch(rng, rng.randint(1, 4), vocab)
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    out = firp.generate(engine.model, ids, attention_mask=mask, engine=engine, return_dict_in_generate=True, **options)
+    expected = hf_alone(engine.model, ids, mask, **options)
+    assert new_tokens(out.sequences, ids.shape[1]) == expected
+    assert out.stats.tokens == sum(map(len, expected))
+    return out.stats.tokens - out.stats.steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_random_heads_give_the_models_own_output(kind, seed):
+    rng = random.Random(seed)
+    model = tiny_model(seed, kv_heads=(1, 2, 4)[seed % 3], tied=bool(seed % 2), dtype=torch.float32)
+    accepted = 0
+    for run in range(4):
+        num_offsets = rng.randint(1, 4)
+        heads = random_heads(model, kind, 10 * seed + run, num_offsets, rng.randint(1, 4))
+        tree = rng.choice((1, 2, 5, 8, 33)), rng.choice(("dynamic", "static"))
+        accepted += check(HeadEngine(model, heads, *tree), rng)
+    assert accepted > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["qwen3-sliding", "granite", "cohere", "olmo2"])
+def test_other_families(kind, family):
+    model = tiny_model(5, family, dtype=torch.float32)
+    check(HeadEngine(model, random_heads(model, kind, 3), 8), random.Random(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), 1e30])
+def test_hostile_heads(kind, value):
+    model = tiny_model(6, dtype=torch.float32)
+    heads = random_heads(model, kind, 0)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.fill_(value)
+    check(HeadEngine(model, heads, 8), random.Random(2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampled_output_is_that_of_plain_decoding(kind):
+    model = tiny_model(7)
+    ids, mask = ragged_batch(random.Random(5), 3, 7)
+    options = {"attention_mask": mask, "max_new_tokens": NEW_TOKENS, "do_sample": True, "temperature": 0.8, "seed": 4}
+    plain = firp.generate(model, ids, **options)
+    assert torch.equal(
+        plain, firp.generate(model, ids, engine=HeadEngine(model, random_heads(model, kind, 1), 8), **options)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tree_after_a_step_holds_the_heads_best_tokens(kind):
+    """The oracle: the heads over Hugging Face's own hidden state of the last accepted token."""
+    model = tiny_model(8, vocab=31, dtype=torch.float32)
+    heads = random_heads(model, kind, 2)
+    engine = HeadEngine(model, heads, 4, "static")  # (0,), (0, 0), (1,): the two best of depth 1, the best of depth 2
+    state = engine.start([torch.tensor([4, 5, 6])], 12, [])
+    tokens, depths = [4, 5, 6], 0
+    for _ in range(5):
+        record = engine.step(state)
+        tokens += record.tokens[0, : record.counts[0]].tolist()
+        states = model(torch.tensor([tokens[:-1]]), output_hidden_states=True).hidden_states
+        # The last of them is after the final norm, where Medusa's heads begin.
+        if kind == "medusa":
+            x = states[-1][0, -1]
+            inner = torch.einsum("koi,i->ko", heads.weight, x) + heads.bias
+            scores = model.lm_head(x + torch.nn.functional.silu(inner))
+        else:
+            rows = torch.einsum("koi,i->ko", heads.weight, states[heads.source_layer][0, -1])
+            scores = model.lm_head(model.model.norm(rows))
+        best = scores.topk(2).indices
+        drafted = {(int(d), int(t)) for d, t in zip(state.tree.depths[0], state.tree.tokens[0], strict=True) if d}
+        assert drafted == {(1, int(best[0, 0])), (1, int(best[0, 1])), (2, int(best[1, 0]))}
+        depths += len(drafted)
+    assert depths == 15
+
+
+def test_untrained_medusa_heads_give_the_models_own_scores():
+    model = tiny_model(9, vocab=31, dtype=torch.float32)
+    view, heads = DecoderView(model), Heads("medusa", 2, 32, 4)
+    final = real_rows(view, torch.arange(4, 12)[None], 2).final
+    assert torch.equal(heads.scores(view, final)[..., 1, :], view.logits(final))
+
+
+def test_bad_heads_are_refused():
+    model = tiny_model(1)
+    for heads, message in (
+        (Heads("medusa", 2, 32, 3), r"source_layer: got 3, expected 4 \(the last\)"),
+        (Heads("early-exit", 2, 32, 5), r"source_layer: got 5, expected 1..4"),
+        (Heads("early-exit", 2, 16, 2), "hidden_size differs: they were made for 16 .*, the model has 32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HeadEngine(model, heads, 4)
+    with pytest.raises(ValueError, match="kind: got 'hydra', expected one of medusa, early-exit"):
+        Heads("hydra", 2, 32, 4)
+    with pytest.raises(ValueError, match="num_offsets: got True, expected an integer"):
+        Heads("medusa", True, 32, 4)
+
+
+def test_saved_heads_are_read_strictly(tmp_path):
+    heads = random_heads(tiny_model(1), "medusa", 1)
+    heads.save(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(heads.parameters(), load_heads(tmp_path).parameters(), strict=True))
+    fields = json.loads((tmp_path / CONFIG).read_text())
+    for changes, message in (
+        ({"num_offsets": 2}, r"weight.*expected.*\(2, 32, 32\)"),
+        ({"kind": "early-exit"}, "bias"),
+        ({"source_layer": 0}, "source_layer: got 0, expected an integer of at least 1"),
+        ({"extra": 1}, "got the fields"),
+    ):
+        (tmp_path / CONFIG).write_text(json.dumps(fields | changes))
+        with pytest.raises(ValueError, match=message):
+            load_heads(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(fields))
+    (tmp_path / WEIGHTS).write_bytes(b"half")
+    with pytest.raises(ValueError, match="cannot read"):
+        load_heads(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has no heads.json, expected a folder"):
+        load_heads(tmp_path / "none")
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    model = tiny_model(1, vocab=11, dtype=torch.float32)
+    monkeypatch.setattr("firp.train.trainer.load_model", lambda *_: (model, None))
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(12, 30, 40)
+    np.savez(
+        tmp_path / "data.npz",
+        tokens=rng.integers(4, 11, lengths.sum()).astype(np.uint16),
+        offsets=np.concatenate([[0], lengths.cumsum()]),
+        prompt_lengths=np.full(40, 4, np.int32),
+    )
+    return lambda **changes: HeadConfig(
+        **{"model": "tiny", "data": str(tmp_path / "data.npz"), "insertion_layer": 2, "num_offsets": 2, "steps": 6,
+           "batch_size": 4, "anchors": 4, "max_length": 32, "held_out": 4, "ridge_tokens": 200, **changes}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_resumes_exactly(setup, tmp_path, kind):
+    config = setup(kind=kind)
+    assert HeadTrainer(config, tmp_path / "whole", progress=False).run()
+    while not HeadTrainer(config, tmp_path / "parts", progress=False).run(time_limit_s=0.0):
+        pass
+    whole, parts = (load_heads(tmp_path / name) for name in ("whole", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    assert whole.weight.any()
+    lines = curve(tmp_path / "whole")
+    assert [line["step"] for line in lines] == [0, 6] and lines[-1]["event"] == "held_out"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_the_loss(setup, tmp_path, kind):
+    trainer = HeadTrainer(setup(kind=kind, ridge_tokens=0), tmp_path / "run", progress=False)
+    indices = trainer.train_indices[:4]
+    with torch.no_grad():
+        trainer.predictor.weight.add_(torch.randn(trainer.predictor.weight.shape) * 0.1)
+    weight = trainer.predictor.weight
+
+    def loss():
+        scores = trainer.score(indices, seed=1, want_gradient=False)
+        return sum(kl * 0.8**j for j, kl in enumerate(scores.means()["kl"].double()))
+
+    trainer.score(indices, seed=1, want_gradient=True)
+    direction = weight.grad / weight.grad.norm()
+    with torch.no_grad():
+        weight.add_(direction * 0.01)
+        above = loss()
+        weight.add_(direction * -0.02)
+        slope = (above - loss()) / 0.02
+    assert slope.item() == pytest.approx(weight.grad.norm().item(), rel=0.02)
+
+
+def test_batches_and_anchors_are_those_of_firp_train(setup, tmp_path, monkeypatch):
+    from firp.train.config import TrainConfig
+    from firp.train.trainer import Trainer
+
+    seen = {}
+    for name, make in (("heads", HeadTrainer), ("maps", Trainer)):
+        config = setup()
+        if name == "maps":
+            fields = {key: value for key, value in vars(config).items() if key != "kind"}
+            config = TrainConfig(**fields)
+        trainer = make(config, tmp_path / name, progress=False)
+        calls = seen[name] = []
+        objective = trainer.objective
+
+        def note(predictor, tokens, real, anchors, valid, want_gradient, count, calls=calls, objective=objective):
+            calls.append((tokens, anchors, valid, want_gradient))
+            return objective(predictor, tokens, real, anchors, valid, want_gradient, count)
+
+        trainer.objective = note
+        trainer._run(None, 50, 200)
+    assert len(seen["heads"]) == len(seen["maps"]) == 8
+    for a, b in zip(seen["heads"], seen["maps"], strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True)) and a[3] == b[3]
+
+
+def test_the_sweep_takes_the_rate_with_the_least_held_out_loss(setup, tmp_path):
+    found = train_kind(setup(kind="medusa"), [1e-3, 1e-2], 3, tmp_path, "cpu", None)
+    assert found["learning_rate"] == 1e-2 and set(found["sweep"]) == {"0.001", "0.01"}
+    assert found["settings"]["steps"] == 6 and [line["step"] for line in found["curve"]] == [0, 6]
+    assert found["environment"]["dtype"] == "float32"
+
+
+def test_heads_have_neither_transition_nor_refiner(setup):
+    for changes in ({"transition_rank": 2}, {"refiner_width": 2}, {"start_from": "folder"}):
+        with pytest.raises(ValueError, match=rf"{next(iter(changes))}: got .*, expected .*: heads have none"):
+            setup(**changes)
+    with pytest.raises(ValueError, match="kind: got 'hydra'"):
+        setup(kind="hydra")
+
+
+def test_families_used_here_exist():
+    assert {"qwen3-sliding", "granite", "cohere", "olmo2"} <= set(FAMILIES)
+
+
+def test_the_command_trains_every_kind_and_goes_on_after_a_limit(setup, tmp_path):
+    settings = setup()
+    arguments = {
+        "data": settings.data, "output": tmp_path / "heads", "model": "tiny", "kinds": "medusa,early-exit",
+        "learning_rates": "1e-3,1e-2", "sweep_steps": 2, "insertion_layer": 2, "num_offsets": 2, "steps": 4,
+        "batch_size": 4, "anchors": 4, "max_length": 32, "ridge_tokens": 200, "held_out": 4, "seed": 0,
+        "dtype": "float32", "device": "cpu", "keep_rows": False,
+    }  # fmt: skip
+    with pytest.raises(typer.Exit):
+        main(**arguments, time_limit=0.0)
+    main(**arguments, time_limit=None)
+    curves = json.loads((tmp_path / "heads/curves.json").read_text())
+    assert set(curves) == set(heads_in(tmp_path / "heads")) == set(KINDS)
+    assert all(curves[kind]["settings"]["steps"] == 4 and len(curves[kind]["sweep"]) == 2 for kind in KINDS)
+    for changes, message in (
+        ({"learning_rates": "1e-3,x"}, "learning_rates: got '1e-3,x', expected numbers"),
+        ({"learning_rates": "0"}, "learning_rates: got '0', expected numbers above 0"),
+        ({"kinds": "medusa,hydra"}, "kind: got 'hydra', expected one of"),
+        ({"insertion_layer": 9, "kinds": "early-exit"}, r"source_layer: got 9, expected 1\.\.4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(**{**arguments, **changes, "output": tmp_path / "bad"}, time_limit=None)

@@ -1,0 +1,212 @@
+"""The paper's figures: each against an oracle on a tiny model, kept part by part, drawn from their JSON alone."""
+
+import json
+import math
+
+import firp
+import numpy as np
+import pytest
+import torch
+from firp.decoder.view import DecoderView
+from firp.drafting.recording import record
+from firp.train.objective import rank_of
+
+import benchmarks.paper.setup as setups
+from benchmarks.baselines import compare
+from benchmarks.paper import figure_1a, figure_1b, figure_3, figure_4, figure_5, table
+from benchmarks.paper.command import command, plot
+from benchmarks.paper.figures import FIGURES, MODULES
+
+
+def figures(setup, figure):
+    return json.loads((setup.out / f"{figure.NAME}.json").read_text())
+
+
+@pytest.mark.parametrize("figure", MODULES, ids=lambda figure: figure.NAME)
+def test_every_figure_is_made_drawn_and_kept(setup, figure, monkeypatch):
+    made = setup()
+    figure.measure(made)
+    document = figures(made, figure)
+    for part in document["parts"].values():
+        assert part["seconds"] >= 0 and part["environment"]["dtype"] == "float32" and part["figures"]
+    assert document["settings"]["max_new_tokens"] == 12
+    plot(figure, made.out / f"{figure.NAME}.json")
+    assert (made.out / f"{figure.NAME}.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(made.out.glob("*.pt"))
+    monkeypatch.setattr("firp.engine.engine.Engine.start", None)  # nothing is decoded or computed again
+    monkeypatch.setattr("firp.decoder.view.DecoderView.run_layers", None)
+    figure.measure(setup())
+    assert figures(made, figure) == document
+    with pytest.raises(TypeError):
+        figure.measure(setup(limit=3))
+
+
+def test_figure_1b_is_what_decoding_gives(setup):
+    """The replay against this engine, token by token, for the maps with transition, without, and for heads."""
+    made = setup()
+    figure_1b.measure(made)
+    parts = figures(made, figure_1b)["parts"]
+    assert set(parts) == {"firp", "firp-maps", "medusa", "early-exit"}
+    maps = made.predictor.first_offsets(2)
+    bare = firp.FirpPredictor.for_model(made.model, 2, 2)
+    with torch.no_grad():
+        bare.weight.copy_(maps.weight)
+    for name, engine_of in (
+        ("firp", lambda size: firp.Engine(made.model, maps, firp.TreeConfig(size, size))),
+        ("firp-maps", lambda size: firp.Engine(made.model, bare, firp.TreeConfig(size, size))),
+        *((kind, lambda size, h=h: compare.HeadEngine(made.model, h, size)) for kind, h in made.heads.items()),
+    ):
+        for size in (4, 16):
+            engine, tokens, steps = engine_of(size), 0, 0
+            for answer in made.answers:
+                out = firp.generate(
+                    made.model, answer.prompt[None], engine=engine, max_new_tokens=12, do_sample=False,
+                    return_dict_in_generate=True,
+                )  # fmt: skip
+                assert out.sequences[0, len(answer.prompt) :].tolist() == answer.tokens
+                tokens, steps = tokens + out.stats.tokens, steps + out.stats.steps
+            assert parts[name]["figures"]["tau"][str(size)] == tokens / steps
+
+
+def test_figure_3_counts_the_places_of_the_answers_own_tokens(setup):
+    made = setup(heads_folder=None)
+    figure_3.measure(made)
+    parts = figures(made, figure_3)["parts"]
+    assert set(parts) == {"firp", "firp-maps"}
+    hits, count = torch.zeros(2, 10), 0
+    view, weight = DecoderView(made.model), made.predictor.weight
+    for answer in made.answers:
+        tokens = torch.cat([answer.prompt, torch.tensor(answer.tokens)])
+        real = setups_rows(view, tokens, made.predictor.insertion_layer)
+        for anchor in range(len(answer.prompt) - 1, len(tokens) - 3):
+            rows = figure_5.pseudo_rows(view, weight, real, torch.tensor([[anchor]]), made.predictor.insertion_layer)
+            order = view.logits(rows)[0, 0].argsort(-1, descending=True)
+            for j in range(2):
+                hits[j] += (order[j] == tokens[anchor + j + 2]).nonzero().item() < torch.arange(1, 11)
+            count += 1
+    assert parts["firp-maps"]["figures"]["positions"] == count
+    torch.testing.assert_close(torch.tensor(parts["firp-maps"]["figures"]["top"]), hits / count)
+
+
+def setups_rows(view, tokens, layer):
+    from firp.decoder.passes import real_rows
+
+    return real_rows(view, tokens[None], layer)
+
+
+def test_the_transition_follows_the_texts_own_token(setup):
+    made = setup(heads_folder=None)
+    answer = made.answers[0]
+    recording = record(made.view, made.predictor, answer.prompt, answer.tokens, 31)
+    source, target = made.tables
+    ranks = figure_3.ranks_of(recording, made.tables)
+    for i in range(len(ranks)):
+        for j in range(2):
+            scores = torch.full((31,), -math.inf)
+            logs = (
+                recording.probabilities[i, j].log()
+                + target[recording.candidates[i, j]] @ source[recording.tokens[i + j + 1]]
+            )
+            scores[recording.candidates[i, j]] = logs
+            assert ranks[i, j] == rank_of(scores, recording.tokens[i + j + 2])
+
+
+def test_figure_4_compares_the_states_of_one_layer_at_a_time(setup):
+    made = setup()
+    answer = made.answers[0]
+    real, pseudo, anchor = figure_4.states(made, answer)
+    ids = torch.cat([answer.prompt, torch.tensor(answer.tokens)])[None]
+    found = made.model(ids, output_hidden_states=True).hidden_states
+    first = len(answer.prompt) - 1
+    torch.testing.assert_close(real[0, 0], found[2][0, first + 1 : first + 3])
+    torch.testing.assert_close(real[1, 3], found[3][0, first + 4 : first + 6])
+    torch.testing.assert_close(anchor[1, :, 0], found[3][0, first:-2])
+    torch.testing.assert_close(pseudo[0, 2], made.predictor(found[2][0, first + 2]))
+    rows = figure_5.pseudo_rows(made.view, made.predictor.weight, setups_rows(made.view, ids[0], 2),
+                                torch.arange(first, ids.shape[1] - 2)[None], 2)  # fmt: skip
+    torch.testing.assert_close(pseudo[-1], rows[0])
+
+
+def test_figure_5_solves_the_maps_of_firp_train(setup):
+    from firp.train.data import load_dataset, make_batch
+    from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
+
+    made = setup(ridge_tokens=10_000)
+    dataset = load_dataset(made.data)
+    maps = figure_5._maps(made, dataset, made.out / "partial.pt")
+    assert list(maps) == figure_5.depths(4) == [1, 2, 3]
+    order = figure_5.BatchOrder(dataset, np.arange(20), figure_5.BATCH, figure_5.SEED)
+    accumulator, step = RidgeAccumulator(1, 32, torch.device("cpu")), 0
+    while accumulator.count < 10_000:
+        batch = make_batch(dataset, order.at(step), 512)
+        accumulator.add(hidden_at_insertion(made.view, batch, 2), batch.lengths)
+        step += 1
+    torch.testing.assert_close(maps[2], accumulator.solve())
+
+
+def test_figure_5_goes_on_where_it_was_cut_off(setup, monkeypatch):
+    made, add, calls = setup(ridge_tokens=3000), figure_5.RidgeAccumulator.add, []
+    cut_at = [None]
+
+    def note(self, *rows):
+        calls.append(rows)
+        if len(calls) == cut_at[0]:
+            raise KeyboardInterrupt
+        add(self, *rows)
+
+    monkeypatch.setattr(figure_5.RidgeAccumulator, "add", note)
+    figure_5.measure(made)
+    whole, count = figures(made, figure_5), len(calls)
+    (made.out / "figure-5.json").unlink()
+    calls.clear()
+    cut_at[0] = 25  # three depths a batch: in the ninth
+    with pytest.raises(KeyboardInterrupt):
+        figure_5.measure(setup(ridge_tokens=3000))
+    calls.clear()
+    cut_at[0] = None
+    figure_5.measure(setup(ridge_tokens=3000))
+    assert len(calls) == count - 3 * figure_5.BATCHES_BETWEEN_FILES
+    again = figures(made, figure_5)
+    assert {n: p["figures"] for n, p in again["parts"].items()} == {n: p["figures"] for n, p in whole["parts"].items()}
+    (made.out / "bad.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"bad\.pt: cannot be read: .*; remove it to begin again"):
+        figure_5._maps(made, figure_5.load_dataset(made.data), made.out / "bad.pt")
+
+
+def test_answers_that_end_at_once_have_no_positions(setup):
+    made, short = setup(heads_folder=None), []
+    for answer in made.answers[:2]:
+        short.append(setups.Answer(answer.category, answer.prompt, answer.tokens[:1]))
+    made.__dict__["answers"] = [*short, *made.answers[2:]]
+    for figure in (figure_1b, figure_3, figure_4, figure_5):
+        figure.measure(made)
+    assert figures(made, figure_3)["parts"]["firp"]["figures"]["positions"] == 2 * (12 - 2)
+    assert figures(made, figure_5)["parts"]["predictor"]["figures"]["positions"] == 2 * (12 - 1)
+    made.__dict__["answers"] = short
+    with pytest.raises(ValueError, match="got no answer of more than 2 tokens"):
+        figure_4._similarities(made)
+
+
+def test_figures_of_heads_say_how_they_were_trained(setup, tmp_path):
+    settings = {"steps": 5, "learning_rate": 1e-3, "seed": 0, "dtype": "float32"}
+    (tmp_path / "heads/curves.json").write_text(json.dumps({"medusa": {"settings": settings}}))
+    found = setup().made_from("medusa")["training"]
+    assert found == {"steps": 5, "learning_rate": 1e-3, "seed": 0} and setup().made_from("early-exit")["training"] == {}
+
+
+def test_depths_are_between_the_ends():
+    assert figure_5.depths(30) == [5, 10, 15, 20, 25, 29] and figure_5.depths(2) == [1]
+
+
+def test_bad_arguments(setup, tmp_path):
+    with pytest.raises(ValueError, match="limit: got 0, expected at least 1"):
+        setup(limit=0)
+    with pytest.raises(FileNotFoundError, match=r"heads: got .*none', expected an existing folder"):
+        _ = setup(heads_folder=tmp_path / "none").heads
+    with pytest.raises(ValueError, match="data: got none, expected training text"):
+        figure_5.measure(setup(data=None))
+    with pytest.raises(ValueError, match="only: got 'figure-2', expected some of figure-1a, "):
+        command(FIGURES, "")(only="figure-2", out=tmp_path)
+    with pytest.raises(FileNotFoundError, match="run without --plot-only"):
+        command(FIGURES, "")(only="figure-3", out=tmp_path, plot_only=True, device="cpu")
+    assert {figure_1a, table} <= set(MODULES)
