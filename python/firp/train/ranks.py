@@ -50,8 +50,8 @@ class Ranks:
         """Raise ValueError for settings that these ranks cannot share."""
         if config.keep_rows and self.size > 1:
             raise ValueError(
-                f"keep_rows: got it with {self.size} ranks, expected one: every epoch gives a sequence to another rank, "
-                "so each would keep the rows of all; leave it off"
+                f"keep_rows: got it with {self.size} ranks, expected one: every epoch gives a sequence to another "
+                "rank, so each would keep the rows of all; leave it off"
             )
         if config.batch_size < self.size:
             raise ValueError(
