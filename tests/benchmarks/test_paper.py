@@ -223,7 +223,7 @@ def test_the_page_shows_the_committed_figures():
 
     parts = {
         name: json.loads((command_module.OUT / f"{name}.json").read_text())["parts"]
-        for name in ("figure-1b", "figure-3", "figure-4")
+        for name in ("figure-1b", "figure-3", "figure-4", "figure-5")
     }
     drafters = [parts["figure-1b"][name]["figures"] for name in ("firp", "firp-maps")]
     for size, rows in drafters[0]["rows"].items():
@@ -237,3 +237,5 @@ def test_the_page_shows_the_committed_figures():
     for series, step in (("pseudo", 0), ("anchor", 0), *(("pseudo, centred", step) for step in range(3))):
         values = dict(zip(states["layers"], states["cosine"][series][step], strict=True))
         assert " | ".join(cut(values[layer], 3) for layer in (20, 22, 24, 26, 28, 29, 30)) + " |\n" in page
+    for part in parts["figure-5"].values():
+        assert f"| {' | '.join(cut(100 * part['figures']['top'][n], 1) for n in ('1', '4', '10'))} |\n" in page
