@@ -42,7 +42,7 @@ def check(engine, rng, vocab=7):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_heads_give_the_models_own_output(kind, seed):
     rng = random.Random(seed)
     model = tiny_model(seed, kv_heads=(1, 2, 4)[seed % 3], tied=bool(seed % 2), dtype=torch.float32)

@@ -11,6 +11,7 @@ from firp.decoder.view import DecoderView
 from firp.drafting.recording import record
 from firp.train.objective import rank_of
 
+import benchmarks.paper.command as command_module
 import benchmarks.paper.setup as setups
 from benchmarks.baselines import compare
 from benchmarks.paper import figure_1a, figure_1b, figure_3, figure_4, figure_5, table
@@ -24,6 +25,8 @@ def figures(setup, figure):
 
 @pytest.mark.parametrize("figure", MODULES, ids=lambda figure: figure.NAME)
 def test_every_figure_is_made_drawn_and_kept(setup, figure, monkeypatch):
+    if figure is figure_1a:
+        monkeypatch.setattr(figure, "SIZES", (4,))
     made = setup()
     figure.measure(made)
     document = figures(made, figure)
@@ -210,3 +213,29 @@ def test_bad_arguments(setup, tmp_path):
     with pytest.raises(FileNotFoundError, match="run without --plot-only"):
         command(FIGURES, "")(only="figure-3", out=tmp_path, plot_only=True, device="cpu")
     assert {figure_1a, table} <= set(MODULES)
+
+
+def test_the_page_shows_the_committed_figures():
+    page = (command_module.OUT.parents[2] / "docs/paper.md").read_text()
+
+    def cut(value, digits):
+        return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
+
+    parts = {
+        name: json.loads((command_module.OUT / f"{name}.json").read_text())["parts"]
+        for name in ("figure-1b", "figure-3", "figure-4", "figure-5")
+    }
+    drafters = [parts["figure-1b"][name]["figures"] for name in ("firp", "firp-maps")]
+    for size, rows in drafters[0]["rows"].items():
+        assert f"| {size} | {rows} | {' | '.join(cut(d['tau'][size], 3) for d in drafters)} |\n" in page
+    for drafter in drafters:
+        assert " | ".join(cut(tau["16"], 2) for _, tau in sorted(drafter["categories"].items())) + " |\n" in page
+    for name in ("firp", "firp-maps"):
+        for step, top in enumerate(parts["figure-3"][name]["figures"]["top"], start=1):
+            assert f"| {step} | {' | '.join(cut(100 * top[n - 1], 1) for n in (1, 2, 3, 4, 5, 10))} |\n" in page
+    states = parts["figure-4"]["firp"]["figures"]
+    for series, step in (("pseudo", 0), ("anchor", 0), *(("pseudo, centred", step) for step in range(3))):
+        values = dict(zip(states["layers"], states["cosine"][series][step], strict=True))
+        assert " | ".join(cut(values[layer], 3) for layer in (20, 22, 24, 26, 28, 29, 30)) + " |\n" in page
+    for part in parts["figure-5"].values():
+        assert f"| {' | '.join(cut(100 * part['figures']['top'][n], 1) for n in ('1', '4', '10'))} |\n" in page
