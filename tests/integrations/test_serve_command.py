@@ -109,10 +109,11 @@ def test_a_prompt_past_the_context(server, answer):
 
 
 def test_a_chat_in_the_terminal(server, answer, tiny, tmp_path):
+    """The answer, then a question whether to go on past the limit of tokens, then the end."""
     url = f"http://{server[0]}:{server[1]}"
     done = subprocess.run(
         [*COMMAND, "chat", str(tiny / "model"), url, "max_new_tokens=20", "do_sample=False"],
-        input="w1 w2 w3\n!exit\n", capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        input="w1 w2 w3\nN\n!exit\n", capture_output=True, text=True, cwd=tmp_path, timeout=300,
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
