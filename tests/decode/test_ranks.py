@@ -97,8 +97,8 @@ def check_family(ranks: list[dict], family: str, kv_heads: int) -> None:
         for rank in ranks:
             found = rank[family][name]
             assert found["firp"]["tokens"] == found["plain"]["tokens"] == alone, name
-        steps = [ranks[0][family][name][kind]["steps"] for kind in ("firp", "plain")]
-        assert steps[0] < steps[1] or name == "own processor"
+    drafted, plain = (ranks[0][family]["greedy"][kind]["steps"] for kind in ("firp", "plain"))
+    assert drafted < plain
     tokens = torch.tensor(ranks[0][family]["greedy"]["firp"]["tokens"])
     options = {"max_new_tokens": 10, "do_sample": False}
     assert new_tokens(tokens, FOUR["input_ids"].shape[1]) == hf_alone(model, *FOUR.values(), **options)
