@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from firp.drafting.predictor_file import OptionalFields, find_files, read_fields, read_tensors
 from firp.drafting.refiner import Refiner
@@ -236,9 +236,12 @@ class FirpPredictor(  # type: ignore[call-arg]
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise PredictorMismatch, naming the field that differs, unless trained for a model like `model`."""
-        config = model.config
+        self.check_config(model.config, type(model).__name__)
+
+    def check_config(self, config: PreTrainedConfig, architecture: str) -> None:
+        """As `check_model`, of a model that is not loaded: its configuration and the name of its class."""
         found = {
-            "architecture": type(model).__name__,
+            "architecture": architecture,
             "hidden_size": config.hidden_size,
             "num_layers": config.num_hidden_layers,
             "vocab_size": config.vocab_size,
