@@ -13,7 +13,9 @@ from firp_kernels import ops, registry
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python/firp"
 # A room imports from those before it.
-ROOMS = ("tools", "decoder", "drafting", "engine", "sampling", "generation", "train", "tune", "bench", "cli")
+ROOMS = (
+    "tools", "decoder", "drafting", "engine", "sampling", "generation", "train", "tune", "bench", "integrations", "cli",
+)  # fmt: skip
 
 
 def imported(path):

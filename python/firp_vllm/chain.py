@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.refiner import unit
+from firp.drafting.refiner import root_mean_square, unit
 from firp.drafting.transition import make_tables
 from firp.drafting.trees import MAX_RANKS
 from torch import Tensor
+
+LARGEST_GROWTH = 64.0  # of a pseudo row's size over its state's; trained maps keep it near 1
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,15 @@ class Chain:
                 self.refiner = predictor.refiner(device, dtype)
 
     def pseudo_rows(self, hidden: Tensor, count: int) -> Tensor:
-        """States [B, d] of the last accepted tokens at the insertion layer to pseudo rows [B * count, d]."""
-        return torch.einsum("kod,bd->bko", self.weight[:count], hidden).flatten(0, 1)
+        """States [B, d] of the last accepted tokens at the insertion layer to pseudo rows [B * count, d].
+
+        A row that could turn into NaN or infinity is the state itself instead. Its keys and values stay in the cache
+        until other rows take their slots, and a masked value times a weight of zero must be zero.
+        """
+        own = hidden[:, None].expand(-1, count, -1)
+        pseudo = torch.einsum("kod,bd->bko", self.weight[:count], hidden)
+        sane = root_mean_square(pseudo) <= LARGEST_GROWTH * root_mean_square(own)
+        return torch.where(sane, pseudo, own).flatten(0, 1)
 
     def choose(self, states: Tensor, bonus: Tensor) -> Tensor:
         """Tokens from left to right, each the best of its row's candidates after the one before.

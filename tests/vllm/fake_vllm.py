@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -35,9 +36,7 @@ class Attention(nn.Module):
         super().__init__()
         self.name, self.own, self.rotary = name, own, rotary
         config = own.config
-        self.cache = torch.full(
-            (2, PAGES * BLOCK, config.num_key_value_heads, own.head_dim), float("nan"), dtype=torch.float64
-        )
+        self.cache = torch.full((2, PAGES * BLOCK, config.num_key_value_heads, own.head_dim), 0.0, dtype=torch.float64)
 
     def forward(self, positions: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         context, rows = FORWARD.metadata[self.name], len(hidden)
@@ -51,9 +50,9 @@ class Attention(nn.Module):
         self.cache[1, FORWARD.slots[self.name]] = value[0].transpose(0, 1)
         out = torch.empty(rows, query.shape[1], self.own.head_dim, dtype=hidden.dtype)
         starts = context.query_start_loc.tolist()
-        for sequence, (first, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for sequence, (first, end) in enumerate(pairwise(starts)):
             length = int(context.seq_lens[sequence])
-            at = torch.arange(length)
+            at = torch.arange(-(-length // BLOCK) * BLOCK)  # whole pages, as kernels read them
             slots = context.block_table_tensor[sequence, at // BLOCK].long() * BLOCK + at % BLOCK
             keys, values = (
                 repeat_kv(part[slots].transpose(0, 1)[None], self.own.num_key_value_groups)[0] for part in self.cache

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_vllm import BLOCK, PAGES, CommonAttentionMetadata
 from firp.integrations import vllm_checkpoint
-from models import PREDICTORS, hf_alone, refined_predictor, tiny_model, tiny_predictor
+from models import hf_alone, refined_predictor, tiny_model, tiny_predictor
 
 import firp_kernels
 
@@ -61,9 +61,7 @@ class Sequences:
         self.block_table = blocks[: len(prompts) * (PAGES // len(prompts))].view(len(prompts), -1)
 
     def step(self, chunk: int = 100) -> None:
-        rows = [
-            (self.tokens[b] + self.drafts[b])[self.computed[b] :][:chunk] for b in range(len(self.tokens))
-        ]
+        rows = [(self.tokens[b] + self.drafts[b])[self.computed[b] :][:chunk] for b in range(len(self.tokens))]
         at = [torch.arange(len(row)) + self.computed[b] for b, row in enumerate(rows)]
         slots = [self.block_table[b, p // BLOCK].long() * BLOCK + p % BLOCK for b, p in enumerate(at)]
         starts = torch.tensor([0] + [len(row) for row in rows]).cumsum(0).to(torch.int32)
@@ -73,7 +71,9 @@ class Sequences:
             starts, starts, seq_lens, len(rows), len(positions), max(map(len, rows)), int(seq_lens.max()),
             self.block_table, torch.cat(slots), seq_lens.clone(),
         )  # fmt: skip
-        scores, hidden = self.target.forward(torch.tensor(sum(rows, [])), positions, metadata, LAYER)
+        scores, hidden = self.target.forward(
+            torch.tensor([token for row in rows for token in row]), positions, metadata, LAYER
+        )
         best, last, bonus = scores.argmax(-1).tolist(), [], []
         for b, row in enumerate(rows):
             first = int(starts[b])
@@ -100,15 +100,16 @@ class Sequences:
             token_indices_to_sample=torch.tensor(last, dtype=torch.int32), common_attn_metadata=metadata,
             sampling_metadata=None,
         )  # fmt: skip
-        self.drafts = [
-            row if token >= 0 else [] for row, token in zip(drafts.tolist(), bonus, strict=True)
-        ]
+        self.drafts = [row if token >= 0 else [] for row, token in zip(drafts.tolist(), bonus, strict=True)]
 
 
-def decode(runner, prompts, chunk: int = 100) -> Sequences:
-    run = Sequences(runner, prompts)
+def decode(runner, prompts, chunk: int = 100, drop: bool = False) -> Sequences:
+    """Until every sequence has its tokens; `drop` leaves some drafts out, as a scheduler without room does."""
+    run, rng = Sequences(runner, prompts), random.Random(1)
     while min(len(t) - len(p) for t, p in zip(run.tokens, prompts, strict=True)) < NEW:
         run.step(chunk)
+        if drop:
+            run.drafts = [drafts[: rng.randrange(OFFSETS + 1)] for drafts in run.drafts]
     return run
 
 
@@ -156,15 +157,17 @@ def test_drafts_are_those_of_the_method(vllm, tmp_path, kind):
 
 
 @pytest.mark.parametrize("chunk", [100, 5])
-@pytest.mark.parametrize("kind", [*PREDICTORS, "refiner", "refiner-nan"])
-def test_output_is_the_models_own(vllm, tmp_path, kind, chunk):
+@pytest.mark.parametrize("make", [tiny_predictor, refined_predictor])
+@pytest.mark.parametrize("kind", ["random", "zero", "nan", "inf", "huge"])
+def test_output_is_the_models_own(vllm, tmp_path, make, kind, chunk):
     model = tiny_model(2)
-    if kind.startswith("refiner"):
-        predictor = refined_predictor(model, 3, kind.partition("-")[2] or "random")
-    else:
-        predictor = tiny_predictor(model, 3, kind)
+    runner = make_runner(vllm, model, written(tmp_path, model, make(model, 3)))
+    if kind != "random":  # weights that no file may hold
+        runner.drafter.chain = type(runner.drafter.chain)(
+            make(model, 3, kind), model.model.embed_tokens, runner.drafter.chain.head, 7, model.dtype, model.device
+        )
     prompts = random_prompts(6, 3)
-    run = decode(make_runner(vllm, model, written(tmp_path, model, predictor)), prompts, chunk)
+    run = decode(runner, prompts, chunk, drop=True)
     for prompt, tokens in zip(prompts, run.tokens, strict=True):
         ids = torch.tensor([prompt])
         (own,) = hf_alone(model, ids, torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
@@ -179,12 +182,13 @@ def test_it_accepts_what_the_engines_own_chain_accepts(vllm, tmp_path, make):
     run = decode(make_runner(vllm, model, written(tmp_path, model, predictor)), prompts)
     engine = firp.Engine(model, predictor, tree=CHAIN)
     for prompt, accepted in zip(prompts, run.accepted, strict=True):
-        out = firp.generate(
+        counts: list[int] = []
+        firp.generate(
             model, torch.tensor([prompt]), engine=engine, max_new_tokens=NEW, do_sample=False, eos_token_id=None,
-            return_dict_in_generate=True,
+            on_step=lambda event, counts=counts: counts.append(len(event.tokens[0])),
         )  # fmt: skip
-        steps = [event.num_tokens - 1 for event in out.steps]
-        assert accepted[1 : len(steps)] == steps[1:]
+        # The engine's first step is vLLM's prefill. The last may be cut by the limit of tokens.
+        assert accepted[: len(counts) - 1] == [count - 1 for count in counts[:-1]]
 
 
 def test_a_version_that_was_not_tested_is_refused_by_name(monkeypatch, tmp_path):
@@ -282,6 +286,6 @@ def test_registering_imports_nothing_heavy_and_forgives_a_vllm_that_it_does_not_
 def test_an_existing_folder_is_not_overwritten(tmp_path):
     model = tiny_model(1)
     folder = written(tmp_path, model, tiny_predictor(model, 1))
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError):
         written(tmp_path, model, tiny_predictor(model, 1))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "predictor"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from firp.drafting.predictor import FirpPredictor
-from firp.tools.files import write_atomically
 
 ARCHITECTURE = "Eagle3FirpDraft"  # the name that `firp_vllm` registers; vLLM wants "Eagle3" in front
 PREDICTOR = "predictor"
@@ -16,34 +15,23 @@ PREDICTOR = "predictor"
 LEFT_OUT = ("quantization_config", "compression_config", "dtype", "torch_dtype", "transformers_version", "auto_map")
 
 
-def write_vllm_checkpoint(output: Path, predictor: FirpPredictor, config: PreTrainedConfig) -> None:
-    """Write the folder that `vllm serve MODEL --speculative-config '{"model": OUTPUT, ...}'` drafts by.
+def write_vllm_checkpoint(folder: Path, predictor: FirpPredictor, config: PreTrainedConfig) -> None:
+    """Write a folder for `vllm serve MODEL --speculative-config '{"model": FOLDER, "num_speculative_tokens": 3}'`.
 
     It holds vLLM's `config.json` and the predictor in a folder of its own. The configuration is the base model's, with
     the insertion layer as the one auxiliary hidden state.
 
     Args:
-        output: a folder that is not there yet.
+        folder: made here.
         config: of the base model.
 
     Raises:
         PredictorMismatch: the predictor was trained for another model.
-        FileExistsError: `output` is there.
-        OSError: what the disk refuses, in one sentence.
+        FileExistsError: the folder is there.
     """
-    architectures = config.architectures or ["none"]
-    predictor.check_config(config, architectures[0])
-    if output.exists():
-        raise FileExistsError(f"output: {output} is there already, expected the name of a new folder")
+    predictor.check_config(config, (config.architectures or ["none"])[0])
     fields = {name: value for name, value in config.to_dict().items() if name not in LEFT_OUT and name[0] != "_"}
-    fields |= {
-        "architectures": [ARCHITECTURE],
-        "eagle_aux_hidden_state_layer_ids": [predictor.insertion_layer],
-    }
-
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        predictor.save_pretrained(folder / PREDICTOR)
-        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-
-    write_atomically(output, write)
+    fields |= {"architectures": [ARCHITECTURE], "eagle_aux_hidden_state_layer_ids": [predictor.insertion_layer]}
+    folder.mkdir(parents=True)
+    predictor.save_pretrained(folder / PREDICTOR)
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
