@@ -106,11 +106,11 @@ class Chain:
         known = unit(self.embed(previous)) if self.refiner else previous
         rows = self.refiner.marginal(states, known) if self.refiner else states
         scores = self.head(rows.flatten(0, 1))[:, : self.vocab_size].view(batch, count, -1)
-        values, candidates = scores.float().topk(min(MAX_RANKS, scores.shape[2]))
+        values, candidates = scores.topk(min(MAX_RANKS, scores.shape[2]))
         tokens = []
         for depth in range(count):
             among = candidates[:, depth]
-            score = values[:, depth]
+            score = values[:, depth].float()
             if self.tables is not None:
                 source, target = self.tables
                 score = score + torch.einsum("br,bkr->bk", source[previous].float(), target[among].float())

@@ -7,6 +7,7 @@ the target. So the scheduler reserves the slots past the last token, and the run
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ UNUSED = {
     "code_revision": None,
     "parallel_drafting": False,
     "use_local_argmax_reduction": False,
+    "enable_adaptive_verification": False,
     "draft_sample_method": "greedy",
     "rejection_sample_method": "standard",
 }
@@ -111,11 +113,17 @@ def check_options(config: Any) -> None:
     for name, expected in UNUSED.items():
         if (value := getattr(config, name)) != expected:
             raise ValueError(f"speculative_config: {name}: got {value!r}, expected {expected!r} with FIRP")
+    ranks = config.target_parallel_config.tensor_parallel_size
+    if config.draft_tensor_parallel_size not in (None, ranks):
+        raise ValueError(
+            f"speculative_config: draft_tensor_parallel_size: got {config.draft_tensor_parallel_size}, expected "
+            f"{ranks} (the target's, whose layers draft)"
+        )
 
 
 def _names_a_checkpoint(model: object, revision: str | None) -> bool:
-    if not isinstance(model, str):
-        return False
+    if not isinstance(model, str) or not (os.path.isdir(model) or model.count("/") == 1):
+        return False  # such as "ngram": nothing that could be looked up
     from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
     try:

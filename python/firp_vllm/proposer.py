@@ -132,7 +132,10 @@ class FirpProposer(EagleProposer):
         count = min(num_tokens, self.max_batch_size) * self.num_speculative_tokens
         pseudo = torch.zeros(count, self.hidden_size, dtype=self.dtype, device=self.device)
         positions = torch.zeros(count, dtype=torch.int64, device=self.device)
-        self._pass_upper_layers(pseudo, positions, None, None)
+        states = self._pass_upper_layers(pseudo, positions, None, None).view(
+            -1, self.num_speculative_tokens, pseudo.shape[1]
+        )
+        self.chain.choose(states, torch.zeros(len(states), dtype=torch.int64, device=self.device))
 
     def _pass_upper_layers(self, rows: Tensor, positions: Tensor, metadata: Any, slots: Tensor | None) -> Tensor:
         residual = None
@@ -153,6 +156,8 @@ def check_supported(vllm_config: VllmConfig) -> None:
             raise ValueError(f"{name}: got {size}, expected 1 with FIRP")
     if vllm_config.parallel_config.use_ubatching:
         raise ValueError("enable_dbo: got True, expected False with FIRP")
+    if vllm_config.kv_transfer_config is not None:
+        raise ValueError("kv_transfer_config: got one, expected none with FIRP: it would send the slots of drafts")
     if vllm_config.lora_config is not None:
         raise ValueError("enable_lora: got True, expected False with FIRP: a predictor fits one set of weights")
 
@@ -160,7 +165,7 @@ def check_supported(vllm_config: VllmConfig) -> None:
 def read_predictor(vllm_config: VllmConfig) -> FirpPredictor:
     """The predictor in the checkpoint, a folder or a hub id, which must fit the target model."""
     draft = vllm_config.speculative_config.draft_model_config
-    folder = Path(draft.model).expanduser()
+    folder = Path(draft.model)
     if not folder.is_dir():
         folder = Path(snapshot_download(draft.model, revision=draft.revision, allow_patterns=[f"{PREDICTOR}/*"]))
     predictor = load_predictor(folder / PREDICTOR)

@@ -140,7 +140,9 @@ class SpeculativeConfig:
     quantization = moe_backend = attention_backend = kv_cache_dtype = code_revision = None
     parallel_drafting = use_local_argmax_reduction = disable_eagle_block_drop = False
     draft_sample_method, rejection_sample_method = "greedy", "standard"
-    num_speculative_tokens = 3
+    enable_adaptive_verification = False
+    num_speculative_tokens, draft_tensor_parallel_size = 3, None
+    target_parallel_config = SimpleNamespace(tensor_parallel_size=1)
 
     def __init__(self, **fields) -> None:
         vars(self).update(fields)
@@ -159,7 +161,8 @@ class VllmConfig:
     def __init__(self, model, speculative_config) -> None:
         model.config.architectures = [type(model).__name__]
         self.model_config = SimpleNamespace(hf_config=model.config, dtype=model.dtype)
-        self.speculative_config, self.lora_config, self.target = speculative_config, None, Target(model)
+        self.speculative_config, self.target = speculative_config, Target(model)
+        self.lora_config = self.kv_transfer_config = None
         self.parallel_config = SimpleNamespace(
             pipeline_parallel_size=1, data_parallel_size=1, decode_context_parallel_size=1,
             prefill_context_parallel_size=1, use_ubatching=False,

@@ -42,7 +42,8 @@ def greedy(llm, SamplingParams) -> dict:
 
     found = {}
     before = counters(llm)
-    found["greedy"] = tokens(llm.generate(prompts(), SamplingParams(temperature=0, max_tokens=40)))
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts()]
+    found["greedy"] = tokens(llm.chat(asked, SamplingParams(temperature=0, max_tokens=40)))
     after = counters(llm)
     found["drafts"] = {
         name: after[name] - before[name]

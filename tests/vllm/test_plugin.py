@@ -223,7 +223,8 @@ def test_registering_twice_wraps_once(vllm, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("quantization", "fp8"), ("parallel_drafting", True), ("rejection_sample_method", "synthetic"),
-     ("attention_backend", "FLASH_ATTN"), ("draft_sample_method", "probabilistic")],
+     ("attention_backend", "FLASH_ATTN"), ("draft_sample_method", "probabilistic"),
+     ("draft_tensor_parallel_size", 2)],
 )  # fmt: skip
 def test_an_option_without_effect_is_refused(vllm, tmp_path, field, value):
     model = tiny_model(1)

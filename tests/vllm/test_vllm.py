@@ -14,7 +14,7 @@ import torch
 from exact import chi_square, joint_distribution
 from firp.integrations.vllm_checkpoint import write_vllm_checkpoint
 from firp.tools.models import load_config
-from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
+from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from models import tiny_model, tiny_predictor
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="no vLLM here; make test-vllm")
@@ -71,9 +71,9 @@ def test_it_accepts_what_the_engines_own_chain_accepts(smollm):
     engine = firp.Engine(model, firp.default_predictor("smollm2-135m"), tree=CHAIN)
     counts: list[int] = []
     for prompt in load_prompts(OWN_PROMPTS, 24):
-        inputs = tokenizer(prompt.turns[0], return_tensors="pt")
+        asked = encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}])
         firp.generate(
-            model, **inputs, engine=engine, max_new_tokens=40, do_sample=False,
+            model, torch.tensor([asked]), engine=engine, max_new_tokens=40, do_sample=False,
             on_step=lambda event: counts.append(len(event.tokens[0])),
         )  # fmt: skip
     assert length == pytest.approx(sum(counts) / len(counts), rel=0.03)
