@@ -17,7 +17,7 @@ LARGEST_GROWTH = 64.0  # of a pseudo row's size over its state's; trained maps k
 
 @dataclass(frozen=True)
 class Placed:
-    """Where the pseudo rows of a batch stand: row j of a sequence at position p + j, behind its last accepted one, p.
+    """Where the pseudo rows of a batch stand: row j of a sequence at position p + j, after its last accepted one, p.
 
     Their keys and values go to the slots of these positions, which vLLM has reserved for drafts. No other row reads
     them: the next step writes its own tokens there first.
@@ -35,7 +35,7 @@ class Placed:
 
 
 def place(last: Tensor, count: int, block_table: Tensor, block_size: int) -> Placed:
-    """Place `count` rows behind the positions `last` [B].
+    """Place `count` rows after the positions `last` [B].
 
     Args:
         block_table: [B, blocks] int32, the blocks of each sequence's cache.

@@ -16,6 +16,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.eagle import EagleProposer
 
 from firp_vllm.chain import Chain, place
+from firp_vllm.cpu_sampling import mend
 
 PREDICTOR = "predictor"
 # Their layers are called as layer(positions, hidden_states, residual), and nothing stands between layers and norm.
@@ -39,6 +40,8 @@ class FirpProposer(EagleProposer):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, runner: Any = None) -> None:
         check_supported(vllm_config)
         super().__init__(vllm_config, device, runner)
+        if device.type == "cpu":
+            mend()
         self.predictor = read_predictor(vllm_config)
         if self.num_speculative_tokens > self.predictor.num_offsets:
             raise ValueError(
@@ -90,7 +93,7 @@ class FirpProposer(EagleProposer):
         common_attn_metadata: CommonAttentionMetadata,
         **others: Any,
     ) -> Tensor:
-        """Draft behind the last accepted row of each sequence.
+        """Draft after the last accepted row of each sequence.
 
         Args:
             num_speculative_tokens: n, how many.

@@ -218,6 +218,7 @@ def modules(version: str = "0.32.0+cpu") -> dict[str, ModuleType]:
         "vllm.model_executor.layers.attention_layer_base": {"AttentionLayerBase": object},
         "vllm.transformers_utils.repo_utils": {"get_hf_file_to_dict": get_hf_file_to_dict},
         "vllm.v1.attention.backend": {"CommonAttentionMetadata": CommonAttentionMetadata},
+        "vllm.v1.sample.rejection_sampler": {"apply_sampling_constraints": lambda logits, *_: logits / len(logits)},
         "vllm.v1.spec_decode.eagle": {"EagleProposer": EagleProposer},
         "vllm.v1.worker.gpu_model_runner": {"GPUModelRunner": new(GPUModelRunner)},
         "vllm.v1.worker.worker_base": {"WorkerBase": new(WorkerBase)},

@@ -99,7 +99,7 @@ def sampled(llm, SamplingParams) -> dict:
     from vllm import TokensPrompt
 
     found = {}
-    for name, options in (("plain", {}), ("top", {"temperature": 0.8, "top_k": 4}), ("min", {"top_p": 0.9})):
+    for name, options in json.loads(os.environ["SAMPLING"]).items():
         params = SamplingParams(
             **{"temperature": 1.0, "max_tokens": 4, "detokenize": False, "stop_token_ids": [3], **options}
         )
