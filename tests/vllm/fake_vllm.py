@@ -232,7 +232,7 @@ def modules(version: str = "0.32.0+cpu") -> dict[str, ModuleType]:
 
 
 def installed(monkeypatch, version: str = "0.32.0+cpu") -> dict[str, ModuleType]:
-    """The fake modules in place, and the plug-in's own modules imported anew over them."""
+    """The fake modules in place, and the plug-in's own modules imported again over them."""
     made = modules(version)
     for name in [name for name in sys.modules if name.split(".")[0] in ("vllm", "firp_vllm")]:
         monkeypatch.delitem(sys.modules, name)
