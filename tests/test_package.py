@@ -51,7 +51,10 @@ def run(site, *arguments):
 
 
 def test_a_wheel_holds_every_module_and_the_data(site):
-    tree = {"firp": ROOT / "python/firp", "firp_kernels": ROOT / "firp_kernels"}
+    tree = {
+        name: ROOT / folder / name
+        for name, folder in (("firp", "python"), ("firp_vllm", "python"), ("firp_kernels", "."))
+    }
     for package, folder in tree.items():
         wanted = {path.relative_to(folder) for path in folder.rglob("*.py")} | {Path("py.typed")}
         assert {path for path in wanted if not (site / package / path).is_file()} == set()

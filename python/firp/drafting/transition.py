@@ -9,6 +9,7 @@ neighbours.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,24 +60,37 @@ def token_tables(view: DecoderView, transition: Tensor | None) -> tuple[Tensor, 
     module = view.decoder.embed_tokens
     tensors = (*module.parameters(), transition)
     if any(tensor.is_inference() for tensor in tensors):  # which do not tell whether they were written to
-        return _make_tables(view, transition)
+        return _tables_of(view, transition)
     state = view.dtype, view.device, *((id(t), local(t).data_ptr(), t._version) for t in tensors)
     made = _made.get(module)
     if made is None or made.transition() is not transition or made.state != state:
-        made = _made[module] = _Made(weakref.ref(transition), state, _make_tables(view, transition))
+        made = _made[module] = _Made(weakref.ref(transition), state, _tables_of(view, transition))
     return made.tables
 
 
+def _tables_of(view: DecoderView, transition: Tensor) -> tuple[Tensor, Tensor]:
+    return make_tables(view.embed, view.decoder.embed_tokens.weight.shape[0], transition, view.dtype, view.device)
+
+
 @plain_tensors
-def _make_tables(view: DecoderView, transition: Tensor) -> tuple[Tensor, Tensor]:
-    """Both tables in one pass over the embeddings, whose scale comes out at its end."""
-    maps = torch.cat(tuple(transition.detach().to(view.device).float()), 1)  # [d, 2 * r]
-    vocabulary = torch.arange(view.decoder.embed_tokens.weight.shape[0], device=view.device)
-    parts, squares = [], torch.zeros((), dtype=torch.float64, device=view.device)
+def make_tables(
+    embed: Callable[[Tensor], Tensor],
+    vocab_size: int,
+    transition: Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """The tables source and target [V, r] of a transition [2, d, r], in one pass over the embeddings.
+
+    `embed` takes tokens [n] to embeddings [n, d] on `device`; their scale comes out at the end of the pass.
+    """
+    maps = torch.cat(tuple(transition.detach().to(device).float()), 1)  # [d, 2 * r]
+    vocabulary = torch.arange(vocab_size, device=device)
+    parts, squares = [], torch.zeros((), dtype=torch.float64, device=device)
     for tokens in vocabulary.split(TOKENS_AT_ONCE):
-        embeddings = view.embed(tokens).float()
+        embeddings = embed(tokens).float()
         squares += torch.linalg.vector_norm(embeddings).double().square()
         parts.append(embeddings @ maps)
-    scale = float((squares / (len(vocabulary) * view.config.hidden_size)).rsqrt())
-    source, target = (torch.cat(parts) * scale).to(view.dtype).chunk(2, 1)
+    scale = float((squares / (len(vocabulary) * maps.shape[0])).rsqrt())
+    source, target = (torch.cat(parts) * scale).to(dtype).chunk(2, 1)
     return source.contiguous(), target.contiguous()
