@@ -61,10 +61,21 @@ def test_a_model_that_the_predictor_fits_is_accepted(cli, folder, tmp_path):
     assert cli("export", tmp_path / "out", *given)[0] == 0
 
 
+def test_a_checkpoint_for_vllm_is_the_models_configuration_and_the_predictor(cli, folder, tmp_path):
+    given = "--to", "vllm", "--predictor", folder / "predictor", "--model", folder / "model"
+    assert cli("export", tmp_path / "out", *given)[0] == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    base = json.loads((folder / "model/config.json").read_text())
+    layer = json.loads((folder / "predictor/config.json").read_text())["insertion_layer"]
+    assert config["hidden_size"] == base["hidden_size"] and config["eagle_aux_hidden_state_layer_ids"] == [layer]
+    assert firp.load_predictor(tmp_path / "out/predictor").insertion_layer == layer
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"to": "onnx"}, "to: got 'onnx', expected custom-generate"),
+        ({"to": "onnx"}, "to: got 'onnx', expected custom-generate or vllm"),
+        ({"to": "vllm"}, "model: got none, expected the base model: vLLM's configuration is made from its own"),
         ({"output": "full"}, "full is not empty, expected a folder that is not there yet"),
         ({"output": "file"}, "file is a file, expected a folder that is not there yet"),
         ({"output": "file/out"}, "file is a file, expected a folder"),

@@ -31,11 +31,11 @@ def export(
     if model is None and predictor is None:
         raise ValueError("predictor: got none, expected a folder or hub id, or --model with a shipped one")
     drafter = options.find_predictor(model or "", predictor)
-    if model is not None:
-        config = load_config(model)
+    config = None if model is None else load_config(model)
+    if config is not None:
         drafter.check_config(config, (config.architectures or [type(config).__name__])[0])
     source = drafter.folder or find_files(str(predictor))[0].parent
-    run_export(to, output, drafter, source)
+    run_export(to, output, drafter, source, config)
     print(f"wrote {output}")
 
 

@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.predictor_file import CONFIG, WEIGHTS
 from firp.drafting.profile import FILE_NAME as PROFILE
 from firp.integrations import custom_generate
 from firp.integrations.custom_generate import SUBFOLDER
+from firp.integrations.vllm_checkpoint import write_vllm_checkpoint
 from firp.tools.files import write_atomically
 from firp_kernels.version import __version__
 
@@ -59,12 +62,15 @@ The predictor in `custom_generate/` was trained for {architecture}, {num_layers}
 """
 
 
-def write_custom_generate(folder: Path, predictor: FirpPredictor, source: Path) -> None:
+def write_custom_generate(
+    folder: Path, predictor: FirpPredictor, source: Path, config: PreTrainedConfig | None
+) -> None:
     """Write a folder for `model.generate(custom_generate=FOLDER)`, which a model's own folder may contain too.
 
     Args:
         folder: made here.
         source: folder of the predictor; its files are copied as they are.
+        config: not needed.
     """
     (folder / SUBFOLDER).mkdir(parents=True)
     (folder / GENERATE).write_text(SOURCE)
@@ -80,8 +86,17 @@ def write_custom_generate(folder: Path, predictor: FirpPredictor, source: Path) 
     )
 
 
+def _write_vllm(folder: Path, predictor: FirpPredictor, source: Path, config: PreTrainedConfig | None) -> None:
+    if config is None:
+        raise ValueError("model: got none, expected the base model: vLLM's configuration is made from its own")
+    write_vllm_checkpoint(folder, predictor, config)
+
+
 # By the name of `firp export --to`.
-FORMATS: dict[str, Callable[[Path, FirpPredictor, Path], None]] = {"custom-generate": write_custom_generate}
+FORMATS: dict[str, Callable[[Path, FirpPredictor, Path, PreTrainedConfig | None], None]] = {
+    "custom-generate": write_custom_generate,
+    "vllm": _write_vllm,
+}
 
 
 def check_format(name: str) -> None:
@@ -98,18 +113,21 @@ def check_output(output: Path) -> None:
         raise FileExistsError(f"output: {output} is a file, expected a folder that is not there yet")
 
 
-def export(to: str, output: Path, predictor: FirpPredictor, source: Path) -> None:
+def export(
+    to: str, output: Path, predictor: FirpPredictor, source: Path, config: PreTrainedConfig | None = None
+) -> None:
     """Write a predictor as another tool loads it: the whole folder, or nothing.
 
     Args:
         to: a key of `FORMATS`.
         output: a folder that is not there yet, or empty.
         source: folder of the predictor's files.
+        config: of the base model, which "vllm" needs.
 
     Raises:
-        ValueError: an unknown format.
+        ValueError: an unknown format, or no `config` where one is needed.
         OSError: a folder with something in it, or what the disk refuses.
     """
     check_format(to)
     check_output(output)
-    write_atomically(output, lambda staged: FORMATS[to](staged, predictor, source))
+    write_atomically(output, lambda staged: FORMATS[to](staged, predictor, source, config))
