@@ -18,7 +18,7 @@ TOOLS = {
     "ruff": ("ruff check .", "ruff check --fix --exit-non-zero-on-fix"),
     "ruff-format": ("ruff format --check .", "ruff format"),
     "clang-format": ("clang-format --dry-run --Werror $(FORMATTED)", "clang-format -i"),
-    "mypy": ("mypy firp_kernels python/firp", "mypy firp_kernels python/firp"),
+    "mypy": ("mypy firp_kernels python/firp python/firp_vllm", "mypy firp_kernels python/firp python/firp_vllm"),
     "codespell": ("codespell", "codespell"),
 }
 HOOKS = {

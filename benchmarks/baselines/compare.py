@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import firp
+import torch
 import typer
 from firp.bench.methods import Method, engine_method, make_methods
 from firp.bench.runner import TAU_FORMULA, report, run_methods
@@ -147,6 +148,7 @@ def main(
     settings = {
         "model": model, "dtype": dtype, "prompts": prompts.name, "prompts_digest": digest, "limit": limit,
         "max_new_tokens": max_new_tokens, "repeats": repeats, "tau": TAU_FORMULA,
+        "device": base.device.type, "threads": torch.get_num_threads(),
     }  # fmt: skip
     document = Document(json_path, settings, environment(base))
     shared = (chosen, base, tokenizer, max_new_tokens, repeats)

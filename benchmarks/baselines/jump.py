@@ -41,8 +41,9 @@ def examples(dataset: TextDataset, indices: list[int], max_length: int) -> list[
     made = []
     for index in indices:
         tokens = dataset.sequence(index)[:max_length]
-        mask = torch.ones(len(tokens), dtype=torch.long)
-        mask[: int(dataset.prompt_lengths[index]) - 1] = 0
+        answer = dataset.answer_mask(index)[:max_length]
+        mask = answer.long()
+        mask[:-1] |= answer[1:].long()  # the last token before an answer predicts its first
         made.append(Example(tokens, mask))
     return made
 

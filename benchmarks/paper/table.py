@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import firp
+import torch
 from firp.bench.runner import TAU_FORMULA
 
 from benchmarks.baselines.compare import drafting_methods, interleaved, made_from
@@ -20,8 +21,9 @@ SIZE = 16
 def measure(setup: Setup) -> None:
     """One part: the figures of `firp bench`, all prompts and by category."""
     document = setup.document(
-        NAME, nodes=SIZE, repeats=setup.repeats, tau=TAU_FORMULA, tree="dynamic, N nodes with the root, P = N"
-    )
+        NAME, nodes=SIZE, repeats=setup.repeats, tau=TAU_FORMULA, tree="dynamic, N nodes with the root, P = N",
+        device=setup.model.device.type, threads=torch.get_num_threads(),
+    )  # fmt: skip
 
     def compute() -> dict:
         tree, k = firp.TreeConfig(SIZE, SIZE), setup.num_offsets

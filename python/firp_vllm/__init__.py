@@ -1,6 +1,7 @@
 """The vLLM plug-in: FIRP as a chain that vLLM verifies. vLLM calls `register` in each of its processes.
 
-Nothing of vLLM, torch or firp is imported before a FIRP checkpoint is named in the speculative config.
+Nothing of firp is imported before a FIRP checkpoint is named in the speculative config. Of vLLM its configuration and
+its worker's base class are.
 """
 
 from __future__ import annotations

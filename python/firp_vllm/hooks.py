@@ -34,9 +34,15 @@ def install() -> None:
     from vllm.config.speculative import SpeculativeConfig
     from vllm.v1.worker.worker_base import WorkerBase
 
-    wrap(SpeculativeConfig, "__post_init__", recognise)
-    wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", refuse_runner_v2)
-    wrap(WorkerBase, "__init__", before_worker)
+    hooks: list[tuple[type, str, Callable[..., Any]]] = [
+        (VllmConfig, "_get_v2_model_runner_unsupported_features", refuse_runner_v2),
+        (WorkerBase, "__init__", before_worker),
+        (SpeculativeConfig, "__post_init__", recognise),
+    ]
+    for owner, name, _ in hooks:
+        getattr(owner, name)  # all are there, or none is wrapped
+    for owner, name, wrapper in hooks:
+        wrap(owner, name, wrapper)
 
 
 def wrap(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
@@ -59,17 +65,18 @@ def is_firp(speculative_config: Any) -> bool:
     return ARCHITECTURE in (getattr(getattr(draft, "hf_config", None), "architectures", None) or ())
 
 
-def recognise(original: Callable[..., Any], self: Any) -> Any:
+def recognise(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """`SpeculativeConfig.__post_init__`: a folder that `firp export --to vllm` wrote needs no method by name."""
-    if self.method not in (None, "eagle3") or not _names_a_checkpoint(self.model, self.revision):
-        return original(self)
+    named = getattr(self, "method", None) in (None, "eagle3")
+    if not named or not _names_a_checkpoint(getattr(self, "model", None), getattr(self, "revision", None)):
+        return original(self, *args, **kwargs)
     check_version()
     check_options(self)
     _register_architecture()
     self.method = "eagle3"
     # The cache holds nothing of the drafter, so a block that is found there is whole.
     self.disable_eagle_block_drop = True
-    return original(self)
+    return original(self, *args, **kwargs)
 
 
 def refuse_runner_v2(original: Callable[..., Any], self: Any) -> list[str]:

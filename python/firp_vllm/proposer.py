@@ -151,9 +151,9 @@ class FirpProposer(EagleProposer):
 
 def check_supported(vllm_config: VllmConfig) -> None:
     """Raise ValueError, naming the option, unless FIRP can draft beside what was configured."""
-    architectures = vllm_config.model_config.hf_config.architectures or ["none"]
-    if architectures[0] not in ARCHITECTURES:
-        raise ValueError(f"model: got {architectures[0]}, expected one of {', '.join(ARCHITECTURES)} to draft by FIRP")
+    used = vllm_config.model_config.architecture  # of vLLM's own code, or of its transformers backend
+    if used not in ARCHITECTURES:
+        raise ValueError(f"model: got {used}, expected one of {', '.join(ARCHITECTURES)} to draft by FIRP")
     for name in ALONE:
         if (size := getattr(vllm_config.parallel_config, name)) != 1:
             raise ValueError(f"{name}: got {size}, expected 1 with FIRP")

@@ -69,6 +69,8 @@ def test_a_checkpoint_for_vllm_is_the_models_configuration_and_the_predictor(cli
     layer = json.loads((folder / "predictor/config.json").read_text())["insertion_layer"]
     assert config["hidden_size"] == base["hidden_size"] and config["eagle_aux_hidden_state_layer_ids"] == [layer]
     assert firp.load_predictor(tmp_path / "out/predictor").insertion_layer == layer
+    code, out, _ = cli("push", tmp_path / "out", "me/it", "--dry-run")
+    assert code == 0 and "  config.json" in out and "  predictor/model.safetensors" in out
 
 
 @pytest.mark.parametrize(

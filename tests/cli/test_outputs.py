@@ -11,7 +11,7 @@ from firp.tools.files import write_atomically
 
 @pytest.fixture
 def unloaded(monkeypatch):
-    for name in ("bench", "tune"):
+    for name in ("options", "tune"):
         monkeypatch.setattr(f"firp.cli.{name}.load_model", lambda *_: pytest.fail("loaded"), raising=True)
 
 

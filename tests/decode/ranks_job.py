@@ -17,6 +17,7 @@ from unittest import mock
 
 import firp
 import torch
+from firp.tools.ranks import LAUNCHED
 from models import refined_predictor
 from rank_cases import LARGE_TREE, ONE, OTHER_REQUESTS, REQUESTS, STOPS, TREE, AfterTokens, decoded, predictor_for
 from torch import distributed
@@ -209,7 +210,9 @@ def run_cases(root: Path, rank: int, size: int, names: list[str]) -> None:
     """Run cases on rank `rank` of `size`, with the variables that torchrun sets."""
     global RANK, SIZE
     RANK, SIZE = rank, size
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(
+        {LAUNCHED: "test"}, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size)
+    )
     torch.set_num_threads(1)
     store = distributed.FileStore(str(root / "store"), size)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=COLLECTIVE)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from fake_cuda import FakeCuda
 from firp.engine.graphs import STEP_OPS, make_runner
+from firp.tools.ranks import ALONE
 
 from firp_kernels import registry
 
 
 def view_of(device="cuda:1", dtype=torch.bfloat16, **config):
-    return SimpleNamespace(device=torch.device(device), dtype=dtype, config=SimpleNamespace(**config))
+    return SimpleNamespace(device=torch.device(device), dtype=dtype, config=SimpleNamespace(**config), ranks=ALONE)
 
 
 @pytest.mark.parametrize(

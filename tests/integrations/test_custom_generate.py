@@ -132,9 +132,21 @@ def test_another_method_for_a_model_folder_is_refused(tiny):
         load(tiny, trust_remote_code=True).generate(IDS, custom_generate=firp.decode)
 
 
-def test_a_model_with_a_generate_of_another_owner_is_refused(tiny):
+@pytest.mark.parametrize("checked_before", [False, True])
+@pytest.mark.parametrize(
+    "bound",
+    [
+        lambda model: functools.partial(print, model=model),
+        lambda model: functools.partial(custom_generate.generate, model=model, do_sample=True),
+        lambda model: functools.partial(functools.wraps(custom_generate.generate)(lambda *_, **__: None), model=model),
+    ],
+    ids=["another function", "options bound too", "a wrapper"],
+)
+def test_a_model_with_a_generate_of_another_owner_is_refused(tiny, bound, checked_before):
     model = load(tiny)
-    model.generate = functools.partial(print, model=model)
+    if checked_before:
+        firp.generate(model, IDS, **GREEDY)
+    model.generate = bound(model)
     with pytest.raises(ValueError, match="the model has its own generate"):
         firp.generate(model, IDS, **GREEDY)
 

@@ -54,3 +54,13 @@ def test_a_predictor_that_scores_all_tokens_alike_hits_token_0_alone():
         hit = choices[:, 3 + j + 1 : 9 + j + 1]
         assert scores.top1[j] == (hit == 0).sum() and scores.top4[j] == (hit < 4).sum()
         assert scores.top10[j] == (hit < 10).sum()
+
+
+def test_a_batch_without_an_anchor_has_no_loss_and_no_gradient():
+    model = tiny_model(3, vocab=13, dtype=torch.float32)
+    view, predictor = DecoderView(model), firp.FirpPredictor.for_model(model, 2, 2)
+    tokens = torch.randint(4, 13, (2, 5))
+    objective = Objective(view, 2, torch.ones(2), None, trains_maps=True)
+    anchors = torch.zeros(2, 3, dtype=torch.long)
+    scores = objective(predictor, tokens, real_rows(view, tokens, 2), anchors, anchors > 0, True)
+    assert scores.kl.tolist() == [0, 0] and not predictor.weight.grad.any()

@@ -58,8 +58,8 @@ def test_a_choice_outside_the_candidates_has_no_loss():
 
 
 def test_tables_are_made_once_for_a_model_and_a_predictor(monkeypatch):
-    made, make = [], transition._make_tables
-    monkeypatch.setattr(transition, "_make_tables", lambda *others: made.append(1) or make(*others))
+    made, make = [], transition._tables_of
+    monkeypatch.setattr(transition, "_tables_of", lambda *others: made.append(1) or make(*others))
     model = tiny_model(1)
     predictor, other = tiny_predictor(model, 1), tiny_predictor(model, 2)
     first = token_tables(DecoderView(model), predictor.transition)

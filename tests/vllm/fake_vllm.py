@@ -160,7 +160,9 @@ class SpeculativeConfig:
 class VllmConfig:
     def __init__(self, model, speculative_config) -> None:
         model.config.architectures = [type(model).__name__]
-        self.model_config = SimpleNamespace(hf_config=model.config, dtype=model.dtype)
+        self.model_config = SimpleNamespace(
+            hf_config=model.config, dtype=model.dtype, architecture=type(model).__name__
+        )
         self.speculative_config, self.target = speculative_config, Target(model)
         self.lora_config = self.kv_transfer_config = None
         self.parallel_config = SimpleNamespace(

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from huggingface_hub import get_token
+from huggingface_hub import get_token, snapshot_download
 
 from firp.cli import options
-from firp.drafting.predictor_file import find_files
-from firp.integrations.export import CARD, FORMATS, check_format, check_output
+from firp.integrations.export import CARD, FORMATS, PREDICTOR_FILES, check_format, check_output
 from firp.integrations.export import export as run_export
 from firp.integrations.push import plan_upload
 from firp.integrations.push import push as run_push
@@ -26,6 +25,7 @@ def export(
     predictor: options.Predictor = None,
 ) -> None:
     """Write a predictor as another tool loads it."""
+    options.one_process("export")
     check_format(to)
     check_output(output)
     if model is None and predictor is None:
@@ -34,7 +34,7 @@ def export(
     config = None if model is None else load_config(model)
     if config is not None:
         drafter.check_config(config, (config.architectures or [type(config).__name__])[0])
-    source = drafter.folder or find_files(str(predictor))[0].parent
+    source = drafter.folder or Path(snapshot_download(str(predictor), allow_patterns=list(PREDICTOR_FILES)))
     run_export(to, output, drafter, source, config)
     print(f"wrote {output}")
 
@@ -46,6 +46,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be uploaded, and where.")] = False,
 ) -> None:
     """Put a predictor or an exported folder on the Hub. Without a token this is a dry run."""
+    options.one_process("push")
     upload = plan_upload(source, repo)
     told = "has no token (hf auth login, or HF_TOKEN)" if get_token() is None else None
     print(f"{upload.folder} -> https://huggingface.co/{repo}, {upload.num_bytes / 1e6:.1f} MB")

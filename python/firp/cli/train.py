@@ -43,6 +43,7 @@ def distill(
     timeout: Annotated[float, typer.Option(help="Of --server: seconds for one answer.")] = 600.0,
 ) -> None:
     """Let the base model answer prompts: the text a predictor is trained on. Run again to go on after a stop."""
+    options.one_process("distill")
     config = DistillConfig(
         model, prompts, limit, max_new_tokens, batch_size, temperature, max_prompt_tokens, seed, dtype
     )

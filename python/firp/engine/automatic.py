@@ -202,7 +202,7 @@ class Automatic:
     @functools.cached_property
     def profile(self) -> AcceptanceProfile:
         """Read where steps are timed, not at every start of an engine."""
-        return load_profile(self.profile_path)
+        return self.ranks.first(lambda: load_profile(self.profile_path))
 
     def _tau(self, tree: TreeConfig, num_offsets: int) -> float:
         if (tree, num_offsets) not in self._taus:

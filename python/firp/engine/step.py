@@ -73,7 +73,8 @@ class Step:
         hidden = self.forward(state)  # [B, N + P*k, d]
         scored = self.score(hidden, state.tree)  # nodes [B, N, V]
         chosen, scores = choose(scored.nodes, state, self.max_depth(state))  # path [B, max_depth + 1]
-        chosen = Verified(*self.view.ranks.agree(chosen))
+        if self.view.ranks.size > 1:
+            chosen = Verified(*self.view.ranks.agree(chosen))
         emitted = self.emit(state, chosen)  # tokens [B, max_depth + 1], cut at a stop token and at the limit
         self.ops.commit_cache(state.cache, state.context_lens, chosen.path, emitted.kept, state.finished)
         state.finished.copy_(emitted.finished)  # [B]
@@ -141,7 +142,7 @@ class Step:
         return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable))
 
     def _agreed(self, tree: DraftTree) -> DraftTree:
-        return DraftTree(*self.view.ranks.agree(tuple(vars(tree).values())))
+        return tree if self.view.ranks.size == 1 else DraftTree(*self.view.ranks.agree(tuple(vars(tree).values())))
 
     def look_up(self, state: DecodeState, record: StepRecord, num_branch: int) -> int:
         """Note what the last step emitted, and add to its tree a branch of at most so many nodes that repeats earlier

@@ -9,8 +9,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from firp.drafting.predictor import load_predictor
+from firp.drafting.predictor_file import CONFIG, WEIGHTS
 from firp.integrations.custom_generate import SUBFOLDER
 from firp.integrations.export import CARD, GENERATE, PREDICTOR_FILES, REQUIREMENTS
+from firp.integrations.vllm_checkpoint import PREDICTOR
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ def plan_upload(folder: Path, repo: str) -> Upload:
     if (folder / GENERATE).is_file():
         load_predictor(folder / SUBFOLDER)
         names = (CARD, GENERATE, REQUIREMENTS, *(f"{SUBFOLDER}/{name}" for name in PREDICTOR_FILES))
+    elif (folder / CONFIG).is_file() and (folder / PREDICTOR / CONFIG).is_file():
+        load_predictor(folder / PREDICTOR)
+        names = (CARD, CONFIG, f"{PREDICTOR}/{CONFIG}", f"{PREDICTOR}/{WEIGHTS}")
     else:
         load_predictor(folder)
     return Upload(folder, tuple(name for name in names if (folder / name).is_file()), repo)

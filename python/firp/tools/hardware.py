@@ -77,7 +77,7 @@ def available_memory(device: torch.device | str) -> int:
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
     except (OSError, StopIteration):
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free // max(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), 1)
 
 
 def usable_cores() -> int:

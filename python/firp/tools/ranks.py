@@ -90,16 +90,17 @@ class Ranks:
 
 
 ALONE = Ranks()
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # which torchrun alone sets
 
 
 def launched_ranks() -> int:
-    """Processes that torchrun started for this job; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Processes that torchrun started for this job; 1 without it, also in a pod of a scheduler."""
+    return int(os.environ["WORLD_SIZE"]) if LAUNCHED in os.environ else 1
 
 
 def launched_rank() -> int:
     """The number of this process among them."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if LAUNCHED in os.environ else 0
 
 
 def leave() -> None:

@@ -182,7 +182,8 @@ class Objective:
         offsets = torch.arange(1, k + 1, device=device)
         count = max(len(chosen), 1) if count is None else count
         weights, sums = self.offset_weights / count, torch.zeros(6, k, device=device)
-        for index in torch.tensor(chosen, device=device).split(ANCHORS_AT_ONCE[device.type == "cuda"]):
+        parts = torch.tensor(chosen, dtype=torch.int64, device=device).split(ANCHORS_AT_ONCE[device.type == "cuda"])
+        for index in parts if chosen else ():
             flat = index // anchors.shape[1] * length + anchors.flatten()[index]
             positions = flat[:, None] + offsets
             targets, inverse = positions.unique(return_inverse=True)

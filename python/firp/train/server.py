@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import time
 import urllib.error
@@ -108,7 +109,7 @@ class Server:
         """
         document = self._call("models")
         try:
-            return [str(model["id"]) for model in document["data"]]
+            return [self._hidden(str(model["id"])) for model in document["data"]]
         except (KeyError, TypeError) as error:
             raise Unavailable(f"{self.url}/models: got no list of models") from error
 
@@ -165,7 +166,7 @@ class Server:
                 said = " ".join(error.read(2000).decode(errors="replace").split())
             except (OSError, http.client.HTTPException):
                 said = ""
-        message = self._hidden(f"{self.url}: HTTP {error.code} {error.reason}: {said}"[:500])
+        message = self._hidden(f"{self.url}: HTTP {error.code} {error.reason}: {said}")[:500]
         if error.code in TRANSIENT or error.code >= 500:
             return Unavailable(message, _seconds(error.headers.get("Retry-After")))
         if error.code in (401, 403):
@@ -200,7 +201,8 @@ class Server:
                 "one that knows return_token_ids"
             )
         if finish not in ("stop", "length", "tool_calls"):
-            raise Unavailable(f"{self.url}: finish_reason: got {str(finish)[:80]!r}, expected 'stop' or 'length'")
+            got = self._hidden(str(finish))[:80]
+            raise Unavailable(f"{self.url}: finish_reason: got {got!r}, expected 'stop' or 'length'")
         return ServerAnswer(text, finish != "length", ids, prompt_ids, *counts)
 
 
@@ -209,10 +211,10 @@ def _seconds(retry_after: str | None) -> float | None:
     if retry_after is None:
         return None
     try:
-        return max(float(int(retry_after)), 0.0)
+        seconds = float(retry_after)
     except ValueError:
-        pass
-    try:
-        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
-        return None
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None

@@ -202,8 +202,8 @@ class Trainer:
         indices = self.order.at(self.step)
         self.optimizer.zero_grad()
         scores = self.score(indices, seed=config.seed * 1_000_003 + self.step, want_gradient=True)
-        for parameter in self.trained if self.ranks.size > 1 else ():
-            if parameter.grad is None:  # this rank has no part of a small batch
+        for parameter in self.trained:
+            if parameter.grad is None:  # no anchor is this rank's
                 parameter.grad = torch.zeros_like(parameter)
         self.ranks.sum(parameter.grad for parameter in self.trained if parameter.grad is not None)
         for group in self.optimizer.param_groups:
