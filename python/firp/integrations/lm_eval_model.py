@@ -73,7 +73,7 @@ class FirpLM(HFLM):
             if pretrained in WHEEL_MODELS:
                 source = str(stack.enter_context(converted(str(pretrained))))
             super().__init__(source, **others)
-        vars(self.model).pop("generate", None)  # of an exported folder, which would decode in its own way
+        self.model.__dict__.pop("generate", None)  # of an exported folder, which would decode in its own way
         shipped = {folder.name for folder in SHIPPED.iterdir()}
         name = str(pretrained) if predictor is None else predictor
         drafter = default_predictor(name) if predictor is None or predictor in shipped else load_predictor(predictor)
