@@ -20,7 +20,8 @@ from firp.drafting.profile import FILE_NAME, save_profile
 from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
 from firp.generation.batch import greedy_answers
-from firp.tools.ranks import Ranks, local_heads
+from firp.tools.ranks import LAUNCHED, Ranks, launched_rank, launched_ranks, local_heads
+from firp.train.ranks import TrainingRanks
 from models import hf_alone, new_tokens
 from rank_cases import (
     FAMILIES,
@@ -195,3 +196,10 @@ def test_more_families_and_ranks(exhaustive, tmp_path, size):
     ranks = run_job(tmp_path, size, [*families, "stops", "last_bit"])
     for family in families:
         check_family(ranks, family, kv_heads=4)
+
+
+def test_a_pod_of_a_scheduler_is_no_job_of_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv(LAUNCHED, raising=False)
+    assert (launched_ranks(), launched_rank()) == (1, 0) and TrainingRanks.of_torchrun("cpu")[0].size == 1

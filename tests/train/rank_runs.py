@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from firp.train import trainer as module
 from firp.train.config import TrainConfig
-from firp.train.ranks import Ranks
+from firp.train.ranks import TrainingRanks
 from firp.train.trainer import Trainer
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     module.write_profile = lambda *_: None  # what drafts are worth is not tested here
-    ranks, device = Ranks.of_torchrun("cpu")
+    ranks, device = TrainingRanks.of_torchrun("cpu")
     config = TrainConfig(**json.loads((folder / "config.json").read_text()))
     for name, how in json.loads((folder / "runs.json").read_text()):
 

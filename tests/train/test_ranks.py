@@ -13,7 +13,7 @@ import pytest
 import torch
 from firp.train import trainer as module
 from firp.train.config import TrainConfig
-from firp.train.ranks import Ranks
+from firp.train.ranks import TrainingRanks
 from firp.train.trainer import CHECKPOINT, LOG, Trainer
 
 STEPS = 8
@@ -81,6 +81,6 @@ def test_ranks_train_as_one_process_does(size, request, chat_model, tmp_path, mo
 def test_what_ranks_cannot_share_is_refused(tmp_path):
     config = {"model": "tiny", "data": "none.npz", "insertion_layer": 2}
     with pytest.raises(ValueError, match=r"^keep_rows: got it with 2 ranks, expected one: every epoch"):
-        Trainer(TrainConfig(**config, keep_rows=True), tmp_path, ranks=Ranks(0, 2))
+        Trainer(TrainConfig(**config, keep_rows=True), tmp_path, ranks=TrainingRanks(0, 2))
     with pytest.raises(ValueError, match=r"^batch_size: got 3, expected at least 4"):
-        Trainer(TrainConfig(**config, batch_size=3), tmp_path, ranks=Ranks(0, 4))
+        Trainer(TrainConfig(**config, batch_size=3), tmp_path, ranks=TrainingRanks(0, 4))

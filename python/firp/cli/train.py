@@ -12,7 +12,7 @@ from firp.train.config import TrainConfig
 from firp.train.distill import DistillConfig
 from firp.train.distill import distill as run_distill
 from firp.train.plan import needs
-from firp.train.ranks import Ranks
+from firp.train.ranks import TrainingRanks
 from firp.train.server_distill import ServerConfig, distill_from_servers
 from firp.train.trainer import Trainer
 
@@ -122,7 +122,7 @@ def train(
         start_from=start_from, held_out=held_out, seed=seed,
         dtype=dtype, keep_rows=keep_rows, pack=pack,
     )  # fmt: skip
-    ranks, device = Ranks.of_torchrun(options.choose_device(device))
+    ranks, device = TrainingRanks.of_torchrun(options.choose_device(device))
     trainer = Trainer(config, output, device, report_to=report_to, ranks=ranks)
     if ranks.first:
         print(*needs(config, trainer.view, trainer.predictor, trainer.dataset, ranks), sep="\n")

@@ -6,12 +6,12 @@ from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
 from firp.train.config import TrainConfig
 from firp.train.data import TextDataset
-from firp.train.ranks import Ranks
+from firp.train.ranks import TrainingRanks
 from firp.train.rows import row_width
 
 
 def needs(
-    config: TrainConfig, view: DecoderView, predictor: FirpPredictor, dataset: TextDataset, ranks: Ranks
+    config: TrainConfig, view: DecoderView, predictor: FirpPredictor, dataset: TextDataset, ranks: TrainingRanks
 ) -> list[str]:
     """Lines to print before a run; what a step computes on the way comes on top."""
     model = sum(tensor.numel() * tensor.element_size() for tensor in view.model.parameters())

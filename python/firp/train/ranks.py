@@ -11,24 +11,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from firp.tools.ranks import launched_ranks
 from firp.train.config import TrainConfig
 
 
-class Ranks:
+class TrainingRanks:
     """This process among `size` that train together; all of them call the same methods in the same order."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     @classmethod
-    def of_torchrun(cls, device: str) -> tuple[Ranks, str]:
+    def of_torchrun(cls, device: str) -> tuple[TrainingRanks, str]:
         """The ranks that torchrun tells of, joined by gloo on CPUs and NCCL on GPUs, and the device of this one.
 
         Raises:
             ValueError: more ranks on this machine than GPUs.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+        if launched_ranks() == 1:
             return cls(), device
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:

@@ -12,7 +12,7 @@ from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, load_predictor
 from firp.train.config import TrainConfig
 from firp.train.data import Batch, TextDataset, epoch_batches, make_batch
-from firp.train.ranks import Ranks
+from firp.train.ranks import TrainingRanks
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
 
 SOURCE_SCALE = 0.01
@@ -25,7 +25,7 @@ def set_start(
     view: DecoderView,
     dataset: TextDataset,
     indices: np.ndarray,
-    ranks: Ranks,
+    ranks: TrainingRanks,
     progress: bool,
 ) -> None:
     """Give `predictor` its first weights, the same on every rank.
@@ -76,7 +76,7 @@ def solve_ridge(
     view: DecoderView,
     dataset: TextDataset,
     indices: np.ndarray,
-    ranks: Ranks,
+    ranks: TrainingRanks,
     progress: bool,
     rows: Callable[[DecoderView, Batch, int], tuple[torch.Tensor, ...]] = inserted_rows,
 ) -> torch.Tensor:

@@ -25,7 +25,7 @@ from firp.train.config import TrainConfig
 from firp.train.conversations import read_conversations
 from firp.train.data import BatchOrder, TextDataset, load_dataset, make_batch, split_held_out
 from firp.train.objective import Objective, OffsetScores, sample_anchors
-from firp.train.ranks import Ranks
+from firp.train.ranks import TrainingRanks
 from firp.train.reporting import Reporter
 from firp.train.rows import RowStore
 from firp.train.start import set_start
@@ -59,12 +59,12 @@ class Trainer:
         device: str = "cpu",
         progress: bool = True,
         report_to: str = "none",
-        ranks: Ranks | None = None,
+        ranks: TrainingRanks | None = None,
     ) -> None:
         self.config = config
         self.output = Path(output)
         self.device = torch.device(device)
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks or TrainingRanks()
         self.progress = progress and self.ranks.first
         self.ranks.check(config)
         self.reporter = Reporter(report_to if self.ranks.first else "none", self.output, asdict(config))
