@@ -9,6 +9,8 @@ from firp_kernels.ops.joint_linear import joint_linear
 from firp_kernels.ops.keep_top_p import keep_top_p
 from firp_kernels.ops.linear import linear
 from firp_kernels.ops.lookup_branch import lookup_branch
+from firp_kernels.ops.norm_qkv_rotary import norm_qkv_rotary
+from firp_kernels.ops.output_norm_mlp import output_norm_mlp
 from firp_kernels.ops.predictor_projection import predictor_projection
 from firp_kernels.ops.rms_norm import rms_norm
 from firp_kernels.ops.rotary import rotary
@@ -35,6 +37,8 @@ __all__ = [
     "keep_top_p",
     "linear",
     "lookup_branch",
+    "norm_qkv_rotary",
+    "output_norm_mlp",
     "predictor_projection",
     "rms_norm",
     "rotary",

@@ -2,7 +2,6 @@
 #include <torch/library.h>
 
 #include <string>
-#include <vector>
 
 #include "../checks/tensors.h"
 #include "linear_rows.h"
@@ -13,27 +12,9 @@ namespace {
 template <typename T>
 void run(const at::Tensor& input, at::TensorList weights, at::TensorList biases, at::Tensor& output) {
   const at::Tensor prepared = prepare_rows<T>(input);
-  std::vector<at::Tensor> held;
-  held.reserve(weights.size() + biases.size());
-  std::vector<cpu::Linear<T>> linears;
-  linears.reserve(weights.size());
-  int64_t column = 0, padded = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const at::Tensor& weight = held.emplace_back(dense_weight(weights[i]));
-    const at::Tensor* bias = biases.empty() ? nullptr : &held.emplace_back(biases[i].contiguous());
-    linears.push_back(describe_linear<T>(prepared, weight, bias, output));
-    linears.back().output += column;
-    column += linears.back().outputs;
-    padded += whole_tiles(linears.back().outputs);
-  }
-  over_outputs(padded, input.size(-1), [&](float* scratch, int64_t first, int64_t last) {
-    int64_t start = 0;
-    for (const cpu::Linear<T>& args : linears) {
-      const int64_t from = std::max<int64_t>(first - start, 0), to = std::min(last - start, args.outputs);
-      if (from < to) cpu::linear(cpu::best_isa(), args, scratch, from, to);
-      start += whole_tiles(args.outputs);
-    }
-  });
+  joint_linear_rows(
+      prepared.const_data_ptr<float>(), prepared.size(0), weights, biases, static_cast<T*>(output.mutable_data_ptr()),
+      output.size(-1));
 }
 
 at::Tensor joint_linear(const at::Tensor& input, at::TensorList weights, at::TensorList biases) {

@@ -7,12 +7,32 @@
 #include <c10/util/SmallVector.h>
 #include <c10/util/accumulate.h>
 
+#include <algorithm>
+#include <memory>
+#include <vector>
+
 #include "firp/cpu/linear.h"
 
 namespace firp {
 
-// Outputs a thread takes at a time: whole tiles of four, enough of them to repay handing out the work.
+// Outputs a thread takes at a time: whole tiles of four, enough of them to repay handing out the work. And rows.
 constexpr int64_t kGrain = 64;
+constexpr int64_t kRowGrain = 16;
+
+// work(first, last) over ranges that tile the rows.
+template <typename Work>
+void over_rows(int64_t rows, const Work& work) {
+  at::parallel_for(0, rows, kRowGrain, work);
+}
+
+// Rows of `width`, `stride` apart, as the kernel reads them, to rows of prepared_width.
+template <typename T>
+void prepare_rows(const T* from, int64_t stride, int64_t rows, int64_t width, float* to) {
+  over_rows(rows, [&](int64_t first, int64_t last) {
+    const int64_t prepared = cpu::prepared_width(width);
+    cpu::prepare(cpu::best_isa(), from + first * stride, stride, last - first, width, to + first * prepared);
+  });
+}
 
 // `input` [..., width] as the kernel reads it, [rows, prepared width].
 template <typename T>
@@ -21,8 +41,8 @@ at::Tensor prepare_rows(const at::Tensor& input) {
   const at::Tensor dense = input.dim() == 2 && input.stride(1) == 1 ? input : input.contiguous();
   const int64_t rows = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
   at::Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
-  cpu::prepare(
-      cpu::best_isa(), static_cast<const T*>(dense.const_data_ptr()), dense.dim() == 2 ? dense.stride(0) : width, rows, width,
+  prepare_rows(
+      static_cast<const T*>(dense.const_data_ptr()), dense.dim() == 2 ? dense.stride(0) : width, rows, width,
       prepared.data_ptr<float>());
   return prepared;
 }
@@ -34,21 +54,30 @@ inline at::Tensor empty_outputs(const at::Tensor& input, int64_t outputs) {
   return at::empty(shape, input.options());
 }
 
-// Prepared rows times `weight` [outputs, width], whose last dimension is dense, to the dense `output` [..., outputs or more].
+// Prepared rows times `weight` [outputs, width], whose last dimension is dense, to rows of `output`, `stride` apart.
 template <typename T>
 cpu::Linear<T> describe_linear(
-    const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
+    const float* prepared, int64_t rows, const at::Tensor& weight, const at::Tensor* bias, T* output, int64_t stride) {
   return {
-      .prepared = prepared.const_data_ptr<float>(),
+      .prepared = prepared,
       .weight = static_cast<const T*>(weight.const_data_ptr()),
       .bias = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr,
-      .output = static_cast<T*>(output.mutable_data_ptr()),
-      .rows = prepared.size(0),
+      .output = output,
+      .rows = rows,
       .width = weight.size(1),
       .outputs = weight.size(0),
       .weight_stride = weight.stride(0),
-      .output_stride = output.size(-1),
+      .output_stride = stride,
   };
+}
+
+// The same to the dense `output` [..., outputs or more].
+template <typename T>
+cpu::Linear<T> describe_linear(
+    const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
+  return describe_linear(
+      prepared.const_data_ptr<float>(), prepared.size(0), weight, bias, static_cast<T*>(output.mutable_data_ptr()),
+      output.size(-1));
 }
 
 // Outputs rounded up to whole tiles of four.
@@ -58,11 +87,38 @@ inline int64_t whole_tiles(int64_t outputs) { return (outputs + 3) / 4 * 4; }
 template <typename Work>
 void over_outputs(int64_t outputs, int64_t width, const Work& work) {
   at::parallel_for(0, whole_tiles(outputs) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
-    const at::Tensor scratch = at::empty({cpu::scratch_size(width)}, at::kFloat);
-    work(scratch.data_ptr<float>(), 4 * first, std::min(4 * last, outputs));
+    const std::unique_ptr<float[]> scratch(new float[cpu::scratch_size(width)]);
+    work(scratch.get(), 4 * first, std::min(4 * last, outputs));
   });
 }
 
 inline at::Tensor dense_weight(const at::Tensor& weight) { return weight.stride(1) == 1 ? weight : weight.contiguous(); }
+
+// Several linears over the same prepared rows, in one parallel region: their outputs side by side in rows of `output`,
+// `stride` apart.
+template <typename T>
+void joint_linear_rows(
+    const float* prepared, int64_t rows, at::TensorList weights, at::TensorList biases, T* output, int64_t stride) {
+  std::vector<at::Tensor> held;
+  held.reserve(weights.size() + biases.size());
+  std::vector<cpu::Linear<T>> linears;
+  linears.reserve(weights.size());
+  int64_t padded = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const at::Tensor& weight = held.emplace_back(dense_weight(weights[i]));
+    const at::Tensor* bias = biases.empty() ? nullptr : &held.emplace_back(biases[i].contiguous());
+    linears.push_back(describe_linear<T>(prepared, rows, weight, bias, output, stride));
+    output += weight.size(0);
+    padded += whole_tiles(weight.size(0));
+  }
+  over_outputs(padded, weights[0].size(1), [&](float* scratch, int64_t first, int64_t last) {
+    int64_t start = 0;
+    for (const cpu::Linear<T>& args : linears) {
+      const int64_t from = std::max<int64_t>(first - start, 0), to = std::min(last - start, args.outputs);
+      if (from < to) cpu::linear(cpu::best_isa(), args, scratch, from, to);
+      start += whole_tiles(args.outputs);
+    }
+  });
+}
 
 }  // namespace firp

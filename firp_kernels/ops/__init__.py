@@ -24,6 +24,8 @@ from firp_kernels.ops import (
     keep_top_p,
     linear,
     lookup_branch,
+    norm_qkv_rotary,
+    output_norm_mlp,
     predictor_projection,
     rms_norm,
     rotary,
@@ -37,7 +39,7 @@ from firp_kernels.ops import (
 _MODULES = (
     write_cache, tree_attention, write_and_attend, predictor_projection, verify_tree, emit_tokens, commit_cache,
     draft_tree, top_marginals, condition_marginals, lookup_branch, keep_top_p, linear, joint_linear, gated_linear,
-    rms_norm, rotary,
+    rms_norm, rotary, norm_qkv_rotary, output_norm_mlp,
 )  # fmt: skip
 SCHEMAS = {module.__name__.rpartition(".")[2]: module.SCHEMA for module in _MODULES}
 

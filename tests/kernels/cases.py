@@ -172,6 +172,31 @@ def lookup_case(seed: int) -> list:
     return [drawn(vocab, slots), lens, drawn(vocab, width), counts, tokens, parents, depths, ancestors, *sizes]
 
 
+def layer_start_case(seed: int, dtype: torch.dtype, with_biases: bool, rows: int = 5, width: int = 12) -> list:
+    """Arguments of `norm_qkv_rotary`: 2 sequences, 3 heads of queries and 1 of keys, 8 wide."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    weights = [normal(outputs, width) for outputs in (24, 8, 8)]
+    biases = [normal(len(weight)) for weight in weights] if with_biases else []
+    angles = normal(2, rows, 8)
+    return [normal(2, rows, width), normal(width), 1e-5, weights, biases, angles.cos(), angles.sin()]
+
+
+def layer_end_case(seed: int, dtype: torch.dtype, with_bias: bool, rows: int = 5, width: int = 12) -> list:
+    """Arguments of `output_norm_mlp`: 2 sequences, 3 heads 8 wide, an MLP of 21."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    bias = normal(width) if with_bias else None
+    mlp = [normal(21, width), normal(21, width), normal(width, 21)]
+    return [normal(2, rows, 3, 8), normal(2, rows, width), normal(width, 24), bias, normal(width), 1e-5, *mlp]
+
+
 def example_arguments(seed: int) -> dict[str, tuple]:
     """Arguments of every op, small and in float32."""
     attention, draft = attention_case(seed, torch.float32, None), draft_case(seed)
@@ -201,6 +226,8 @@ def example_arguments(seed: int) -> dict[str, tuple]:
         "joint_linear": (hidden, [torch.randn(6, 8), torch.randn(3, 8)], [torch.randn(6), torch.randn(3)]),
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),
         "rms_norm": (hidden, torch.randn(8), 1e-5),
+        "norm_qkv_rotary": layer_start_case(seed, torch.float32, seed % 2 == 1),
+        "output_norm_mlp": layer_end_case(seed, torch.float32, seed % 2 == 1),
         "top_marginals": (hidden, which, 3),
         "condition_marginals": (*marginals, torch.tensor([0, 7]), hidden[0, :1].repeat(8, 1), torch.randn(8, 8), 2),
         "rotary": (torch.randn(2, 5, 3, 8), hidden.cos(), hidden.sin()),

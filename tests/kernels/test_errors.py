@@ -2,18 +2,21 @@
 
 import pytest
 import torch
+from bad_layer_ops import (
+    bad_gated_linear,
+    bad_joint_linear,
+    bad_linear,
+    bad_norm_qkv_rotary,
+    bad_output_norm_mlp,
+    bad_rms_norm,
+    bad_rotary,
+    replaced,
+)
 from cases import attention_case, draft_case, lookup_case, projection_case, verify_case
 from implementations import available
 
 import firp_kernels as kernels
 from firp_kernels import ops
-
-
-def replaced(args, **changes):
-    args = list(args)
-    for index, value in changes.items():
-        args[int(index[1:])] = value
-    return args
 
 
 def ints(*values):
@@ -166,46 +169,6 @@ def bad_lookup():
     yield "least_match", replaced(good, _9=0)
 
 
-def bad_linear():
-    yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), None]
-    yield "weight", [torch.zeros(2, 5), torch.zeros(4, 5).double(), None]
-    yield "bias", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(5)]
-
-
-def bad_joint_linear():
-    rows, weight, bias = torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(4)
-    yield "weights: got none", [rows, [], []]
-    yield "input", [rows[:, :3], [weight, weight], []]
-    yield "input", [rows.int(), [weight], []]
-    yield r"weights\[1\]", [rows, [weight, weight[:, :3]], []]
-    yield r"weights\[1\]", [rows, [weight, weight.bfloat16()], []]
-    yield r"weights\[0\]", [rows, [bias], []]
-    yield "biases: got 1, expected none or 2", [rows, [weight, weight], [bias]]
-    yield r"biases\[1\]", [rows, [weight, weight], [bias, torch.zeros(5)]]
-    yield r"biases\[0\]", [rows, [weight], [bias.double()]]
-
-
-def bad_gated_linear():
-    yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(4, 5)]
-    yield "gate", [torch.zeros(2, 5), torch.zeros(4, 5).double(), torch.zeros(4, 5)]
-    yield "up", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(3, 5)]
-
-
-def bad_rms_norm():
-    yield "input", [torch.zeros(2, 3), torch.zeros(4), 1e-5]
-    yield "weight", [torch.zeros(2, 4), torch.zeros(4, 4), 1e-5]
-    yield "weight", [torch.zeros(2, 4), torch.zeros(4).bfloat16(), 1e-5]
-
-
-def bad_rotary():
-    angles = torch.zeros(1, 2, 4)
-    yield "rows", [torch.zeros(1, 2, 4), angles, angles]
-    yield "cos", [torch.zeros(1, 3, 1, 4), angles, angles]
-    yield "sin", [torch.zeros(1, 2, 1, 4), angles, angles.bfloat16()]
-    yield "rows", [torch.zeros(1, 2, 1, 3), angles[..., :3], angles[..., :3]]
-    yield "rows", [torch.zeros(1, 2, 1, 8)[..., ::2], angles, angles]
-
-
 def bad_top_marginals():
     logits, rows = torch.zeros(1, 2, 5), torch.zeros(1, 1, dtype=torch.long)
     yield "logits", [logits[0], rows, 1]
@@ -254,6 +217,8 @@ CASES = {
     "linear": bad_linear,
     "joint_linear": bad_joint_linear,
     "gated_linear": bad_gated_linear,
+    "norm_qkv_rotary": bad_norm_qkv_rotary,
+    "output_norm_mlp": bad_output_norm_mlp,
     "rms_norm": bad_rms_norm,
     "rotary": bad_rotary,
     "top_marginals": bad_top_marginals,

@@ -83,6 +83,7 @@ class FewRowAttention(nn.Module):
         check_heads(attention, heads, kv_heads, self.head_dim)
         self.rotated = [heads + kv_heads, kv_heads]
         self.heads = [heads, kv_heads]
+        self.parts = [heads, kv_heads, kv_heads]
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object
@@ -100,24 +101,35 @@ class FewRowLayer(nn.Module):
     """Replaces a decoder layer of the model: attention and gated MLP, each after an RMS norm and added to
     its input."""
 
-    OPS = ("rms_norm", *FewRowAttention.OPS, *FewRowMLP.OPS)
+    OPS = ("norm_qkv_rotary", "output_norm_mlp")
 
     def __init__(self, layer: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
         self.ops = ops
-        norms = (layer.input_layernorm, layer.post_attention_layernorm)
-        self.norms = tuple((norm.weight, norm.variance_epsilon) for norm in norms)
-        # Called without the machinery of a module: nothing is attached to them.
-        self.attend = FewRowAttention(layer.self_attn, ops).forward
-        self.feed = FewRowMLP(layer.mlp, ops).forward
+        # Held as it is, not as a submodule: nothing is attached to it, and a call of a module is a slow one.
+        self.attention = (FewRowAttention(layer.self_attn, ops),)
+        before, after = layer.input_layernorm, layer.post_attention_layernorm
+        self.before = (before.weight, before.variance_epsilon)
+        mlp = layer.mlp
+        self.after = (
+            *self.attention[0].output,
+            after.weight,
+            after.variance_epsilon,
+            mlp.gate_proj.weight,
+            mlp.up_proj.weight,
+            mlp.down_proj.weight,
+        )
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object
     ) -> Tensor:
-        before_attention, before_mlp = self.norms
-        normed = self.ops.rms_norm(hidden_states, *before_attention)
-        hidden_states = hidden_states + self.attend(normed, position_embeddings, firp_step)[0]
-        return hidden_states + self.feed(self.ops.rms_norm(hidden_states, *before_mlp))
+        (attention,) = self.attention
+        heads = self.ops.norm_qkv_rotary(
+            hidden_states, *self.before, attention.weights, attention.biases, *position_embeddings
+        )
+        query, key, value = heads.split_with_sizes(attention.parts, 2)
+        attended = firp_step.attend(attention, query, key, value, attention.scaling, attention.sliding_window)
+        return self.ops.output_norm_mlp(attended, hidden_states, *self.after)
 
 
 def ops_of(parts: Iterable[object]) -> set[str]:

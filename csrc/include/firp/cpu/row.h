@@ -33,4 +33,10 @@ void gate(Isa isa, T* gate, const T* up, int64_t count) {
   FIRP_DISPATCH(gate(gate, up, count));
 }
 
+// rows += others, `count` elements.
+template <typename T>
+void add(Isa isa, T* rows, const T* others, int64_t count) {
+  FIRP_DISPATCH(add(rows, others, count));
+}
+
 }  // namespace firp::cpu

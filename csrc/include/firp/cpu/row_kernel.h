@@ -49,4 +49,9 @@ void gate(T* gate, const T* up, int64_t count) {
   }
 }
 
+template <typename T>
+void add(T* rows, const T* others, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) store(to_float(rows[i]) + to_float(others[i]), rows + i);
+}
+
 }  // namespace firp::cpu::FIRP_ISA

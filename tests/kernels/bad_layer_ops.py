@@ -1,0 +1,88 @@
+"""Bad arguments of the ops that do what a layer does with few rows: (what the error says first, arguments)."""
+
+import torch
+
+
+def replaced(args, **changes):
+    args = list(args)
+    for index, value in changes.items():
+        args[int(index[1:])] = value
+    return args
+
+
+def bad_linear():
+    yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), None]
+    yield "weight", [torch.zeros(2, 5), torch.zeros(4, 5).double(), None]
+    yield "bias", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(5)]
+
+
+def bad_joint_linear():
+    rows, weight, bias = torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(4)
+    yield "weights: got none", [rows, [], []]
+    yield "input", [rows[:, :3], [weight, weight], []]
+    yield "input", [rows.int(), [weight], []]
+    yield r"weights\[1\]", [rows, [weight, weight[:, :3]], []]
+    yield r"weights\[1\]", [rows, [weight, weight.bfloat16()], []]
+    yield r"weights\[0\]", [rows, [bias], []]
+    yield "biases: got 1, expected none or 2", [rows, [weight, weight], [bias]]
+    yield r"biases\[1\]", [rows, [weight, weight], [bias, torch.zeros(5)]]
+    yield r"biases\[0\]", [rows, [weight], [bias.double()]]
+
+
+def bad_gated_linear():
+    yield "input", [torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(4, 5)]
+    yield "gate", [torch.zeros(2, 5), torch.zeros(4, 5).double(), torch.zeros(4, 5)]
+    yield "up", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(3, 5)]
+
+
+def bad_rms_norm():
+    yield "input", [torch.zeros(2, 3), torch.zeros(4), 1e-5]
+    yield "weight", [torch.zeros(2, 4), torch.zeros(4, 4), 1e-5]
+    yield "weight", [torch.zeros(2, 4), torch.zeros(4).bfloat16(), 1e-5]
+
+
+def bad_norm_qkv_rotary():
+    rows, norm, angles, weight = torch.zeros(1, 2, 5), torch.zeros(5), torch.zeros(1, 2, 4), torch.zeros(8, 5)
+    good = [rows, norm, 1e-5, [weight] * 3, [], angles, angles]
+    yield "weights: got 2, expected 3", replaced(good, _3=[weight, weight])
+    yield "biases: got 1", replaced(good, _4=[weight[:, 0]])
+    yield r"biases\[2\]", replaced(good, _4=[weight[:, 0], weight[:, 0], norm])
+    yield "input", replaced(good, _0=rows[0])
+    yield "input", replaced(good, _0=rows[..., :3])
+    yield "input", replaced(good, _0=rows.int())
+    yield "norm", replaced(good, _1=norm.double())
+    yield "norm", replaced(good, _1=norm[None])
+    yield r"weights\[1\]", replaced(good, _3=[weight, weight[:, :3], weight])
+    yield r"weights\[2\]", replaced(good, _3=[weight, weight, weight.double()])
+    yield r"weights\[0\]: got 6 outputs", replaced(good, _3=[weight[:6], weight, weight])
+    yield "cos", replaced(good, _5=angles[:, :1])
+    yield "sin", replaced(good, _6=angles.double())
+    yield "cos: got head_dim 3", replaced(good, _5=angles[..., :3], _6=angles[..., :3])
+    yield "cos: got head_dim 0", replaced(good, _5=angles[..., :0], _6=angles[..., :0])
+
+
+def bad_output_norm_mlp():
+    attended, residual, wide = torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 5), torch.zeros(7, 5)
+    good = [attended, residual, torch.zeros(5, 8), None, residual[0, 0], 1e-5, wide, wide, wide.T]
+    yield "residual", replaced(good, _1=residual[0])
+    yield "attended", replaced(good, _0=attended[:, :1])
+    yield "output", replaced(good, _2=torch.zeros(5, 7))
+    yield "bias", replaced(good, _3=torch.zeros(4))
+    yield "norm", replaced(good, _4=torch.zeros(4))
+    yield "gate", replaced(good, _6=wide[:, :4])
+    yield "up", replaced(good, _7=wide[:6])
+    yield "down", replaced(good, _8=wide)
+    names = ("attended", "residual", "output", "bias", "norm", "eps", "gate", "up", "down")
+    for index in (1, 2, 4, 6, 7, 8):
+        yield f"{names[index]}: got dtype", replaced(good, **{f"_{index}": good[index].double()})
+    yield "bias: got dtype", replaced(good, _3=torch.zeros(5).double())
+    yield "attended: got dtype", [part.int() if isinstance(part, torch.Tensor) else part for part in good]
+
+
+def bad_rotary():
+    angles = torch.zeros(1, 2, 4)
+    yield "rows", [torch.zeros(1, 2, 4), angles, angles]
+    yield "cos", [torch.zeros(1, 3, 1, 4), angles, angles]
+    yield "sin", [torch.zeros(1, 2, 1, 4), angles, angles.bfloat16()]
+    yield "rows", [torch.zeros(1, 2, 1, 3), angles[..., :3], angles[..., :3]]
+    yield "rows", [torch.zeros(1, 2, 1, 8)[..., ::2], angles, angles]
