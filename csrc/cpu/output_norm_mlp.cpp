@@ -95,10 +95,15 @@ Tensor output_norm_mlp(
        }) {
     check_dtype(name, tensor, attended.scalar_type());
   }
-  const Weights weights{dense_weight(output), bias ? bias->contiguous() : Tensor(),
-                        norm.contiguous(),  //
-                        dense_weight(gate),   dense_weight(up),
-                        dense_weight(down),   eps};
+  const Weights weights{
+      .output = dense_weight(output),
+      .bias = bias ? bias->contiguous() : Tensor(),
+      .norm = norm.contiguous(),
+      .gate = dense_weight(gate),
+      .up = dense_weight(up),
+      .down = dense_weight(down),
+      .eps = eps,
+  };
   Tensor out = at::empty({batch, count, width}, residual.options());
   const Tensor rows = attended.contiguous().view({batch * count, inputs});
   const Tensor added = residual.contiguous().view({batch * count, width});
