@@ -64,6 +64,35 @@ def test_children_are_scored_given_their_parent():
                 assert conditioned[b, depth, c].diff().le(0).all()
 
 
+@pytest.mark.parametrize("tokens", [(3,), (0, 28), tuple(range(4, 25, 2))], ids=str)
+@pytest.mark.parametrize("family", ["llama", "granite", "cohere"])
+def test_greedy_tokens_are_the_models_own_where_few_can_be_drafted(family, tokens):
+    model = tiny_model(3, family, vocab=29, dtype=torch.float32)
+    predictor, ids = refined_predictor(model, 1, tokens=tokens), prompts(2, 3, 29)
+    expected = model.generate(ids, do_sample=False, **OPTIONS)
+    for tree in (firp.TreeConfig(9, 4), firp.TreeConfig(6, 2, "static")):
+        found = firp.generate(model, ids, predictor=predictor, tree=tree, do_sample=False, **OPTIONS)
+        assert torch.equal(found, expected), tree
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "cohere"])
+def test_a_list_of_tokens_is_scored_as_the_whole_head_scores_them(family):
+    model = tiny_model(5, family, vocab=29, dtype=torch.float32)
+    view, ops, root = DecoderView(model), firp_kernels.bind(None), torch.tensor([5, 11])
+    states = torch.randn(2, 3, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    whole = RefinedMarginals(view, refined_predictor(model, 3), ops)
+    every = RefinedMarginals(view, refined_predictor(model, 3, tokens=tuple(range(29))), ops)
+    for ours, theirs in zip(every(states, root, 7)[:2], whole(states, root, 7)[:2], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    some = tuple(range(1, 29, 3))
+    listed = RefinedMarginals(view, refined_predictor(model, 3, tokens=some), ops)
+    probabilities, candidates, _ = listed(states, root, 4)
+    unit = torch.nn.functional.rms_norm(view.embed(root), (model.config.hidden_size,), eps=1e-6)
+    best = view.logits(listed.refiner.marginal(states, unit))[..., list(some)].softmax(-1).topk(4)
+    torch.testing.assert_close(probabilities, best.values, rtol=1e-4, atol=1e-6)
+    assert torch.equal(candidates, torch.tensor(some)[best.indices])
+
+
 def test_the_predictor_is_left_where_it_is():
     model = tiny_model(6, vocab=29, dtype=torch.float32)
     predictor = refined_predictor(model, 1).double()

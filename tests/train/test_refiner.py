@@ -1,18 +1,20 @@
 """The refiner: what it starts from, what it learns, and what it is given."""
 
 import firp
+import numpy as np
 import pytest
 import torch
-from firp.decoder.passes import real_rows
+from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.refiner import Refiner, unit
+from firp.train.data import TextDataset, frequent_tokens
 from firp.train.objective import Objective
 from models import tiny_model
 
 
-def made(model, offsets=3, width=16, spread=0.0):
+def made(model, offsets=3, width=16, spread=0.0, **others):
     torch.manual_seed(0)
-    predictor = firp.FirpPredictor.for_model(model, offsets, 2, refiner_width=width)
+    predictor = firp.FirpPredictor.for_model(model, offsets, 2, refiner_width=width, **others)
     with torch.no_grad():
         predictor.refiner_inputs.normal_(0.0, 0.2)
         predictor.refiner_outputs.normal_(0.0, spread) if spread else None
@@ -79,7 +81,7 @@ def test_gradients_are_those_of_the_loss(model, tokens):
         class Watched(Objective):
             def _refine(self, predictor, part):
                 marginal, conditional = refine(predictor, part)
-                seen.append((marginal, conditional, part))
+                seen.append((view.logits(marginal).float(), view.logits(conditional).float(), part))
                 return marginal, conditional
 
         watched = Watched(view, 2, torch.ones(2).double(), None, True)
@@ -121,3 +123,46 @@ def test_the_first_offsets_keep_their_refiner(model, tmp_path):
     fewer = firp.load_predictor(tmp_path).first_offsets(2)
     assert torch.equal(fewer.refiner_inputs, predictor.refiner_inputs[:2]) and fewer.refiner_width == 16
     assert torch.equal(fewer.refiner_outputs, predictor.refiner_outputs[:2])
+
+
+def test_a_list_of_all_tokens_learns_as_no_list_does(model, tokens):
+    whole, listed = made(model, spread=0.1), made(model, spread=0.1, draft_vocabulary=23)
+    expected, found = (scores(model, predictor, tokens, want_gradient=True) for predictor in (whole, listed))
+    for name in ("kl", "top1", "top4", "followed1", "followed4"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(listed.refiner_outputs.grad, whole.refiner_outputs.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(listed.weight.grad, whole.weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_over_a_list(model, tokens):
+    """The divergence is between the shares of listed tokens, and a choice that is not listed is no hit."""
+    some = [4, 7, 9, 15]
+    predictor = made(model, spread=0.1, draft_vocabulary=len(some))
+    predictor.draft_tokens = torch.tensor(some)
+    found = scores(model, predictor, tokens)
+    view, anchors = DecoderView(model), torch.arange(3, 9).expand(len(tokens), -1)
+    real = real_rows(view, tokens, 2)
+    rows = pseudo_rows(view, predictor.weight, real, anchors, 2)
+    known = unit(view.embed(tokens[:, 4:10]))
+    for j in range(3):
+        teacher = view.logits(real.final[:, 4 + j : 10 + j])
+        updated = view.logits(predictor.refiner("cpu", torch.float32)(j, rows[:, :, j], known))[..., some]
+        goal, student = teacher[..., some].log_softmax(-1), updated.log_softmax(-1)
+        torch.testing.assert_close(found.kl[j], (goal.exp() * (goal - student)).sum(), rtol=1e-4, atol=1e-4)
+        hits = torch.tensor(some)[student.argmax(-1)] == teacher.argmax(-1)
+        assert found.top1[j] == hits.sum() and found.top4[j] == torch.isin(teacher.argmax(-1), torch.tensor(some)).sum()
+
+
+def test_the_most_frequent_tokens_of_answers_are_listed():
+    data = TextDataset(
+        np.array([5, 5, 5, 3, 2, 2, 9, 5, 3, 8, 8, 1], np.uint16), np.array([0, 7, 12]), np.array([3, 1], np.int32)
+    )
+    assert frequent_tokens(data, np.array([0, 1]), 3, 11).tolist() == [2, 3, 8]
+    assert frequent_tokens(data, np.array([0]), 2, 11).tolist() == [2, 3]
+
+
+def test_a_list_needs_a_refiner(model):
+    with pytest.raises(ValueError, match=r"draft_vocabulary: got 5, expected 0\.\.0"):
+        firp.FirpPredictor.for_model(model, 2, 2, draft_vocabulary=5)
+    with pytest.raises(ValueError, match=r"draft_vocabulary: got 24, expected 0\.\.23"):
+        firp.FirpPredictor.for_model(model, 2, 2, refiner_width=2, draft_vocabulary=24)

@@ -94,6 +94,9 @@ def train(
         int | None, typer.Option(help="r of the token transition; 0: none. Default: 64, or 0 with a refiner.")
     ] = None,
     refiner_width: Annotated[int, typer.Option(help="w of the refiner, which replaces the transition; 0: none.")] = 0,
+    draft_vocabulary: Annotated[
+        int, typer.Option(help="Tokens that a refiner's rows are scored for, the most frequent ones; 0: all.")
+    ] = 0,
     ridge_tokens: Annotated[
         int, typer.Option(help="Tokens for the ridge start; 0 starts from the identity.")
     ] = 100_000,
@@ -118,7 +121,8 @@ def train(
     config = TrainConfig(
         model=model, data=data, insertion_layer=insertion_layer, num_offsets=num_offsets, steps=steps,
         batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
-        transition_rank=transition_rank, refiner_width=refiner_width, ridge_tokens=ridge_tokens,
+        transition_rank=transition_rank, refiner_width=refiner_width, draft_vocabulary=draft_vocabulary,
+        ridge_tokens=ridge_tokens,
         start_from=start_from, held_out=held_out, seed=seed,
         dtype=dtype, keep_rows=keep_rows, pack=pack,
     )  # fmt: skip

@@ -216,13 +216,19 @@ class DecoderView:
 
         Without the head's bias: for drafts, not for choices.
         """
-        rows = rows_of(self.model.get_output_embeddings().weight, tokens)
-        scores = self.norm(hidden).float() @ rows.float().mT
+        rows = self.head_rows(tokens)
+        return self.scaled(self.norm(hidden).float() @ rows.float().mT)
+
+    def head_rows(self, tokens: Tensor) -> Tensor:
+        """The head's weight at tokens [m], [m, d], a copy."""
+        return rows_of(self.model.get_output_embeddings().weight, tokens).detach()
+
+    def scaled(self, scores: Tensor) -> Tensor:
+        """Products of the head's weight and normed rows, as the model scales its scores."""
+        if self.score_factor == self.score_divisor == 1:
+            return scores
         return scores * self.score_factor / self.score_divisor
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows [..., d] after the last layer to scores [..., V], by the model's own norm and head."""
-        scores = self.head(self.norm(hidden))
-        if self.score_factor == self.score_divisor == 1:
-            return scores
-        return scores * self.score_factor / self.score_divisor
+        return self.scaled(self.head(self.norm(hidden)))

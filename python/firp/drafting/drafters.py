@@ -11,6 +11,18 @@ from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter, TreeConfig
 
 
+def check_drafting(predictor: object, tree: object) -> None:
+    """Raise ValueError unless these are a predictor and a tree that it can draft, or nothing."""
+    if predictor is not None and not isinstance(predictor, FirpPredictor):
+        raise ValueError(
+            f"predictor: got {type(predictor).__name__}, expected a FirpPredictor (firp.load_predictor reads one)"
+        )
+    if tree is not None and not isinstance(tree, TreeConfig):
+        raise ValueError(f"tree: got {tree!r}, expected a firp.TreeConfig")
+    if tree is not None and predictor is None:
+        raise ValueError("tree: given without a predictor, expected None: there is nothing to draft with")
+
+
 class Drafters:
     """A predictor's part of an engine.
 

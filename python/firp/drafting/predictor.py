@@ -55,6 +55,7 @@ class FirpPredictor(  # type: ignore[call-arg]
         tree_kind: "dynamic" or "static".
         transition_rank: r of the token transition; 0 has none.
         refiner_width: w of the refiner (`firp.drafting.refiner`); 0 has none. It replaces a transition.
+        draft_vocabulary: how many tokens a refiner's rows are scored for, those of `draft_tokens`; 0 is all.
 
     Attributes:
         weight: [k, d, d].
@@ -62,6 +63,7 @@ class FirpPredictor(  # type: ignore[call-arg]
             follows; zeros change nothing. None without a transition.
         refiner_inputs, refiner_bias, refiner_outputs: [k, 3, w, d], [k, w], [k, d, w], as `Refiner` takes them. None
             without a refiner.
+        draft_tokens: [draft_vocabulary] int64 buffer, ascending: no other token is drafted. None where all are.
 
     Raises:
         ValueError: an argument out of range.
@@ -81,6 +83,7 @@ class FirpPredictor(  # type: ignore[call-arg]
         tree_kind: str = "dynamic",
         transition_rank: int = 0,
         refiner_width: int = 0,
+        draft_vocabulary: int = 0,
     ) -> None:
         super().__init__()
         sizes = (
@@ -103,6 +106,11 @@ class FirpPredictor(  # type: ignore[call-arg]
                 f"refiner_width: got {refiner_width} beside transition_rank {transition_rank}, expected 0 for one of "
                 f"them"
             )
+        most = vocab_size if refiner_width else 0
+        if not 0 <= draft_vocabulary <= most:
+            raise ValueError(
+                f"draft_vocabulary: got {draft_vocabulary}, expected 0..{most} (vocab_size; 0 without a refiner)"
+            )
         TreeConfig(num_nodes, num_lookahead, tree_kind)
         self.num_offsets = num_offsets
         self.hidden_size = hidden_size
@@ -116,6 +124,7 @@ class FirpPredictor(  # type: ignore[call-arg]
         self.tree_kind = tree_kind
         self.transition_rank = transition_rank
         self.refiner_width = refiner_width
+        self.draft_vocabulary = draft_vocabulary
         self.folder: Path | None = None  # where it was loaded from, if a folder
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
         self.transition = nn.Parameter(torch.zeros(2, hidden_size, transition_rank)) if transition_rank else None
@@ -123,6 +132,7 @@ class FirpPredictor(  # type: ignore[call-arg]
         self.refiner_inputs = nn.Parameter(torch.zeros(num_offsets, 3, width, hidden_size)) if width else None
         self.refiner_bias = nn.Parameter(torch.zeros(num_offsets, width)) if width else None
         self.refiner_outputs = nn.Parameter(torch.zeros(num_offsets, hidden_size, width)) if width else None
+        self.register_buffer("draft_tokens", torch.arange(draft_vocabulary) if draft_vocabulary else None)
 
     @property
     def tree(self) -> TreeConfig:
@@ -163,8 +173,8 @@ class FirpPredictor(  # type: ignore[call-arg]
                 predictor = cls(**fields)
         except ValueError as error:
             raise ValueError(f"predictor: {config}: {error}") from error
-        shapes = {name: parameter.shape for name, parameter in predictor.named_parameters()}
-        predictor.load_state_dict(read_tensors(weights, shapes), assign=True)
+        tensors = read_tensors(weights, predictor.state_dict(), predictor.vocab_size)
+        predictor.load_state_dict(tensors, assign=True)
         return predictor.eval()
 
     @classmethod
@@ -216,10 +226,10 @@ class FirpPredictor(  # type: ignore[call-arg]
             other = FirpPredictor(
                 num_offsets, self.hidden_size, self.insertion_layer, self.num_layers, self.vocab_size,
                 self.architecture, self.base_model, self.num_nodes, self.num_lookahead, self.tree_kind,
-                self.transition_rank, self.refiner_width,
+                self.transition_rank, self.refiner_width, self.draft_vocabulary,
             )  # fmt: skip
         other.weight = nn.Parameter(self.weight[:num_offsets].detach(), self.weight.requires_grad)
-        other.transition = self.transition
+        other.transition, other.draft_tokens = self.transition, self.draft_tokens
         for name in ("refiner_inputs", "refiner_bias", "refiner_outputs") if self.refiner_width else ():
             own = getattr(self, name)
             setattr(other, name, nn.Parameter(own[:num_offsets].detach(), own.requires_grad))
@@ -228,10 +238,11 @@ class FirpPredictor(  # type: ignore[call-arg]
     def fingerprint(self) -> str:
         """Names these weights at their layer: a digest of some, in float16, which any file keeps."""
         digest = hashlib.blake2b(f"{self.insertion_layer}".encode(), digest_size=16)
-        for name, parameter in sorted(self.named_parameters()):
-            flat = parameter.detach().flatten()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(flat[:: max(1, flat.numel() // 4096)].cpu().half().numpy().tobytes())
+        for name, tensor in sorted(self.state_dict().items()):
+            flat = tensor.flatten()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            some = flat[:: max(1, flat.numel() // 4096)].cpu()
+            digest.update((some.half() if some.is_floating_point() else some).numpy().tobytes())
         return digest.hexdigest()
 
     def check_model(self, model: PreTrainedModel) -> None:
@@ -253,18 +264,6 @@ class FirpPredictor(  # type: ignore[call-arg]
                     f"predictor: {field} differs: the predictor was trained for {expected!r}"
                     f" ({self.base_model or 'unnamed base model'}), the model has {value!r}"
                 )
-
-
-def check_drafting(predictor: object, tree: object) -> None:
-    """Raise ValueError unless these are a predictor and a tree that it can draft, or nothing."""
-    if predictor is not None and not isinstance(predictor, FirpPredictor):
-        raise ValueError(
-            f"predictor: got {type(predictor).__name__}, expected a FirpPredictor (firp.load_predictor reads one)"
-        )
-    if tree is not None and not isinstance(tree, TreeConfig):
-        raise ValueError(f"tree: got {tree!r}, expected a firp.TreeConfig")
-    if tree is not None and predictor is None:
-        raise ValueError("tree: given without a predictor, expected None: there is nothing to draft with")
 
 
 def load_predictor(source: str | os.PathLike) -> FirpPredictor:

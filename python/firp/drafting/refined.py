@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.refiner import unit
+
+
+class DraftHead:
+    """The model's norm and head over the tokens that may be drafted.
+
+    Args:
+        view: of the base model.
+        tokens: [M] int64, ascending; None is all that have an embedding.
+        linear: the function that multiplies rows [..., a] by a weight [b, a].
+    """
+
+    def __init__(
+        self, view: DecoderView, tokens: Tensor | None, linear: Callable[[Tensor, Tensor], Tensor] = functional.linear
+    ) -> None:
+        self.view, self.linear = view, linear
+        self.tokens = None if tokens is None else tokens.to(view.device)
+        self.weight = None if self.tokens is None else view.head_rows(self.tokens)
+        self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Hidden rows [..., d] after the last layer to scores [..., M]; a head's bias is left out of a list's."""
+        if self.weight is not None:
+            return self.view.scaled(self.linear(self.view.norm(hidden), self.weight))
+        scores = self.view.logits(hidden)
+        # A padded head scores tokens that could not be drafted.
+        return scores if scores.shape[-1] <= self.num_embeddings else scores[..., : self.num_embeddings].contiguous()
+
+    def tokens_at(self, places: Tensor) -> Tensor:
+        """Token ids at places among the M."""
+        return places if self.tokens is None else self.tokens[places]
+
+    def places_of(self, tokens: Tensor) -> Tensor:
+        """Places of token ids among the M; M for one that is not there."""
+        if self.tokens is None:
+            return tokens
+        places = torch.searchsorted(self.tokens, tokens).clamp(max=len(self.tokens) - 1)
+        return places.where(self.tokens[places] == tokens, len(self.tokens))
+
+    def among(self, scores: Tensor) -> Tensor:
+        """Of the model's own scores [..., V] those of the M tokens."""
+        return scores if self.tokens is None else scores[..., self.tokens]
 
 
 class RefinedMarginals:
@@ -25,7 +68,7 @@ class RefinedMarginals:
         self.view, self.ops = view, ops
         with torch.no_grad():
             self.refiner = predictor.refiner(view.device, view.dtype, ops.linear)
-        self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
+            self.head = DraftHead(view, predictor.draft_tokens, ops.linear)
 
     @torch.no_grad()
     def __call__(self, states: Tensor, root: Tensor, num_ranks: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
@@ -42,11 +85,10 @@ class RefinedMarginals:
             above.
         """
         known = unit(self.view.embed(root[:, None]))[:, 0]
-        scores = self.view.logits(self.refiner.marginal(states, known))
-        if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
-            scores = scores[..., : self.num_embeddings].contiguous()
+        scores = self.head(self.refiner.marginal(states, known))
         rows = torch.arange(states.shape[1], device=states.device).expand(states.shape[:2])
-        probabilities, candidates = self.ops.top_marginals(scores, rows, min(num_ranks, scores.shape[-1]))
+        probabilities, places = self.ops.top_marginals(scores, rows, min(num_ranks, scores.shape[-1]))
+        candidates = self.head.tokens_at(places)
         return probabilities, candidates, self._conditioned(states, known, probabilities, candidates)
 
     def _conditioned(

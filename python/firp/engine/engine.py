@@ -16,7 +16,8 @@ from firp.decoder.joint_linears import JointLinears
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS, Rung
-from firp.drafting.predictor import FirpPredictor, check_drafting
+from firp.drafting.drafters import check_drafting
+from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import Drafter, TreeConfig, first_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.engine.chooser import Chooser, Greedy

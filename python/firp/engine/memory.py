@@ -79,6 +79,7 @@ def plan_memory(
     captures: bool = False,
     transition_rank: int = 0,
     refiner_width: int = 0,
+    draft_vocabulary: int = 0,
     prefill_rows: int = CHUNK_TOKENS,
     tp_size: int = 1,
     local_heads: tuple[int, int] | None = None,
@@ -91,7 +92,7 @@ def plan_memory(
         weights: bytes of the model's parameters.
         captures: whether steps are captured as graphs.
         transition_rank: r of the predictor's token transition.
-        refiner_width: w of the predictor's refiner.
+        refiner_width: w of the predictor's refiner, and draft_vocabulary: tokens of its own copy of the head.
         prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
         tp_size: tensor parallel ranks; what one of them needs is planned.
         local_heads: query heads and key heads of a rank; None: all.
@@ -112,9 +113,10 @@ def plan_memory(
 
     steps, together = batch_size * rows * per_row, slots * batch_size
     captured = min(CAPTURED_ROWS, together)
+    maps = num_offsets * width * (width + 4 * refiner_width)
     return MemoryPlan(
         weights=weights,
-        predictor=(num_offsets * width * (width + 4 * refiner_width) + 2 * vocab * transition_rank) * size,
+        predictor=(maps + 2 * vocab * transition_rank + draft_vocabulary * width) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
         scratch=max(steps, passing(min(prefill_rows, together), slots)),

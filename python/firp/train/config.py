@@ -25,6 +25,8 @@ class TrainConfig:
         transition_learning_rate: the same for the transition.
         refiner_width: w of the refiner; 0 trains none. A predictor has a transition or a refiner, not both.
         refiner_learning_rate: the same for the refiner.
+        draft_vocabulary: how many tokens a refiner's rows are scored for, the most frequent ones of the answers; 0 is
+            all.
         offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
         ridge_tokens: tokens of the closed-form start; 0 starts from the identity.
         start_from: folder or hub id of a predictor to go on from, instead of the closed form.
@@ -32,7 +34,7 @@ class TrainConfig:
         seed: of data order and anchors.
         dtype: dtype of the base model; the predictor itself trains in float32.
         keep_rows: compute the base model's rows once and keep them in the output folder instead of at every step; see
-            `RowStore` for their size.
+            `RowStore` for their size. With a learning rate of 0, pseudo rows never change either and are kept too.
         pack: run the base model over rows of up to `max_length` tokens that hold several sequences, which do not see
             each other; sequences, anchors and results are the same up to rounding.
     """
@@ -51,6 +53,7 @@ class TrainConfig:
     transition_learning_rate: float = 1e-3
     refiner_width: int = 0
     refiner_learning_rate: float = 1e-3
+    draft_vocabulary: int = 0
     offset_decay: float = 0.8
     ridge_tokens: int = 100_000
     start_from: str | None = None
@@ -75,6 +78,11 @@ class TrainConfig:
                 "learning_rate: got 0, which trains a transition or a refiner alone: expected start_from with it, and "
                 "transition_rank or refiner_width"
             )
+
+    @property
+    def keeps_pseudo_rows(self) -> bool:
+        """Whether kept rows hold the pseudo rows, because the maps stay as they are."""
+        return self.keep_rows and self.learning_rate == 0
 
     def schedule(self, step: int) -> float:
         """Share of the peak learning rates at a step."""

@@ -109,6 +109,25 @@ def load_dataset(path: str | Path) -> TextDataset:
     return dataset
 
 
+def possible_anchors(answers: Tensor, num_offsets: int) -> Tensor:
+    """Positions [B, T] whose k targets are inside one answer, of the mask `answers` [B, T]."""
+    allowed = torch.zeros_like(answers)
+    if answers.shape[1] > num_offsets:
+        allowed[:, :-num_offsets] = answers[:, 1:].unfold(1, num_offsets, 1).all(-1)
+    return allowed
+
+
+def frequent_tokens(dataset: TextDataset, indices: np.ndarray, count: int, vocab_size: int) -> Tensor:
+    """The `count` token ids that are most frequent in the answers of the sequences at `indices`, ascending [count].
+
+    Of equally frequent ones the lower ids are taken.
+    """
+    times = torch.zeros(vocab_size, dtype=torch.int64)
+    for index in indices:
+        times += torch.bincount(dataset.sequence(index)[dataset.answer_mask(index)], minlength=vocab_size)
+    return times.argsort(descending=True, stable=True)[:count].sort().values
+
+
 def split_held_out(dataset: TextDataset, held_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (training, held-out) sequence indices; held-out ones are spread evenly over the file."""
     if not 1 <= held_out < len(dataset):

@@ -13,10 +13,11 @@ from torch.nn import functional
 from firp.decoder.passes import RealRows, pseudo_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
+from firp.drafting.refined import DraftHead
 from firp.drafting.refiner import unit
 from firp.drafting.transition import UnitEmbeddings
 from firp.drafting.trees import MAX_RANKS
-from firp.train.data import Batch
+from firp.train.data import Batch, possible_anchors
 
 
 def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -27,12 +28,9 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     Returns:
         anchors [B, A] int64, and valid [B, A] bool (short answers leave invalid anchors, which point at 0).
     """
-    batch_size, length = batch.tokens.shape
-    allowed = torch.zeros(batch_size, length, dtype=torch.bool)
-    if length > num_offsets:
-        allowed[:, :-num_offsets] = batch.answers[:, 1:].unfold(1, num_offsets, 1).all(-1)
-    priority = torch.rand(batch_size, length, generator=generator).masked_fill(~allowed, -1.0)
-    top = priority.topk(min(anchors, length), dim=1)
+    allowed = possible_anchors(batch.answers, num_offsets)
+    priority = torch.rand(allowed.shape, generator=generator).masked_fill(~allowed, -1.0)
+    top = priority.topk(min(anchors, allowed.shape[1]), dim=1)
     valid = top.values >= 0
     return top.indices.masked_fill(~valid, 0), valid
 
@@ -181,6 +179,7 @@ class Objective:
         k, length, device = len(self.offset_weights), tokens.shape[1], tokens.device
         offsets = torch.arange(1, k + 1, device=device)
         count = max(len(chosen), 1) if count is None else count
+        head = DraftHead(self.view, predictor.draft_tokens) if predictor.refiner_width else None
         weights, sums = self.offset_weights / count, torch.zeros(6, k, device=device)
         parts = torch.tensor(chosen, dtype=torch.int64, device=device).split(ANCHORS_AT_ONCE[device.type == "cuda"])
         for index in parts if chosen else ():
@@ -191,8 +190,10 @@ class Objective:
                 teacher = self.view.logits(real.final.flatten(0, 1)[targets])[inverse].float()
             leaf = rows.detach().flatten(0, 1)[index].requires_grad_(maps_learn)
             part = _Part(leaf, tokens.flatten()[positions], teacher, weights)
-            score = self.refined if predictor.refiner_width else self.plain
-            sums += score(predictor, part, [leaf] * maps_learn, want_gradient)
+            if head is None:
+                sums += self.plain(predictor, part, [leaf] * maps_learn, want_gradient)
+            else:
+                sums += self.refined(predictor, head, part, [leaf] * maps_learn, want_gradient)
             if maps_learn:
                 gradient.view(-1, *leaf.shape[1:])[index] = leaf.grad
         if maps_learn:
@@ -216,8 +217,10 @@ class Objective:
                 (loss * part.weights).sum().backward(inputs=[predictor.transition])
         return sums_of(divergence, rank, followed)
 
-    def refined(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
-        """Sums [6, k] of the rows that the refiner updated.
+    def refined(
+        self, predictor: FirpPredictor, head: DraftHead, part: _Part, leaves: list[Tensor], want_gradient: bool
+    ) -> Tensor:
+        """Sums [6, k] of the rows that the refiner updated, over the tokens of `head`.
 
         Some anchors are seen again from m tokens further on, as when the lookahead slot is m levels up: the rows of
         offsets m + 1 .. k then follow the token m positions later.
@@ -227,33 +230,38 @@ class Objective:
             seen = part.first(len(part.rows) // LATER_SHARE**levels).later(levels) if levels else part
             if not len(seen.rows):
                 break
+            teacher = head.among(seen.teacher)
             with torch.set_grad_enabled(want_gradient):
-                marginal, conditional = self._refine(predictor, seen)
-                loss = (divergence_of(marginal, seen.teacher) * seen.weights).sum()
+                marginal, conditional = (head(rows).float() for rows in self._refine(predictor, seen))
+                loss = (divergence_of(marginal, teacher) * seen.weights).sum()
                 if conditional.shape[1]:
-                    loss = loss + (divergence_of(conditional, seen.teacher[:, 1:]) * seen.weights[1:]).sum()
+                    loss = loss + (divergence_of(conditional, teacher[:, 1:]) * seen.weights[1:]).sum()
             if want_gradient:
                 loss.backward(inputs=[*leaves, *parameters])
             if not levels:
-                marginal, conditional = marginal.detach(), conditional.detach()
-                choice = part.teacher.argmax(-1)
-                best = marginal.topk(min(MAX_RANKS, marginal.shape[-1]), dim=-1)
-                given = torch.cat([marginal[:, :1], conditional], 1).gather(-1, best.indices)
-                found, place = (best.indices == choice[..., None]).max(-1)
-                followed = rank_of(given, place).where(found, marginal.shape[-1])
-                sums = sums_of(divergence_of(marginal, part.teacher), rank_of(marginal, choice), followed)
+                sums = self._refined_sums(head, marginal.detach(), conditional.detach(), part.teacher)
             if not want_gradient:
                 break
         return sums
 
     def _refine(self, predictor: FirpPredictor, part: _Part) -> tuple[Tensor, Tensor]:
-        """Scores [n, k', V] given the first token, and [n, k' - 1, V] of later depths given the token before too."""
+        """Rows [n, k', d] given the first token, and [n, k' - 1, d] of later depths given the token before too."""
         refiner = predictor.refiner(part.rows.device, part.rows.dtype)
         before = unit(self.view.embed(part.before))
         marginal = refiner.marginal(part.rows, before[:, 0])
         deeper = [refiner(d, part.rows[:, d], before[:, 0], before[:, d]) for d in range(1, part.rows.shape[1])]
-        conditional = torch.stack(deeper, 1) if deeper else marginal[:, :0]
-        return self.view.logits(marginal).float(), self.view.logits(conditional).float()
+        return marginal, torch.stack(deeper, 1) if deeper else marginal[:, :0]
+
+    def _refined_sums(self, head: DraftHead, marginal: Tensor, conditional: Tensor, teacher: Tensor) -> Tensor:
+        """Sums [6, k] of scores [n, k, M] given the first token, and [n, k - 1, M] given the token before too."""
+        most = marginal.shape[-1]
+        choice = head.places_of(teacher.argmax(-1))
+        best = marginal.topk(min(MAX_RANKS, most), dim=-1)
+        given = torch.cat([marginal[:, :1], conditional], 1).gather(-1, best.indices)
+        found, place = (best.indices == choice[..., None]).max(-1)
+        followed = rank_of(given, place).where(found, most)
+        rank = rank_of(marginal, choice.clamp(max=most - 1)).where(choice < most, most)
+        return sums_of(divergence_of(marginal, head.among(teacher)), rank, followed)
 
     def follow(self, transition: Tensor, student: Tensor, previous: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and rank of `choice` [n, k] after the tokens `previous` [n, k], given scores [n, k, V].

@@ -16,7 +16,8 @@ def needs(
     """Lines to print before a run; what a step computes on the way comes on top."""
     model = sum(tensor.numel() * tensor.element_size() for tensor in view.model.parameters())
     trained = sum(tensor.numel() * tensor.element_size() for tensor in predictor.parameters())
-    token = row_width(view, config.insertion_layer) * view.dtype.itemsize
+    frozen = config.num_offsets if config.keeps_pseudo_rows else 0
+    token = row_width(view, config.insertion_layer, frozen) * view.dtype.itemsize
     share = -(-config.batch_size // ranks.size) * config.max_length
     tokens = sum(min(dataset.length(i), config.max_length) for i in range(len(dataset)))
     lines = [

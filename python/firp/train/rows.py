@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from firp.decoder.passes import RealRows, real_rows
+from firp.decoder.passes import RealRows, pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.tools.files import explained, read_object, write_atomically
-from firp.train.data import TextDataset, make_batch
+from firp.train.data import TextDataset, make_batch, possible_anchors
 
 
 def key_shape(view: DecoderView) -> tuple[int, int]:
@@ -27,8 +28,10 @@ def key_shape(view: DecoderView) -> tuple[int, int]:
     return config.num_key_value_heads, head_dim
 
 
-def row_width(view: DecoderView, insertion_layer: int) -> int:
-    """Numbers that training needs of one token: 2 d + 2 (L - t) Hkv D."""
+def row_width(view: DecoderView, insertion_layer: int, frozen_offsets: int = 0) -> int:
+    """Numbers that training needs of one token: 2 d + 2 (L - t) Hkv D, or (1 + k) d where the k maps never change."""
+    if frozen_offsets:
+        return (1 + frozen_offsets) * view.config.hidden_size
     heads, head_dim = key_shape(view)
     return 2 * view.config.hidden_size + 2 * (view.num_layers - insertion_layer) * heads * head_dim
 
@@ -38,9 +41,11 @@ class RowStore:
 
     A record holds the hidden state at the insertion layer, the final one, and each upper layer's key and value, in the
     base model's dtype: SmolLM2-135M at t = 20 takes 10 KB a token in bfloat16, LLaMA-2-7B at t = 16 about 280 KB.
+    Where the maps never change, a record is the final state and those of the k pseudo rows: 4.6 KB and 32 KB.
 
     Args:
         path: the file; `path` + ".json" beside it says what it was made from, how far it is, and its checksum so far.
+        maps: [k, d, d] that never change, on the model's device; None: they learn.
         made_from: settings that decide the rows; a file made from others, or from other text, is refused.
 
     Raises:
@@ -57,18 +62,22 @@ class RowStore:
         insertion_layer: int,
         max_length: int,
         made_from: dict,
+        maps: Tensor | None = None,
     ) -> None:
+        self.maps = maps
         self.path, self.record = path, path.with_name(path.name + ".json")
         self.view, self.dataset = view, dataset
         self.insertion_layer, self.max_length = insertion_layer, max_length
         text = hashlib.blake2b(dataset.tokens.tobytes() + dataset.offsets.tobytes()).hexdigest()
+        frozen = None if maps is None else hashlib.blake2b(maps.cpu().numpy().tobytes()).hexdigest()
         self.made_from = {**made_from, "insertion_layer": insertion_layer, "max_length": max_length, "text": text}
+        self.made_from["maps"] = frozen
         lengths = np.minimum(np.diff(dataset.offsets), max_length)
         self.starts = np.concatenate([[0], lengths.cumsum()])
         self.order = np.argsort(lengths, kind="stable")
         self.key_shape = key_shape(view)
         self.layers = range(insertion_layer, view.num_layers)
-        width = row_width(view, insertion_layer)
+        width = row_width(view, insertion_layer, 0 if maps is None else len(maps))
         size = int(self.starts[-1]) * width
         num_bytes = size * view.dtype.itemsize
         self.done, self.checksum = self._progress(num_bytes)
@@ -149,8 +158,11 @@ class RowStore:
             indices = order[start : start + batch_size]
             batch = make_batch(self.dataset, indices, self.max_length)
             real = real_rows(self.view, batch.tokens.to(self.view.device), self.insertion_layer)
-            parts = [real.inserted, real.final]
-            parts += [rows.transpose(1, 2).flatten(2) for layer in self.layers for rows in real.recorded[layer]]
+            if self.maps is None:
+                parts = [real.inserted, real.final]
+                parts += [rows.transpose(1, 2).flatten(2) for layer in self.layers for rows in real.recorded[layer]]
+            else:
+                parts = [real.final, self._pseudo(real, batch.answers).flatten(2)]
             rows = torch.cat(parts, -1).cpu()
             for i, index in enumerate(indices):
                 self.rows[self.starts[index] : self.starts[index + 1]] = rows[i, : batch.lengths[i]]
@@ -163,11 +175,28 @@ class RowStore:
         bar.close()
         return self.done == len(order)
 
+    @torch.no_grad()
+    def _pseudo(self, real: RealRows, answers: Tensor) -> Tensor:
+        """Final states [B, T, k, d] of the pseudo rows of every possible anchor; zeros elsewhere."""
+        assert self.maps is not None
+        k, (batch, length, width) = len(self.maps), real.final.shape
+        found = real.final.new_zeros(batch, length, k, width)
+        allowed = possible_anchors(answers, k)
+        most = int(allowed.sum(1).max())
+        if most:
+            anchors = allowed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most].to(found.device)
+            rows = pseudo_rows(self.view, self.maps, real, anchors, self.insertion_layer)
+            found.scatter_(1, anchors[..., None, None].expand(rows.shape), rows)
+        return found
+
     def read(self, indices: np.ndarray) -> RealRows:
         """Rows of the sequences at `indices`, padded on the right with zeros."""
         sequences = [self.rows[self.starts[index] : self.starts[index + 1]] for index in indices]
         rows = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(self.view.device)
         size, heads = self.view.config.hidden_size, self.key_shape[0] * self.key_shape[1]
+        if self.maps is not None:
+            final, pseudo = rows.split([size, len(self.maps) * size], dim=-1)
+            return RealRows(final, final, {}, pseudo.unflatten(-1, (-1, size)))
         inserted, final, *rest = rows.split([size, size] + [heads] * (2 * len(self.layers)), dim=-1)
         rest = [part.unflatten(-1, self.key_shape).transpose(1, 2) for part in rest]
         return RealRows(inserted, final, dict(zip(self.layers, zip(rest[::2], rest[1::2], strict=True), strict=True)))

@@ -7,15 +7,29 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, load_predictor
 from firp.train.config import TrainConfig
-from firp.train.data import Batch, TextDataset, epoch_batches, make_batch
+from firp.train.data import Batch, TextDataset, epoch_batches, frequent_tokens, make_batch
 from firp.train.ranks import TrainingRanks
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
 
 SOURCE_SCALE = 0.01
+
+
+def new_predictor(
+    config: TrainConfig, model: PreTrainedModel, dataset: TextDataset, indices: np.ndarray
+) -> FirpPredictor:
+    """An untrained predictor; the tokens that a refiner drafts are those of the answers at `indices`."""
+    predictor = FirpPredictor.for_model(
+        model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank,
+        refiner_width=config.refiner_width, draft_vocabulary=config.draft_vocabulary,
+    )  # fmt: skip
+    if config.draft_vocabulary:
+        predictor.draft_tokens = frequent_tokens(dataset, indices, config.draft_vocabulary, predictor.vocab_size)
+    return predictor
 
 
 @torch.no_grad()
@@ -41,8 +55,7 @@ def set_start(
         spread = (inputs.shape[1] * inputs.shape[-1]) ** -0.5
         inputs.copy_(torch.randn(inputs.shape, generator=generator) * spread)
     if config.start_from is not None:
-        start = load_predictor(config.start_from)
-        _check_same_place(start, config, view)
+        start = start_of(config, view)
         for name, parameter in predictor.named_parameters():
             if getattr(start, name) is not None:
                 parameter.copy_(getattr(start, name))
@@ -51,11 +64,16 @@ def set_start(
     ranks.copy_first(predictor.parameters())
 
 
-def _check_same_place(start: FirpPredictor, config: TrainConfig, view: DecoderView) -> None:
-    """Raise ValueError, naming the field, unless `start` predicts the same offsets at the same layer.
+def start_of(config: TrainConfig, view: DecoderView) -> FirpPredictor:
+    """The predictor that `config.start_from` names.
 
     It may have no transition or refiner yet, but not one of another size.
+
+    Raises:
+        ValueError: it predicts other offsets, or at another layer; the field is named.
     """
+    assert config.start_from is not None
+    start = load_predictor(config.start_from)
     start.check_model(view.model)
     kept = ["refiner_width"] * bool(start.refiner_width)
     if not config.refiner_width:  # which replaces a transition
@@ -63,6 +81,7 @@ def _check_same_place(start: FirpPredictor, config: TrainConfig, view: DecoderVi
     for name in ("insertion_layer", "num_offsets", *kept):
         if getattr(start, name) != getattr(config, name):
             raise ValueError(f"{name}: got {getattr(config, name)}, but start_from has {getattr(start, name)}")
+    return start
 
 
 def inserted_rows(view: DecoderView, batch: Batch, layer: int) -> tuple[torch.Tensor, ...]:

@@ -28,7 +28,7 @@ from firp.train.objective import Objective, OffsetScores, sample_anchors
 from firp.train.ranks import TrainingRanks
 from firp.train.reporting import Reporter
 from firp.train.rows import RowStore
-from firp.train.start import set_start
+from firp.train.start import new_predictor, set_start, start_of
 from firp.train.worth import write_profile
 
 CHECKPOINT = "checkpoint.pt"
@@ -95,11 +95,7 @@ class Trainer:
 
     def make_predictor(self) -> FirpPredictor:
         """What is trained."""
-        config = self.config
-        return FirpPredictor.for_model(
-            self.model, config.num_offsets, config.insertion_layer,
-            transition_rank=config.transition_rank, refiner_width=config.refiner_width,
-        ).to(self.device)  # fmt: skip
+        return new_predictor(self.config, self.model, self.dataset, self.train_indices).to(self.device)
 
     def parameter_groups(self) -> list[dict]:
         """Parameters of the optimizer, each group with its peak learning rate."""
@@ -245,7 +241,8 @@ class Trainer:
         config = self.config
         made_from = {name: getattr(config, name) for name in ("model", "data", "dtype")}
         path = self.output / ROWS
-        return RowStore(path, self.view, self.dataset, config.insertion_layer, config.max_length, made_from)
+        maps = start_of(config, self.view).weight.detach().to(self.device) if config.keeps_pseudo_rows else None
+        return RowStore(path, self.view, self.dataset, config.insertion_layer, config.max_length, made_from, maps)
 
     def evaluate(self) -> OffsetScores:
         """Scores on the held-out sequences, at anchors that are the same at every call."""
