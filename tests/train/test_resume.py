@@ -44,6 +44,37 @@ def test_resume_is_exact(setup, tmp_path, changes):
     assert len(logs[0]) == len(logs[1])
 
 
+def test_kept_pseudo_rows_train_as_computed_ones_do(setup, tmp_path):
+    """Where the maps stay as they are, the rows below a refiner are computed once."""
+    assert Trainer(setup(num_offsets=2), tmp_path / "maps", progress=False).run()
+    kinds = {"kept": {"keep_rows": True}, "computed": {}}
+    for name, changes in kinds.items():
+        config = setup(
+            learning_rate=0.0, start_from=str(tmp_path / "maps"), transition_rank=0, refiner_width=8,
+            draft_vocabulary=5, **changes,
+        )  # fmt: skip
+        assert Trainer(config, tmp_path / name, progress=False).run()
+    maps, kept, computed = (firp.load_predictor(tmp_path / name) for name in ("maps", *kinds))
+    assert torch.equal(kept.weight, maps.weight) and torch.equal(kept.draft_tokens, computed.draft_tokens)
+    assert kept.refiner_outputs.any()
+    torch.testing.assert_close(kept.refiner_outputs, computed.refiner_outputs, rtol=1e-3, atol=1e-5)
+    assert (tmp_path / "kept" / "rows.bin").stat().st_size == sum_of_tokens(setup()) * 3 * kept.hidden_size * 4
+
+
+def sum_of_tokens(config):
+    lengths = np.diff(np.load(config.data)["offsets"])
+    return int(np.minimum(lengths, config.max_length).sum())
+
+
+def test_rows_kept_for_other_maps_are_refused(setup, tmp_path):
+    for name, seed in (("maps", 0), ("others", 1)):
+        assert Trainer(setup(seed=seed), tmp_path / name, progress=False).run()
+    options = {"learning_rate": 0.0, "transition_rank": 0, "refiner_width": 8, "keep_rows": True}
+    assert Trainer(setup(start_from=str(tmp_path / "maps"), **options), tmp_path / "run", progress=False).run()
+    with pytest.raises(ValueError, match=r"maps: got '\w+', but .*rows.bin was made with"):
+        Trainer(setup(start_from=str(tmp_path / "others"), **options), tmp_path / "run", progress=False)
+
+
 def test_a_killed_step_leaves_the_last_checkpoint(setup, tmp_path, monkeypatch):
     trainer = Trainer(setup(), tmp_path / "run", progress=False)
     trainer.run(time_limit_s=0.0)
