@@ -48,18 +48,29 @@ def test_the_stages(tmp_path, monkeypatch):
     assert [command.decides for command in made[-1].commands] == [True, False, False]
 
 
-def test_a_rehearsal_passes_every_stage(tmp_path):
-    command = [sys.executable, "benchmarks/gpu_check.py", "--dry-run", "--out", str(tmp_path)]
+def rehearsed(tmp_path, *options):
+    """Name and outcome of the stages, and the figures of each."""
+    command = [sys.executable, "benchmarks/gpu_check.py", "--dry-run", "--out", str(tmp_path), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + (tmp_path / "gpu_check.log").read_text()
-    rows = [line.split()[:2] for line in done.stdout.splitlines()[-len(NAMES) :]]
-    assert rows == [[name, "passed"] for name in NAMES]
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "figures.json", "gpu_check.log"}
-    made = json.loads((tmp_path / "figures.json").read_text())
-    assert {name: set(parts) for name, parts in made.items()} == {
-        "step-cost": {"tiny"}, "micro": {"micro"}, "e2e": {"16-16", "6-2"},
-    }  # fmt: skip
     assert records(tmp_path)["smoke"]["key"] == "9 of 9 checks passed"
+    made = json.loads((tmp_path / "figures.json").read_text())
+    rows = [line.split()[:2] for line in done.stdout.splitlines()]
+    return rows, {name: set(parts) for name, parts in made.items()}
+
+
+def test_a_rehearsal_passes_two_stages(tmp_path):
+    rows, made = rehearsed(tmp_path, "--stage", "smoke,micro")
+    assert rows[-2:] == [["smoke", "passed"], ["micro", "passed"]] and made == {"micro": {"micro"}}
+
+
+def test_a_rehearsal_passes_every_stage(tmp_path, request):
+    if not request.config.getoption("exhaustive"):
+        pytest.skip("two minutes of starting processes: --exhaustive")
+    rows, made = rehearsed(tmp_path)
+    assert rows[-len(NAMES) :] == [[name, "passed"] for name in NAMES]
+    assert made == {"step-cost": {"tiny"}, "micro": {"micro"}, "e2e": {"16-16", "6-2"}}
 
 
 def test_a_failing_stage_does_not_stop_the_next(tmp_path, capfd):

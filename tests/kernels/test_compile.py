@@ -35,7 +35,10 @@ def test_what_engines_launch_is_what_compiles(arch, tmp_path, request):
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_other_shapes_compile(arch, tmp_path, request):
-    """Heads, widths and dtypes that those models do not have; without --exhaustive the first of each kernel."""
-    limit = [] if request.config.getoption("exhaustive") else ["--limit", "1"]
+    """Heads, widths and dtypes that those models do not have; without --exhaustive one of each kernel on sm_90."""
+    exhaustive = request.config.getoption("exhaustive")
+    if arch != 90 and not exhaustive:
+        pytest.skip("compiled by --exhaustive")
+    limit = [] if exhaustive else ["--limit", "1"]
     printed = run(tmp_path, "-m", "firp_kernels.triton.aot", "--arch", str(arch), *limit)
     assert " 0 over a limit" in printed
