@@ -9,7 +9,7 @@ from captured_runs import LONG, SHORT, captured, emitted, parts
 from fake_cuda import FakeCuda
 from firp.decoder.joint_linears import JointLinears
 from firp.decoder.model_rules import head_counts
-from firp.decoder.view import make_layer_view
+from firp.decoder.view import make_layer_view, view_config
 from models import tiny_model, tiny_predictor
 
 
@@ -89,7 +89,10 @@ def test_linears_that_are_not_plain_stay(cuda):
     model = tiny_model(7, vocab=12)
     model.model.layers[0].self_attn.q_proj.to(torch.bfloat16)
     model.model.layers[1].mlp.up_proj = type("Adapted", (torch.nn.Linear,), {})(32, 64, bias=False)
-    layers = [make_layer_view(layer, i, None, head_counts(model.config)) for i, layer in enumerate(model.model.layers)]
+    config = view_config(model.config)
+    layers = [
+        make_layer_view(layer, i, None, head_counts(model.config), config) for i, layer in enumerate(model.model.layers)
+    ]
     JointLinears(SimpleNamespace(device=torch.device("cuda"), layers=layers))
     kinds = [(type(layer.self_attn).__name__, type(layer.mlp).__name__) for layer in layers]
     assert kinds[:2] == [("LlamaAttention", "JointMLP"), ("JointAttention", "LlamaMLP")]

@@ -68,22 +68,26 @@ class FewRowAttention(nn.Module):
 
     def __init__(self, attention: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
-        self.ops = ops
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.layer_idx = attention.layer_idx
-        self.head_dim = attention.head_dim
-        self.scaling = attention.scaling
         holder = attention.config if isinstance(attention, MistralAttention) else attention
-        self.sliding_window = getattr(holder, "sliding_window", None)
-        self.weights = [projection.weight for projection in projections]
-        self.biases = [projection.bias for projection in projections if projection.bias is not None]
-        self.output = (attention.o_proj.weight, attention.o_proj.bias)
-        heads, kv_heads, _ = (weight.shape[0] // self.head_dim for weight in self.weights)
-        check_window(attention, self.sliding_window)
-        check_heads(attention, heads, kv_heads, self.head_dim)
-        self.rotated = [heads + kv_heads, kv_heads]
-        self.heads = [heads, kv_heads]
-        self.parts = [heads, kv_heads, kv_heads]
+        window, width = getattr(holder, "sliding_window", None), attention.head_dim
+        heads, kv_heads, _ = (projection.weight.shape[0] // width for projection in projections)
+        check_window(attention, window)
+        check_heads(attention, heads, kv_heads, width)
+        # All at once: a module takes 5 us for each attribute, and an engine has some hundred of these.
+        self.__dict__.update(
+            ops=ops,
+            layer_idx=attention.layer_idx,
+            head_dim=width,
+            scaling=attention.scaling,
+            sliding_window=window,
+            weights=[projection.weight for projection in projections],
+            biases=[projection.bias for projection in projections if projection.bias is not None],
+            output=(attention.o_proj.weight, attention.o_proj.bias),
+            rotated=[heads + kv_heads, kv_heads],
+            heads=[heads, kv_heads],
+            parts=[heads, kv_heads, kv_heads],
+        )
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object
@@ -105,25 +109,26 @@ class FewRowLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
-        self.ops = ops
-        # Held as it is, not as a submodule: nothing is attached to it, and a call of a module is a slow one.
-        self.attention = (FewRowAttention(layer.self_attn, ops),)
-        before, after = layer.input_layernorm, layer.post_attention_layernorm
-        self.before = (before.weight, before.variance_epsilon)
-        mlp = layer.mlp
-        self.after = (
-            *self.attention[0].output,
-            after.weight,
-            after.variance_epsilon,
-            mlp.gate_proj.weight,
-            mlp.up_proj.weight,
-            mlp.down_proj.weight,
+        before, after, mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.mlp
+        attention = FewRowAttention(layer.self_attn, ops)
+        self.__dict__.update(
+            ops=ops,
+            attention=attention,  # no submodule: nothing is attached to it, and a call of a module is a slow one
+            before=(before.weight, before.variance_epsilon),
+            after=(
+                *attention.output,
+                after.weight,
+                after.variance_epsilon,
+                mlp.gate_proj.weight,
+                mlp.up_proj.weight,
+                mlp.down_proj.weight,
+            ),
         )
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object
     ) -> Tensor:
-        (attention,) = self.attention
+        attention = self.attention
         heads = self.ops.norm_qkv_rotary(
             hidden_states, *self.before, attention.weights, attention.biases, *position_embeddings
         )

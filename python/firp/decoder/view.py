@@ -38,16 +38,24 @@ def replace_submodule(view: nn.Module, name: str, submodule: nn.Module) -> None:
     view._modules = {**view._modules, name: submodule}
 
 
-def make_layer_view(layer: nn.Module, place: int, window: int | None, heads: tuple[int, int, int]) -> nn.Module:
+def view_config(config: object) -> object:
+    """A copy of a configuration by which attention modules call the `AttentionStep`."""
+    copied: Any = copy.copy(config)
+    copied._attn_implementation_internal = ATTENTION_NAME
+    return copied
+
+
+def make_layer_view(
+    layer: nn.Module, place: int, window: int | None, heads: tuple[int, int, int], config: object
+) -> nn.Module:
     """Return a view of one decoder layer whose attention calls the `AttentionStep` passed as `firp_step`.
 
     Args:
         place: 0-based, among the layers that run; keys and values are found by it.
         window: sliding window of the layer, as the model's masks have it.
         heads: query heads and key heads that this process holds, and the width of each.
+        config: from `view_config` of the layer's own.
     """
-    config = copy.copy(layer.self_attn.config)
-    config._attn_implementation_internal = ATTENTION_NAME
     attention = copy.copy(layer.self_attn)
     attention.config = config
     attention.layer_idx, attention.firp_window, attention.firp_heads = place, window, heads
@@ -120,7 +128,12 @@ class DecoderView:
         # Query heads and key heads of this rank, and the width of each.
         self.heads = (*local_heads(model.config, plan, self.ranks.size), head_counts(model.config)[2])
         layers = zip(running_layers(model), windows(model), strict=True)
-        views = [make_layer_view(layer, place, window, self.heads) for place, (layer, window) in enumerate(layers)]
+        own = {id(layer.self_attn.config): layer.self_attn.config for layer in running_layers(model)}
+        configs = {name: view_config(config) for name, config in own.items()}  # one for all layers, as they have it
+        views = [
+            make_layer_view(layer, place, window, self.heads, configs[id(layer.self_attn.config)])
+            for place, (layer, window) in enumerate(layers)
+        ]
         self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
         self.norm = adapt_norm(model) if adapt_norm else self.decoder.norm
         self.head = adapt_head(model) if adapt_head else model.get_output_embeddings()
