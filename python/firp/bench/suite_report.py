@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from transformers import PreTrainedTokenizerBase
 
@@ -40,7 +41,7 @@ def mean_accepted_tokens(questions: Sequence[Question]) -> float:
 
 
 def average_al(questions: Sequence[Question]) -> float:
-    """SPEED-Bench's acceptance length: every question counts once, whatever its length."""
+    """SPEED-Bench's acceptance length: every question counts once, long or short."""
     return fmean(fmean(count for run in question for count in _trimmed(run.deliveries)) for question in questions)
 
 
@@ -50,7 +51,7 @@ def _trimmed(deliveries: list[int]) -> list[int]:
 
 
 def tokens_per_second(questions: Sequence[Question]) -> float:
-    """Spec-Bench's: every question counts once, whatever its length."""
+    """Spec-Bench's: every question counts once, long or short."""
     return fmean(
         sum(len(run.tokens) for run in question) / sum(run.seconds for run in question) for question in questions
     )
@@ -149,10 +150,10 @@ def print_suite(document: dict, suite: Suite, console: Console | None = None) ->
     summary, (measure, _) = document["summary"], MEASURES[suite.name]
     methods = list(summary[OVERALL])
     bases = [base for base in BASES if base in methods]
-    table = _table(
-        f"{suite.name}: {document['file']}", "Task" if suite.name == "spec-bench" else "Category", "method", measure,
-        "Tokens per second", *(f"Speedup vs {base}" for base in bases),
-    )  # fmt: skip
+    first = "Task" if suite.name == "spec-bench" else "Category"
+    speedups = [f"Speedup vs {base}" for base in bases]
+    title = f"{suite.name}: {escape(document['file'])}"
+    table = _table(title, first, "method", measure, "Tokens per second", *speedups)
     for task, entries in summary.items():
         if task in (OVERALL, *TURNS):
             table.add_section()

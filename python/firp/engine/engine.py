@@ -200,7 +200,10 @@ class Engine:
 
     def _buffers(self, batch_size: int, slots: int) -> Buffers:
         """Spare buffers that are large enough, their graphs over the weights where these are now; or new ones."""
-        spare = self._spare.pop() if self._spare else None
+        try:
+            spare = self._spare.pop()
+        except IndexError:  # none is left, also where another thread took it just now
+            spare = None
         addresses = self.view.addresses() if self.captures else ()
         if spare is not None and spare.holds(batch_size, slots) and spare.addresses == addresses:
             return spare
