@@ -71,7 +71,6 @@ REFUSED = {
     "seed": lambda: {"inputs": IDS, "seed": "x"},
     "on_step": lambda: {"inputs": IDS, "on_step": 3},
     "acceptance": lambda: {"inputs": IDS, "acceptance": "typical"},
-    "inputs": lambda: {"inputs": [[4, 5]]},
     "input_ids": lambda: {"inputs": torch.tensor([[4, 99]])},
     "telepathy": lambda: {"inputs": IDS, "telepathy": 1},
 }
