@@ -64,6 +64,20 @@ def exported(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def folder_forms(exported):
+    """The `generate` of a model by such a folder, in both forms: beside the model, and in the model's own folder."""
+
+    def forms(model, vocab: int) -> list:
+        folder = {"pretrained_model_name_or_path": exported(vocab), "trust_remote_code": True}
+        model.config._name_or_path = exported(vocab)
+        beside = functools.partial(model.generate, custom_generate=exported(vocab), trust_remote_code=True)
+        # As `from_pretrained` does for a folder that holds custom_generate/.
+        return [beside, functools.partial(model.load_custom_generate(**folder), model=model)]
+
+    return forms
+
+
 @pytest.fixture(autouse=True, scope="session")
 def checked_kernels(request):
     """With --check-kernels a fault of any launch fails its test."""

@@ -55,6 +55,16 @@ def test_the_card_names_a_base_model_of_the_hub(tmp_path, cli):
     assert code == 0 and f"\nbase_model: {base}\n" in card and f'from_pretrained("{base}")' in card
 
 
+@pytest.mark.parametrize("name", ['x"); print("', "two\nlines", "{name}", "a b", "owner/name/more"])
+def test_the_card_holds_no_other_text_for_a_base_model(cli, folder, tmp_path, name):
+    shutil.copytree(folder / "predictor", tmp_path / "predictor")
+    config = json.loads((tmp_path / "predictor/config.json").read_text())
+    (tmp_path / "predictor/config.json").write_text(json.dumps(config | {"base_model": name}))
+    assert cli("export", tmp_path / "out", "--to", "custom-generate", "--predictor", tmp_path / "predictor")[0] == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert name not in card and 'from_pretrained("the base model")' in card and "base_model:" not in card
+
+
 def test_a_model_that_the_predictor_fits_is_accepted(cli, folder, tmp_path):
     given = "--to", "custom-generate", "--predictor", folder / "predictor", "--model", folder / "model"
     (tmp_path / "out").mkdir()  # empty
@@ -80,6 +90,7 @@ def test_a_checkpoint_for_vllm_is_the_models_configuration_and_the_predictor(cli
         ({"to": "vllm"}, "model: got none, expected the base model: vLLM's configuration is made from its own"),
         ({"output": "full"}, "full is not empty, expected a folder that is not there yet"),
         ({"output": "file"}, "file is a file, expected a folder that is not there yet"),
+        ({"output": "link"}, "link is a link to nowhere, expected a folder that is not there yet"),
         ({"output": "file/out"}, "file is a file, expected a folder"),
         ({"predictor": None}, "predictor: got none, expected a folder or hub id, or --model with a shipped one"),
         ({"predictor": "./nowhere"}, "predictor: got './nowhere', expected an existing folder or a hub id"),
@@ -92,6 +103,7 @@ def test_a_bad_export_is_one_error_and_writes_nothing(cli, folder, tmp_path, cha
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes").touch()
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
     config = json.loads((folder / "model/config.json").read_text())
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text(json.dumps(config | {"vocab_size": 33}))

@@ -1,6 +1,7 @@
 """What an engine and a call keep: nothing of a call, tensors that any grad mode may write, and no stale values."""
 
 import gc
+import threading
 import weakref
 from types import FunctionType
 
@@ -138,3 +139,22 @@ def test_what_an_engine_reads_at_use_may_change():
     for parameter in model.parameters():
         parameter.data = parameter.data.clone() * 1.1
     assert torch.equal(firp.generate(model, IDS, engine=engine, **GREEDY), model.generate(IDS, **GREEDY))
+
+
+def test_spare_buffers_that_another_thread_takes_first():
+    """It takes them just after this thread has looked whether there are any."""
+
+    class Watched(list):
+        def __bool__(self):
+            there = len(self) > 0
+            other = threading.Thread(target=self.clear)
+            other.start()
+            other.join()
+            return there
+
+    model = tiny_model(1, vocab=11)
+    engine = firp.Engine(model, *drafting(model).values())
+    expected = model.generate(IDS, **GREEDY)
+    for _ in range(2):
+        assert torch.equal(firp.generate(model, IDS, engine=engine, **GREEDY), expected)
+        engine._spare = Watched(engine._spare)

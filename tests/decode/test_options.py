@@ -1,8 +1,6 @@
 """Every field of GenerationConfig works as in Hugging Face, has no effect in either, or is refused
 by name."""
 
-import functools
-
 import firp
 import pytest
 import torch
@@ -69,7 +67,7 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer, exported):
+def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer, folder_forms):
     case = SUPPORTED[name]
     others, with_field = case.others, {**case.others, name: case.value}
     changed = False
@@ -86,22 +84,21 @@ def test_served_fields_do_what_they_do_in_hugging_face(name, tokenizer, exported
                 lambda *args, **given: firp.generate(model, *args, **drafting, **given), model, case, options, tokenizer
             )
 
-        def by_folder(options, seed=seed):
+        def by_folder(form, options, seed=seed):
             model = tiny_model(seed)
-            call = functools.partial(model.generate, custom_generate=exported(7), trust_remote_code=True)
-            return run(call, model, case, options, tokenizer)
+            return run(folder_forms(model, 7)[form], model, case, options, tokenizer)
 
         expected = hugging_face(with_field)
         assert equal(ours(with_field), expected), seed
         matters = case.compare == "same" or not equal(hugging_face(others), expected)
         if matters and not changed:
-            assert equal(by_folder(with_field), expected), seed
+            assert equal(by_folder(0, with_field), expected) and equal(by_folder(1, with_field), expected), seed
         changed |= matters
     assert changed
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_fields_without_effect_change_nothing_in_either(name, exported):
+def test_fields_without_effect_change_nothing_in_either(name, folder_forms):
     model, ids = tiny_model(1), torch.tensor([[4, 5, 6]])
     plain = model.generate(ids, max_new_tokens=12, do_sample=False)
     config = GenerationConfig(
@@ -109,13 +106,13 @@ def test_fields_without_effect_change_nothing_in_either(name, exported):
     )
     assert torch.equal(model.generate(ids, generation_config=config), plain)
     assert torch.equal(firp.generate(model, ids, generation_config=config, predictor=tiny_predictor(model, 1)), plain)
-    folder = {"custom_generate": exported(7), "trust_remote_code": True}
-    assert torch.equal(model.generate(ids, generation_config=config, **folder), plain)
+    for generate in folder_forms(model, 7):
+        assert torch.equal(generate(ids, generation_config=config), plain)
 
 
-@pytest.mark.parametrize("where", ["argument", "config", "model", "hook", "folder"])
+@pytest.mark.parametrize("where", ["argument", "config", "model", "hook", "folder", "model folder"])
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_other_fields_are_refused_by_name_with_the_alternative(name, where, exported):
+def test_other_fields_are_refused_by_name_with_the_alternative(name, where, folder_forms):
     model, ids = tiny_model(1), torch.tensor([[4, 5, 6]])
     values, instead = REFUSED[name]
     expected = f"{name}: got {UNSUPPORTED[name]!r}, expected {' or '.join(map(repr, values))}: {instead}"
@@ -130,9 +127,8 @@ def test_other_fields_are_refused_by_name_with_the_alternative(name, where, expo
         elif where == "model":
             setattr(model.generation_config, name, UNSUPPORTED[name])
             firp.generate(model, ids, **common)
-        elif where == "folder":
-            folder = {"custom_generate": exported(7), "trust_remote_code": True}
-            model.generate(ids, **folder, **{name: UNSUPPORTED[name]}, **common)
+        elif where.endswith("folder"):
+            folder_forms(model, 7)[where == "model folder"](ids, **{name: UNSUPPORTED[name]}, **common)
         else:
             setattr(model.generation_config, name, UNSUPPORTED[name])
             firp.decode(model, ids, generation_config=model.generation_config)

@@ -214,6 +214,24 @@ def test_calls_from_several_threads(form, expected):
         assert all(torch.equal(out, expected) for out in pool.map(lambda _: generate(IDS, **GREEDY), range(8)))
 
 
+def test_first_calls_that_come_together_make_one_engine(form, expected, monkeypatch):
+    model, generate = form
+    made, together = [], threading.Barrier(4)
+
+    def engine(*arguments, **options):
+        made.append(firp.Engine(*arguments, **options))
+        return made[-1]
+
+    def call(_):
+        together.wait()
+        return generate(IDS, **GREEDY)
+
+    monkeypatch.setattr(custom_generate, "Engine", engine)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(out, expected) for out in pool.map(call, range(4)))
+    assert made == [getattr(model, ENGINE).engine]
+
+
 def test_a_folder_on_the_hub(tiny, expected, monkeypatch):
     asked = []
 

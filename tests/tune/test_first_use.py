@@ -1,5 +1,8 @@
 """What an engine makes of kept figures, and that it times its steps once where there are none."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import firp
 import firp.tools.files
 import pytest
@@ -49,6 +52,20 @@ def test_a_machine_that_was_not_measured_is_measured_once(predictor, cache, caps
     assert "of 4 sequences" in capsys.readouterr().err
     both = load_choice(choice_file(predictor), machine_name("cpu", torch.float64))
     assert list(both.batches) == [1, 4] and both.num_offsets == kept.num_offsets
+
+
+def test_threads_that_come_together_measure_once(predictor, capsys):
+    model, ids = tiny_model(0), torch.tensor([[4, 5, 6]])
+    plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
+    engine, together = firp.Engine(model, predictor), Barrier(2)
+
+    def call(_):
+        together.wait()
+        return firp.generate(model, ids, engine=engine, max_new_tokens=30, do_sample=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(torch.equal(out, plain) for out in pool.map(call, range(2)))
+    assert capsys.readouterr().err.count("timing decode steps") == 1
 
 
 def test_a_damaged_file_is_named_and_measured_again(predictor, capsys):

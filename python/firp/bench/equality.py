@@ -19,13 +19,15 @@ class Difference:
 
     Attributes:
         index: of the prompt among those run. prompt: its id.
-        position: of the token among the new ones.
+        turn: of the conversation, from 0. Later turns have other prompts and are not compared.
+        position: of the token among the new ones of the turn.
         gap: score of Hugging Face's token minus score of the method's, in the model's dtype.
         gap_float64: the same in float64; NaN where the model is sharded, of which no copy is made.
     """
 
     index: int
     prompt: str
+    turn: int
     position: int
     gap: float
     gap_float64: float
@@ -68,6 +70,6 @@ def compare(results: Results, model: PreTrainedModel) -> dict[str, list[Differen
                     if launched_ranks() == 1:
                         exact = exact or copy.deepcopy(model).double()
                         gaps = (gap, score_gap(exact, ids, base.tokens[position], run.tokens[position]))
-                found[name].append(Difference(i, results.prompts[i].id, position, *gaps))
+                found[name].append(Difference(i, results.prompts[i].id, turn, position, *gaps))
                 break
     return found

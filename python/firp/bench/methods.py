@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,12 +32,25 @@ class Run:
     Attributes:
         tokens: new tokens, the stop token included.
         seconds: the whole call, prefill included.
-        stats: decode steps and the tokens they delivered.
+        counts: tokens that each decode step delivered.
     """
 
     tokens: list[int]
     seconds: float
-    stats: DecodeStats
+    counts: list[int]
+
+    @property
+    def stats(self) -> DecodeStats:
+        stats = DecodeStats()
+        for count in self.counts:
+            stats.add([count])
+        return stats
+
+    @property
+    def deliveries(self) -> list[int]:
+        """Tokens of each forward that delivered any: what prefill delivered, in Hugging Face, then `counts`."""
+        by_prefill = len(self.tokens) - sum(self.counts)
+        return [by_prefill, *self.counts] if by_prefill else self.counts
 
 
 Method = Callable[[Tensor, int], Run]
@@ -61,28 +75,29 @@ def engine_method(engine: Engine) -> Method:
         if engine.captures and needed > captured:
             engine.warm_up(max_len=needed, progress=False)
             captured = needed
+        counts: list[int] = []
         out, seconds = _timed(
             lambda: generate(
                 engine.model, ids, engine=engine, max_new_tokens=max_new_tokens, do_sample=False,
-                return_dict_in_generate=True,
+                on_step=lambda event: counts.extend(map(len, event.tokens.values())),
             ),
             ids.device,
         )  # fmt: skip
-        return Run(out.sequences[0, ids.shape[1] :].tolist(), seconds, out.stats)
+        return Run(out[0, ids.shape[1] :].tolist(), seconds, counts)
 
     return run
 
 
 def hugging_face_method(model: PreTrainedModel, **options: object) -> Method:
-    """Hugging Face `generate`. Its prefill delivers the first token, so decode steps deliver the others."""
+    """Hugging Face `generate`. The forward over the prompt delivers tokens too; it is no decode step."""
 
     def run(ids: Tensor, max_new_tokens: int) -> Run:
-        forwards = [0]
+        known: list[int] = []  # tokens before each forward: those in the cache, and one more
 
-        def count(*_: object) -> None:
-            forwards[0] += 1
+        def note(_model: object, _arguments: object, named: dict) -> None:
+            known.append(named["past_key_values"].get_seq_length() + 1)
 
-        handle = model.register_forward_pre_hook(count)
+        handle = model.register_forward_pre_hook(note, with_kwargs=True)
         try:
             out, seconds = _timed(
                 lambda: model.generate(
@@ -92,8 +107,8 @@ def hugging_face_method(model: PreTrainedModel, **options: object) -> Method:
             )
         finally:
             handle.remove()
-        tokens = out[0, ids.shape[1] :].tolist()
-        return Run(tokens, seconds, DecodeStats(steps=forwards[0] - 1, tokens=len(tokens) - 1))
+        known = [*known[1:], out.shape[1]]
+        return Run(out[0, ids.shape[1] :].tolist(), seconds, [b - a for a, b in itertools.pairwise(known)])
 
     return run
 
@@ -106,7 +121,7 @@ def compiled_method(model: PreTrainedModel) -> Method:
         compiled.prepare(ids, max_new_tokens)
         out, seconds = _timed(lambda: compiled(ids, max_new_tokens), ids.device)
         tokens = out[0, ids.shape[1] :].tolist()
-        return Run(tokens, seconds, DecodeStats(steps=len(tokens) - 1, tokens=len(tokens) - 1))
+        return Run(tokens, seconds, [1] * (len(tokens) - 1))
 
     return run
 
@@ -155,8 +170,16 @@ def make_methods(
 
 @dataclass
 class Results:
-    """runs[method][repeat][i] holds the runs of prompt i, one per turn; inputs[i] its token ids per turn."""
+    """What a bench ran.
+
+    Attributes:
+        prompts: those that were run.
+        runs: runs[method][repeat][i] holds the runs of prompt i, one per turn.
+        inputs: inputs[i] holds Hugging Face's token ids of prompt i per turn, where it is among the methods.
+        interrupted: whether a Ctrl-C ended the bench; prompts and repeats that were not finished are left out.
+    """
 
     prompts: list[Prompt]
     runs: dict[str, list[list[list[Run]]]] = field(default_factory=dict)
     inputs: list[list[Tensor]] = field(default_factory=list)
+    interrupted: bool = False

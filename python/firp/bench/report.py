@@ -13,7 +13,7 @@ def _ratio(spread: dict | None) -> str:
 
 
 def print_table(document: dict, console: Console | None = None) -> None:
-    """Methods over all prompts, then tau and speedup per category."""
+    """Methods over all prompts, then tau and speedup per category; a suite has a table of its own for these."""
     console = console or Console(highlight=False)
     environment = document["environment"]
     title = f"{environment['device']}, {environment['threads']} threads, {environment['dtype']}"
@@ -30,7 +30,7 @@ def print_table(document: dict, console: Console | None = None) -> None:
             "-" if identical is None else f"{identical['identical']}/{identical['total']}",
         )
     console.print(table)
-    if len(document["categories"]) > 1:
+    if len(document["categories"]) > 1 and "suite" not in document:
         names = list(document["methods"])
         table = Table("category", *(f"{name} tau" for name in names), *(f"{name} vs ar" for name in names))
         for category, part in document["categories"].items():

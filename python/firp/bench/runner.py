@@ -15,6 +15,7 @@ from firp.engine.engine import Engine
 from firp.engine.state import DecodeStats
 from firp.tools.environment import environment
 from firp.tools.prompt_files import Prompt, encode
+from firp.tools.ranks import launched_ranks
 
 TAU_FORMULA = "tokens delivered by decode steps / decode steps (prefill excluded, misses and bonus token included)"
 
@@ -52,7 +53,11 @@ def run_methods(
 ) -> Results:
     """Run every method on every prompt, `repeats` times, interleaved prompt by prompt in rotating order.
 
+    Each method goes on from its own answers. A Ctrl-C keeps the prompts that all methods have answered in the first
+    repeat, and whole repeats after that.
+
     Raises:
+        KeyboardInterrupt: before the first prompt was finished, or in a job of several ranks.
         ValueError: max_new_tokens or repeats below 1, or a prompt past the model's context.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("repeats", repeats)):
@@ -62,20 +67,38 @@ def run_methods(
     names = list(methods)
     for method in methods.values():
         _converse(method, prompts[0], tokenizer, model.device, min(8, max_new_tokens), False, raw)
-    bar = tqdm(total=repeats * len(prompts) * len(methods), desc="bench", disable=None if progress else True)
-    for repeat in range(repeats):
-        for per_repeat in results.runs.values():
-            per_repeat.append([])
-        for i, prompt in enumerate(prompts):
-            shift = (repeat + i) % len(names)
-            for name in names[shift:] + names[:shift]:
-                runs, inputs = _converse(methods[name], prompt, tokenizer, model.device, max_new_tokens, all_turns, raw)
-                results.runs[name][repeat].append(runs)
-                if len(results.inputs) == i:
-                    results.inputs.append(inputs)
-                bar.update()
-    bar.close()
+    total = repeats * len(prompts) * len(methods)
+    try:
+        with tqdm(total=total, desc="bench", disable=None if progress else True) as bar:
+            for repeat in range(repeats):
+                for per_repeat in results.runs.values():
+                    per_repeat.append([])
+                for i, prompt in enumerate(prompts):
+                    shift = (repeat + i) % len(names)
+                    for name in names[shift:] + names[:shift]:
+                        runs, inputs = _converse(
+                            methods[name], prompt, tokenizer, model.device, max_new_tokens, all_turns, raw
+                        )
+                        results.runs[name][repeat].append(runs)
+                        if name == "hf" and repeat == 0:
+                            results.inputs.append(inputs)
+                        bar.update()
+    except KeyboardInterrupt:
+        if launched_ranks() > 1 or not _keep_finished(results):
+            raise
     return results
+
+
+def _keep_finished(results: Results) -> bool:
+    """Leave out what a Ctrl-C cut short; whether anything is left."""
+    repeats = [min(len(runs) for runs in of_repeat) for of_repeat in zip(*results.runs.values(), strict=False)]
+    finished = repeats[0] if repeats else 0
+    whole = max(1, repeats.count(len(results.prompts)))
+    results.prompts = results.prompts[:finished]
+    results.inputs = results.inputs[:finished]
+    results.runs = {name: [runs[:finished] for runs in of[:whole]] for name, of in results.runs.items()}
+    results.interrupted = True
+    return finished > 0
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -112,11 +135,11 @@ def _summary(results: Results, chosen: list[int], differences: dict[str, list[Di
                 entry[f"speedup_vs_{base}"] = _spread([a / b for a, b in zip(speeds[name], speeds[base], strict=True)])
         if differences is not None:
             found = [d for d in differences[name] if d.index in chosen]
-            total = sum(len(results.runs[name][0][i]) for i in chosen)
+            turns = {i: len(results.runs[name][0][i]) for i in chosen}
             entry["identical_to_hf"] = {
-                "identical": total - len(found),
-                "total": total,
-                "differences": [[d.prompt, d.position, d.gap, d.gap_float64] for d in found],
+                "identical": sum(turns.values()) - sum(turns[d.index] - d.turn for d in found),
+                "total": sum(turns.values()),
+                "differences": [[d.prompt, d.position, d.gap, d.gap_float64, d.turn] for d in found],
             }
         summary[name] = entry
     return summary
@@ -149,6 +172,7 @@ def report(results: Results, model: PreTrainedModel, settings: dict) -> dict:
     document: dict = {
         "environment": environment(model),
         "settings": settings,
+        "interrupted": results.interrupted,
         "tau": TAU_FORMULA,
         "methods": _summary(results, everything, differences),
         "categories": {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -201,15 +202,16 @@ class Engine:
 
     def _buffers(self, batch_size: int, slots: int) -> Buffers:
         """Spare buffers that are large enough, their graphs over the weights where these are now; or new ones."""
-        spare = self._spare.pop() if self._spare else None
+        spare = None
+        with suppress(IndexError):  # none is left, also where another thread took it just now
+            spare = self._spare.pop()
         addresses = self.view.addresses() if self.captures else ()
         if spare is not None and spare.holds(batch_size, slots) and spare.addresses == addresses:
             return spare
         del spare
-        capacity = allocated_slots(slots)
+        view, capacity = self.view, allocated_slots(slots)
         largest = None if self._trees is None else self._trees.largest(batch_size)
-        check_memory(self.view, batch_size, capacity, largest, self.num_offsets, self.captures)
-        view = self.view
+        check_memory(view, batch_size, capacity, largest, self.num_offsets, self.captures)
         buffers = Buffers.allocate(view.num_layers, batch_size, capacity, *view.heads[1:], view.dtype, view.device)
         buffers.addresses = addresses
         return buffers

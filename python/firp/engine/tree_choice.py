@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 
 from firp.drafting.choices import Choice, Rung, best_rung, find_profile
 from firp.drafting.lookup import MOST_BRANCH
@@ -42,15 +42,24 @@ class TreeChoice:
         # Rows of a branch, which is looked up on a CPU.
         self.branch_rows = MOST_BRANCH if self.device.type == "cpu" and not runner.captures else 0
         self.choice: Choice | None = None
+        # The first calls of several threads have one choice, and one k.
+        self._lock = threading.RLock()
+        self._step: Step | None = None
 
     @property
     def num_offsets(self) -> int:
         """k. Where nothing was timed yet, steps of one sequence are."""
         return self.predictor.num_offsets if self.automatic is None else self._choose(1).num_offsets
 
-    @functools.cached_property
+    @property
     def step(self) -> Step:
-        """The step that drafts the trees. One that was asked for, or all that are known now, find room in it."""
+        """The step that drafts the trees. One that was asked for, or all that were known at first, find room in it."""
+        with self._lock:
+            if self._step is None:
+                self._step = self._make_step()
+            return self._step
+
+    def _make_step(self) -> Step:
         k = self.num_offsets
         if self.choice is None:
             assert self.tree is not None
@@ -91,9 +100,10 @@ class TreeChoice:
         A batch that shrinks while it runs takes what is there for a larger one.
         """
         size = next_power_of_two(batch_size)
-        if self.automatic is not None and (self.choice is None or not self.choice.holds(size)):
-            found = self.automatic.choice(size)
-            self.choice = found if self.choice is None else self.choice.with_batches(found)
+        with self._lock:
+            if self.automatic is not None and (self.choice is None or not self.choice.holds(size)):
+                found = self.automatic.choice(size)
+                self.choice = found if self.choice is None else self.choice.with_batches(found)
 
     def _choose(self, batch_size: int) -> Choice:
         """What is kept for a batch of this size or a larger one; timed where nothing is. The first one sets k."""

@@ -7,7 +7,9 @@ every argument but the folder. A model from a folder that contains `custom_gener
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+import threading
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +101,32 @@ def _called_with() -> str | None:
     return given if isinstance(given, str) else None
 
 
-@dataclass
-class _Kept:
-    """The engine of a model object, kept on it. A copy or a pickle of the model has none."""
+_MAKING_ROOM = threading.Lock()
 
+
+@dataclass(eq=False)
+class _Kept:
+    """The engine of a model object, kept on it. A copy or a pickle of the model has none.
+
+    Attributes:
+        owner: the model, weakly; a shallow copy of the model holds the same object.
+        making: held while an engine is made, so that threads which come together get one.
+    """
+
+    owner: weakref.ref | None = None
     engine: Engine | None = None
     made_for: tuple = ()
+    making: threading.Lock = field(default_factory=threading.Lock)
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> _Kept:
+        """The model's own, made where it has none."""
+        with _MAKING_ROOM:
+            kept = vars(model).get(ENGINE)
+            if kept is None or kept.owner is None or kept.owner() is not model:
+                kept = _Kept(weakref.ref(model))
+                setattr(model, ENGINE, kept)
+            return kept
 
     def __deepcopy__(self, memo: dict) -> _Kept:
         return _Kept()
@@ -114,18 +136,15 @@ class _Kept:
 
 
 def _kept_engine(model: PreTrainedModel, source: str, tree: TreeConfig | None, hub: dict[str, Any]) -> Engine:
-    kept = vars(model).get(ENGINE)
-    made_for = (source, tree, hub["revision"])
-    if kept is not None and kept.made_for == made_for and _still_fits(kept.engine, model):
+    made_for, kept = (source, tree, hub["revision"]), _Kept.of(model)
+    with kept.making:
+        if kept.engine is None or kept.made_for != made_for or not _still_fits(kept.engine):
+            kept.engine = Engine(model, load_predictor(_folder(model, source, hub)), tree, compile=False)
+            kept.made_for = made_for
         return kept.engine
-    engine = Engine(model, load_predictor(_folder(model, source, hub)), tree, compile=False)
-    setattr(model, ENGINE, _Kept(engine, made_for))
-    return engine
 
 
-def _still_fits(engine: Engine, model: PreTrainedModel) -> bool:
-    if engine.model is not model:  # a shallow copy of the model it was made for
-        return False
+def _still_fits(engine: Engine) -> bool:
     try:
         engine.view.check_unchanged()
     except ValueError:

@@ -78,8 +78,9 @@ def write_custom_generate(
     for name in PREDICTOR_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / SUBFOLDER / name)
-    name = predictor.base_model or "the base model"
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    # What stands in the card's code is an id or the name of a folder, and no other text.
+    name = predictor.base_model if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", predictor.base_model) else "the base model"
+    on_hub = "/" in name
     (folder / CARD).write_text(
         CARD_TEXT.format_map(vars(predictor) | {"name": name, "base_model": f"base_model: {name}\n" if on_hub else ""}),
         encoding="utf-8",
@@ -107,6 +108,8 @@ def check_format(name: str) -> None:
 
 def check_output(output: Path) -> None:
     """Raise OSError where a folder cannot be written, or where something is already."""
+    if output.is_symlink() and not output.exists():
+        raise FileExistsError(f"output: {output} is a link to nowhere, expected a folder that is not there yet")
     if output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"output: {output} is not empty, expected a folder that is not there yet")
     if output.exists() and not output.is_dir():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import codecs
 import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from firp.tools.files import parse_object
 
+T = TypeVar("T")
 MAX_LINE_BYTES = 1 << 24
 # What `firp bench` and `firp tune` measure by default.
 OWN_PROMPTS = Path(__file__).with_name("prompts.jsonl")
@@ -32,9 +35,7 @@ class Prompt:
 
 
 def _parse(line: bytes, line_number: int) -> Prompt:
-    if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"got more than {MAX_LINE_BYTES} bytes, expected a prompt")
-    record = parse_object(line.rstrip(b"\r\n"))
+    record = parse_line(line)
     if "prompt" in record:
         turns = [record["prompt"]]
     elif "turns" in record:
@@ -64,23 +65,45 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"prompts: got {str(path)!r}, expected an existing file")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit: got {limit}, expected at least 1")
+    check_limit(limit)
     prompts = []
+    for number, line in numbered_lines(Path(path)):
+        try:
+            prompts.append(_parse(line, number))
+        except ValueError as error:
+            raise ValueError(f"prompts: {path}, line {number}: {error}") from error
+    if not prompts:
+        raise ValueError(f"prompts: {str(path)!r} holds no prompts")
+    return spread(prompts, limit)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file that are not blank, with their numbers from 1; a longer one than a prompt's is cut."""
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                prompts.append(_parse(line, number))
-            except ValueError as error:
-                raise ValueError(f"prompts: {path}, line {number}: {error}") from error
-    if not prompts:
-        raise ValueError(f"prompts: {str(path)!r} holds no prompts")
-    if limit is None or limit >= len(prompts):
-        return prompts
-    return [prompts[i * len(prompts) // limit] for i in range(limit)]
+            if line.strip():
+                yield number, line
+
+
+def parse_line(line: bytes) -> dict:
+    """The JSON object of one line; ValueError for anything else."""
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"got more than {MAX_LINE_BYTES} bytes, expected a prompt")
+    return parse_object(line.rstrip(b"\r\n"))
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise ValueError for a number of prompts below 1."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: got {limit}, expected at least 1")
+
+
+def spread(items: list[T], limit: int | None) -> list[T]:
+    """`limit` items at even distances; all where there are no more, or where it is None."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict], raw: bool = False) -> list[int]:
