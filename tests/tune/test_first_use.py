@@ -102,9 +102,9 @@ def test_a_profile_of_another_predictor_is_not_used(predictor, capsys):
 def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
     taken = []
     monkeypatch.setattr("firp.engine.automatic.NEAR", 2.0)
-    monkeypatch.setattr(StepClock, "seconds", lambda self, trees: taken.append(trees) or [1e3] * len(trees))
+    monkeypatch.setattr(StepClock, "seconds", lambda self, trees: taken.append(trees) or [1e9] * len(trees))
     for _ in range(2):
-        assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e3
+        assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e9
     assert len(taken) == 3 and not choice_file(predictor).exists()
 
 
