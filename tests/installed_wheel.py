@@ -24,4 +24,4 @@ torch.testing.assert_close(firp_kernels.linear(rows, weight), rows @ weight.T)
 maps = Path("/proc/self/maps").read_text().splitlines()
 runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libiomp" in line or "libomp" in line}
 assert len(runtimes) == 1, runtimes
-print(f"Python {sys.version.split()[0]}, torch {torch.__version__}: {len(built)} ops, one OpenMP runtime: {runtimes.pop()}")
+print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {len(built)} ops, OpenMP of {runtimes.pop()}")

@@ -51,7 +51,7 @@ torch.__version__ = "2.99.1"
 with warnings.catch_warnings(record=True) as caught:
     import firp_kernels
 print(len(caught), caught[0].message)
-print({owner for (_, device), owner in firp_kernels.registry._owners.items() if device == "cpu"}, firp_kernels.cpu_isa())
+print({firp_kernels.registry.owner(name, "cpu") for name in firp_kernels.ops.SCHEMAS}, firp_kernels.cpu_isa())
 print(firp_kernels.linear(torch.ones(1, 2), torch.ones(3, 2)).tolist())
 """
 
