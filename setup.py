@@ -15,6 +15,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -54,6 +55,11 @@ def wanted() -> str:
     choice = os.environ.get("FIRP_BUILD")
     if choice is not None and choice not in CHOICES:
         raise SystemExit(f"FIRP_BUILD: got {choice!r}, expected one of {', '.join(CHOICES)}")
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        if choice in ("cpu", "cuda"):
+            raise SystemExit(f"FIRP_BUILD={choice} needs Python's stable ABI, which a free-threaded Python has not")
+        notice("a free-threaded Python has no stable ABI: installing without the extension")
+        return "none"
     try:
         import torch
     except ImportError:
