@@ -61,6 +61,7 @@ test-vllm: $(VLLM)/installed
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
 
 # What is released, in dist/ (CONTRIBUTING.md): of the last commit an sdist, and from that the wheel with the CPU kernels.
+# The sdist is made without them, so that it requires any torch, the wheel that of constraints-release.txt.
 # Libraries of torch stay out of the wheel: it uses those of the torch it requires.
 RELEASE := build/release
 RELEASE_BIN := $(CURDIR)/$(RELEASE)/bin
@@ -76,7 +77,8 @@ wheels: $(RELEASE)/installed
 	rm -rf dist $(RELEASE)/source $(RELEASE)/built
 	mkdir -p $(RELEASE)/source
 	git archive HEAD | tar -x -C $(RELEASE)/source
-	FIRP_BUILD=cpu CFLAGS=-g0 python -m build --no-isolation --outdir $(RELEASE)/built $(RELEASE)/source
+	FIRP_BUILD=none python -m build --sdist --no-isolation --outdir $(RELEASE)/built $(RELEASE)/source
+	FIRP_BUILD=cpu CFLAGS=-g0 pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(RELEASE)/built $(RELEASE)/built/*.tar.gz
 	auditwheel repair --plat $(PLATFORM) --only-plat --strip --exclude 'libc10*.so' --exclude 'libtorch*.so' --wheel-dir dist $(RELEASE)/built/*.whl
 	cp $(RELEASE)/built/*.tar.gz dist
 	auditwheel show dist/*.whl
