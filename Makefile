@@ -81,7 +81,6 @@ wheels: $(RELEASE)/installed
 	FIRP_BUILD=cpu CFLAGS=-g0 pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(RELEASE)/built $(RELEASE)/built/*.tar.gz
 	auditwheel repair --plat $(PLATFORM) --only-plat --strip --exclude 'libc10*.so' --exclude 'libtorch*.so' --wheel-dir dist $(RELEASE)/built/*.whl
 	cp $(RELEASE)/built/*.tar.gz dist
-	auditwheel show dist/*.whl
 	abi3audit --strict --summary dist/*.whl
 	twine check --strict dist/*
 
