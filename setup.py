@@ -1,16 +1,21 @@
-"""Builds `firp_kernels._C` where a compiler is at hand; without one the package installs as pure Python.
+"""Builds the extension of firp_kernels where a compiler is at hand; without one the package installs as pure Python.
 
 FIRP_BUILD=cpu|cuda|none overrides what is built. By default the CPU part is always tried, the CUDA part where nvcc and
 a CUDA build of torch are present; whether a GPU is visible does not matter. FIRP_CUDA_ARCHITECTURES, such as 90 or
 80,90, replaces the architectures that CUDA code is built for.
+
+An extension serves the torch it is built with, any patch release of it, and every Python from 3.10 on. Its name says
+which torch, and the package then requires that torch.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -18,6 +23,17 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 CHOICES = ("cpu", "cuda", "none")
 CUDA_ARCHITECTURES = "80,90,100"
+OLDEST_TORCH = "torch>=2.10"
+DEPENDENCIES = [
+    "triton>=3.6; platform_system == 'Linux'",
+    "transformers>=5.0",
+    "huggingface_hub>=1.0",
+    "safetensors",
+    "numpy",
+    "typer>=0.16",
+    "rich",
+    "tqdm",
+]
 
 
 def notice(text: str) -> None:
@@ -39,6 +55,11 @@ def wanted() -> str:
     choice = os.environ.get("FIRP_BUILD")
     if choice is not None and choice not in CHOICES:
         raise SystemExit(f"FIRP_BUILD: got {choice!r}, expected one of {', '.join(CHOICES)}")
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        if choice in ("cpu", "cuda"):
+            raise SystemExit(f"FIRP_BUILD={choice} needs Python's stable ABI, which a free-threaded Python has not")
+        notice("a free-threaded Python has no stable ABI: installing without the extension")
+        return "none"
     try:
         import torch
     except ImportError:
@@ -92,7 +113,7 @@ def architecture_flags() -> list[str]:
 
 def extensions(choice: str) -> dict:
     if choice == "none":
-        return {}
+        return {"install_requires": [OLDEST_TORCH, *DEPENDENCIES]}
     import torch
     from torch.utils import cpp_extension
 
@@ -131,6 +152,9 @@ def extensions(choice: str) -> dict:
             "-std=c++20",
             "-fopenmp",
             "-ffp-contract=off",
+            f"-ffile-prefix-map={ROOT}=.",
+            "-include",
+            str(ROOT / "csrc/old_glibc.h"),
             *(f"-D{name}={value}" for name, value in macros.items()),
         ]
     }
@@ -139,13 +163,28 @@ def extensions(choice: str) -> dict:
         make = cpp_extension.CUDAExtension
         flags["nvcc"] = ["-O3", "-std=c++20", *architecture_flags()]
     sources = sorted({source for ops in table.values() for source in ops.values()})
+    name = runpy.run_path(str(ROOT / "firp_kernels/version.py"))["extension_name"](torch.__version__)
     extension = make(
-        "firp_kernels._C",
+        f"firp_kernels.{name}",
         ["csrc/module.cpp", *sources],
         include_dirs=[str(ROOT / "csrc/include")],
         extra_compile_args=flags,
+        # GCC's helpers for 16-bit numbers, from its archive: a machine with an older libgcc_s has not all of them.
+        extra_link_args=["-lgcc"],
+        py_limited_api=True,
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build.with_options(use_ninja=True)}}
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": Build.with_options(use_ninja=True)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+        "install_requires": [torch_requirement(torch.__version__), *DEPENDENCIES],
+    }
+
+
+def torch_requirement(version: str) -> str:
+    """What an extension built with this torch needs: no minor release keeps the C++ ABI of another."""
+    major, minor = version.split(".")[:2]
+    return f"torch=={major}.{minor}.*"
 
 
 setup(**extensions(wanted()))

@@ -13,11 +13,15 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+
+from firp_kernels.version import extension_name
 
 NAMESPACE = "firp"
 IMPLEMENTATIONS = ("reference", "triton", "extension")
@@ -32,11 +36,25 @@ _owners: dict[tuple[str, str], str] = {}
 
 
 def load_extension() -> tuple[ModuleType | None, str | None]:
-    """Return the compiled module `firp_kernels._C`, or None with the reason it cannot be loaded."""
+    """Return the module that was compiled for this torch, or None with the reason why there is none.
+
+    One for another minor release of torch is not tried: its ABI differs, and the ops register as soon as it loads.
+    """
+    name, built = extension_name(torch.__version__), built_for()
+    if not built:
+        return None, "not built"
+    if name not in built:
+        return None, f"built for torch {' and '.join(built.values())}, found torch {torch.__version__}"
     try:
-        return importlib.import_module("firp_kernels._C"), None
+        return importlib.import_module(f"firp_kernels.{name}"), None
     except ImportError as error:
         return None, str(error)
+
+
+def built_for() -> dict[str, str]:
+    """{compiled module: minor release of torch that it is for}, such as {"_C_torch_2_13": "2.13"}."""
+    names = sorted(path.name.partition(".")[0] for path in Path(__file__).parent.glob("_C_torch_*.so"))
+    return {name: name.removeprefix("_C_torch_").replace("_", ".") for name in names}
 
 
 def cpu_isa() -> str | None:
@@ -66,7 +84,12 @@ def define(ops: dict[str, ModuleType]) -> None:
     for name, op in ops.items():
         _library.define(name + op.SCHEMA)
         torch.library.register_fake(f"{NAMESPACE}::{name}", op.fake, lib=_library)
-    extension, _ = load_extension()
+    extension, reason = load_extension()
+    if extension is None and built_for():
+        warnings.warn(
+            f"the C++ extension of firp_kernels is not used, and ops on a CPU are slower: {reason}; see `firp doctor`",
+            stacklevel=2,
+        )
     built = extension.registered_ops() if extension is not None else {}
     has_triton = importlib.util.find_spec("triton") is not None
     for name, op in ops.items():

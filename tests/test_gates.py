@@ -65,6 +65,10 @@ def test_ci_runs_the_hooks_and_the_tests_on_both_ends_of_the_versions():
     }
 
 
+def test_a_release_is_built_for_the_torch_of_the_tests():
+    assert pins(".github/constraints-release.txt")["torch"] == pins("constraints.txt")["torch"]
+
+
 def test_the_length_of_a_line_is_checked():
     lint = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]
     assert lint["line-length"] == 120 and "E" in lint["lint"]["select"] and "E501" not in lint["lint"]["ignore"]

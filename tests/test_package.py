@@ -1,9 +1,11 @@
-"""What an installed wheel holds and finds, outside of the repository."""
+"""What an installed wheel holds and finds, outside of the repository, and what an sdist holds."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -61,6 +63,29 @@ def test_a_wheel_holds_every_module_and_the_data(site):
     for path in ROOT.glob("python/firp/predictors/*/*"):
         assert (site / path.relative_to(ROOT / "python")).read_bytes() == path.read_bytes()
     assert (site / "firp/tools/prompts.jsonl").read_bytes() == PROMPTS.read_bytes()
+
+
+def test_a_wheel_without_the_extension_takes_any_torch(site):
+    (metadata,) = site.glob("firp_kernels-*/METADATA")
+    assert re.findall(r"^Requires-Dist: (torch\W.*)$", metadata.read_text(), flags=re.MULTILINE) == ["torch>=2.10"]
+
+
+def test_an_sdist_holds_every_file_of_the_repository(tmp_path):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no clone: " + listed.stderr)
+    wanted = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+    for name in wanted:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    command = [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('built')"]
+    environment = {**os.environ, "FIRP_BUILD": "none"}
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
+    (sdist,) = tmp_path.glob("built/*.tar.gz")
+    with tarfile.open(sdist) as packed:
+        held = {member.name.partition("/")[2] for member in packed if member.isfile()}
+    made = {name for name in held if name in ("PKG-INFO", "setup.cfg") or name.startswith("firp_kernels.egg-info/")}
+    assert held - made == wanted
 
 
 def test_the_own_prompts_are_found_and_help_names_no_path_of_the_machine(site):

@@ -27,7 +27,7 @@ from firp.tools.models import check_source, load_config, parse_dtype
 from firp.tools.ranks import planned_heads
 from firp_kernels import ops, registry
 
-REBUILD = "pip install --no-build-isolation -e . (FIRP_BUILD=cpu makes a compiler error visible)"
+REBUILD = "build it from source: pip install --no-build-isolation . (FIRP_BUILD=cpu or cuda makes an error visible)"
 
 # How the parts of a step run over weights that transformers sharded.
 OVER_RANKS = {
@@ -77,7 +77,7 @@ def doctor(
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch sees",
     }
     if extension is not None:
-        facts |= {f"extension: {name}": value or "-" for name, value in extension.build_info().items()}
+        facts |= {f"extension: {name}": value or "no CUDA part" for name, value in extension.build_info().items()}
         facts["cap on cpu_instructions"] = os.environ.get("FIRP_CPU_ISA", "none (FIRP_CPU_ISA is not set)")
     table = Table("what", "found", title="machine")
     for row in facts.items():
@@ -208,6 +208,8 @@ def _missing(extension: ModuleType | None, reason: str | None) -> Iterator[str]:
         yield f"the C++ extension ({reason}): the torch reference runs every op, slower. {REBUILD}"
     if shutil.which("c++") is None and extension is None:
         yield "a C++ compiler: install g++ (Debian, Ubuntu: apt install g++), then rebuild"
+    if torch.cuda.is_available() and extension is not None and not extension.registered_ops()["cuda"]:
+        yield f"the CUDA part of the extension, which wheels do not hold: torch commits and drafts, slower. {REBUILD}"
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
         yield "Triton, which runs tree attention, projection and verification on a GPU: pip install triton"
     for name, wheel in WHEEL_MODELS.items():
