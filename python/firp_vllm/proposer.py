@@ -15,7 +15,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.eagle import EagleProposer
 
-from firp_vllm.chain import Chain, place
+from firp_vllm.chain import Chain, finite_or, place
 from firp_vllm.cpu_sampling import mend
 
 PREDICTOR = "predictor"
@@ -141,12 +141,12 @@ class FirpProposer(EagleProposer):
         self.chain.choose(states, torch.zeros(len(states), dtype=torch.int64, device=self.device))
 
     def _pass_upper_layers(self, rows: Tensor, positions: Tensor, metadata: Any, slots: Tensor | None) -> Tensor:
-        residual = None
+        states = rows.clone()  # a layer adds to its input in place
         mapping = {} if slots is None else dict.fromkeys(self._draft_attn_layer_names, slots)
         with set_forward_context(metadata, self.vllm_config, num_tokens=len(rows), slot_mapping=mapping):
             for layer in self.upper:
-                rows, residual = layer(positions, rows, residual)
-        return rows + residual
+                states = finite_or(torch.add(*layer(positions, states, None)), rows)
+        return states
 
 
 def check_supported(vllm_config: VllmConfig) -> None:

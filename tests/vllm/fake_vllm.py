@@ -73,7 +73,7 @@ class Layer(nn.Module):
 
     def forward(self, positions, hidden, residual):
         residual = hidden if residual is None else hidden + residual
-        residual = residual + self.attention(positions, self.own.input_layernorm(residual))
+        residual += self.attention(positions, self.own.input_layernorm(residual))  # in place, as fused norms do
         return self.own.mlp(self.own.post_attention_layernorm(residual)), residual
 
 
@@ -134,14 +134,19 @@ class EagleProposer:
 
 
 class SpeculativeConfig:
-    """The fields that the plug-in reads; `__post_init__` reads the checkpoint, as vLLM does."""
+    """All fields of vLLM 0.32.0's; `__post_init__` reads the checkpoint, as vLLM does."""
 
-    method = model = revision = None
-    quantization = moe_backend = attention_backend = kv_cache_dtype = code_revision = None
-    parallel_drafting = use_local_argmax_reduction = disable_eagle_block_drop = False
+    method = model = revision = code_revision = enforce_eager = max_model_len = tensor_parallel_size = None
+    quantization = moe_backend = attention_backend = kv_cache_dtype = draft_load_config = None
+    draft_tensor_parallel_size = num_speculative_tokens_per_batch_size = draft_model_config = None
+    draft_parallel_config = index_share_for_mtp_iteration = prompt_lookup_max = prompt_lookup_min = None
+    synthetic_acceptance_rates = synthetic_acceptance_length = dspark_draft_topk = target_model_config = None
+    parallel_drafting = use_local_argmax_reduction = use_heterogeneous_vocab = enable_adaptive_verification = False
+    disable_padded_drafter_batch = disable_eagle_block_drop = False
+    suffix_decoding_max_tree_depth, suffix_decoding_max_cached_requests = 24, 10000
+    suffix_decoding_max_spec_factor, suffix_decoding_min_token_prob = 1.0, 0.1
     draft_sample_method, rejection_sample_method = "greedy", "standard"
-    enable_adaptive_verification = False
-    num_speculative_tokens, draft_tensor_parallel_size = 3, None
+    num_speculative_tokens = 3
     target_parallel_config = SimpleNamespace(tensor_parallel_size=1)
 
     def __init__(self, **fields) -> None:

@@ -1,6 +1,7 @@
 """The vLLM plug-in without vLLM: its chain over a paged cache, and how it enters vLLM's classes."""
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,37 @@ def test_output_is_the_models_own(vllm, tmp_path, make, kind, chunk):
         assert tokens[len(prompt) :][:NEW] == own
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", [LAYER, LAYER + 1])
+def test_a_pass_that_overflows_leaves_the_cache_finite(vllm, tmp_path, monkeypatch, value, layer):
+    model = tiny_model(2)
+    runner = make_runner(vllm, model, written(tmp_path, model, tiny_predictor(model, 3)))
+    target, propose, drafting = runner.vllm_config.target, runner.drafter.propose, []
+    own = target.model.layers[layer].forward
+
+    def overflowing(positions, hidden, residual):
+        rows, residual = own(positions, hidden, residual)
+        return (rows + value, residual) if drafting else (rows, residual)
+
+    def flagged(**given):
+        drafting.append(True)
+        drafts = propose(**given)
+        drafting.clear()
+        return drafts
+
+    monkeypatch.setattr(target.model.layers[layer], "forward", overflowing)
+    monkeypatch.setattr(runner.drafter, "propose", flagged)
+    prompts = random_prompts(6, 3)
+    run = decode(runner, prompts, drop=True)
+    assert all(attention.cache.isfinite().all() for attention in target.attention.values())
+    for prompt, tokens in zip(prompts, run.tokens, strict=True):
+        ids = torch.tensor([prompt])
+        (own_tokens,) = hf_alone(
+            model, ids, torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, eos_token_id=None
+        )
+        assert tokens[len(prompt) :][:NEW] == own_tokens
+
+
 @pytest.mark.parametrize("make", [tiny_predictor, refined_predictor])
 def test_it_accepts_what_the_engines_own_chain_accepts(vllm, tmp_path, make):
     model = tiny_model(3)
@@ -220,17 +252,46 @@ def test_registering_twice_wraps_once(vllm, tmp_path):
     assert list(vllm["vllm"].ModelRegistry.models) == [vllm_checkpoint.ARCHITECTURE]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("quantization", "fp8"), ("parallel_drafting", True), ("rejection_sample_method", "synthetic"),
-     ("attention_backend", "FLASH_ATTN"), ("draft_sample_method", "probabilistic"),
-     ("draft_tensor_parallel_size", 2)],
-)  # fmt: skip
-def test_an_option_without_effect_is_refused(vllm, tmp_path, field, value):
+GIVEN = {
+    "tensor_parallel_size": 2, "quantization": "fp8", "moe_backend": "triton", "attention_backend": "FLASH_ATTN",
+    "kv_cache_dtype": "fp8", "code_revision": "main", "draft_load_config": {"load_format": "dummy"},
+    "index_share_for_mtp_iteration": True, "use_local_argmax_reduction": True, "use_heterogeneous_vocab": True,
+    "prompt_lookup_max": 4, "prompt_lookup_min": 2, "parallel_drafting": True, "suffix_decoding_max_tree_depth": 8,
+    "suffix_decoding_max_cached_requests": 0, "suffix_decoding_max_spec_factor": 2.0,
+    "suffix_decoding_min_token_prob": 0.5, "rejection_sample_method": "block", "synthetic_acceptance_rates": [0.5],
+    "synthetic_acceptance_length": 2.0, "enable_adaptive_verification": True, "draft_sample_method": "probabilistic",
+    "dspark_draft_topk": 8, "draft_tensor_parallel_size": 2, "enforce_eager": False, "method": "eagle",
+    "draft_model_config": {"model": "x"}, "draft_parallel_config": {"rank": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", GIVEN)
+def test_an_option_without_effect_is_refused(vllm, tmp_path, field):
     model = tiny_model(1)
     folder = written(tmp_path, model, tiny_predictor(model, 1))
-    with pytest.raises(ValueError, match=rf"speculative_config: {field}: got {value!r}, expected"):
-        make_runner(vllm, model, folder, **{field: value})
+    with pytest.raises(ValueError, match=re.escape(f"speculative_config: {field}: got {GIVEN[field]!r}, expected")):
+        make_runner(vllm, model, folder, **{field: GIVEN[field]})
+    assert make_runner(vllm, model, tmp_path, **{field: GIVEN[field]}).drafter == "vLLM's own"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "eagle3"}, {"enforce_eager": True}, {"draft_tensor_parallel_size": 1}, {"max_model_len": 9},
+     {"disable_padded_drafter_batch": True}, {"num_speculative_tokens_per_batch_size": [(1, 8, 2)]},
+     {"prompt_lookup_max": 0, "prompt_lookup_min": 0}],
+)  # fmt: skip
+def test_an_option_with_a_meaning_is_taken(vllm, tmp_path, options):
+    model = tiny_model(1)
+    runner = make_runner(vllm, model, written(tmp_path, model, tiny_predictor(model, 1)), **options)
+    assert runner.speculative_config.method == "eagle3" and runner.drafter != "vLLM's own"
+
+
+def test_every_field_of_vllms_speculative_config_is_classified(vllm):
+    from firp_vllm.options import FILLED_IN, HONOURED, UNUSED
+
+    fields = [name for name in vars(fake_vllm.SpeculativeConfig) if name[0] != "_"]
+    assert sorted(fields) == sorted([*HONOURED, *FILLED_IN, *UNUSED])
+    assert GIVEN.keys() >= UNUSED.keys()
 
 
 def test_more_drafts_than_offsets_are_refused(vllm, tmp_path):
