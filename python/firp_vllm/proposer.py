@@ -154,6 +154,8 @@ def check_supported(vllm_config: VllmConfig) -> None:
     used = vllm_config.model_config.architecture  # of vLLM's own code, or of its transformers backend
     if used not in ARCHITECTURES:
         raise ValueError(f"model: got {used}, expected one of {', '.join(ARCHITECTURES)} to draft by FIRP")
+    if (runner := vllm_config.model_config.runner_type) != "generate":
+        raise ValueError(f"runner: got {runner!r}, expected 'generate' with FIRP: no token is decoded there")
     for name in ALONE:
         if (size := getattr(vllm_config.parallel_config, name)) != 1:
             raise ValueError(f"{name}: got {size}, expected 1 with FIRP")

@@ -166,7 +166,10 @@ class VllmConfig:
     def __init__(self, model, speculative_config) -> None:
         model.config.architectures = [type(model).__name__]
         self.model_config = SimpleNamespace(
-            hf_config=model.config, dtype=model.dtype, architecture=type(model).__name__
+            hf_config=model.config,
+            dtype=model.dtype,
+            architecture=type(model).__name__,
+            runner_type="generate",
         )
         self.speculative_config, self.target = speculative_config, Target(model)
         self.lora_config = self.kv_transfer_config = None

@@ -310,6 +310,14 @@ def test_another_model_is_refused(vllm, tmp_path):
         make_runner(vllm, tiny_model(1, "cohere"), folder)
 
 
+def test_a_runner_that_decodes_nothing_is_refused(vllm, tmp_path):
+    model = tiny_model(1)
+    runner = make_runner(vllm, model, written(tmp_path, model, tiny_predictor(model, 1)))
+    runner.vllm_config.model_config.runner_type = "pooling"
+    with pytest.raises(ValueError, match="runner: got 'pooling', expected 'generate' with FIRP"):
+        type(runner.drafter)(runner.vllm_config, runner.device, runner)
+
+
 @pytest.mark.parametrize("name", ["pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size"])
 def test_a_parallel_size_that_is_not_supported_is_refused(vllm, tmp_path, name):
     model = tiny_model(1)
