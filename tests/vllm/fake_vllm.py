@@ -6,9 +6,11 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
+from firp.integrations.vllm_checkpoint import write_vllm_checkpoint
 from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
@@ -196,7 +198,6 @@ class GPUModelRunner:
 
 def get_hf_file_to_dict(name, model, revision):
     import json
-    from pathlib import Path
 
     if model is None:
         raise ValueError("no model")
@@ -249,3 +250,25 @@ def installed(monkeypatch, version: str = "0.32.0+cpu") -> dict[str, ModuleType]
     for name, module in made.items():
         monkeypatch.setitem(sys.modules, name, module)
     return made
+
+
+def written(tmp_path, model, predictor) -> Path:
+    model.config.architectures = [type(model).__name__]
+    write_vllm_checkpoint(tmp_path / "out", predictor, model.config)
+    return tmp_path / "out"
+
+
+def make_runner(vllm, model, folder, **options):
+    """The fake runner of a worker, as vLLM makes them, with the plug-in registered."""
+    import firp_vllm
+
+    firp_vllm.register()
+    speculative = vllm["vllm.config.speculative"].SpeculativeConfig(model=str(folder), **options)
+    config = vllm["vllm.config"].VllmConfig(model, speculative)
+    vllm["vllm.v1.worker.worker_base"].WorkerBase(config, rank=0)
+    runner = vllm["vllm.v1.worker.gpu_model_runner"].GPUModelRunner(config, torch.device("cpu"))
+    if not isinstance(runner.drafter, str):
+        runner.drafter.load_model(config.target)
+        groups = SimpleNamespace(kv_cache_groups=[SimpleNamespace(layer_names=list(config.target.attention))])
+        runner.drafter.initialize_attn_backend(groups, [BLOCK])
+    return runner
