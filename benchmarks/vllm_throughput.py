@@ -47,13 +47,19 @@ SETTINGS = {
 Method = Callable[[list[list[int]]], tuple[float, list[list[list[int]]]]]
 
 
-def serve(connection: Connection, options: dict[str, Any], new_tokens: int) -> None:
-    """One engine: groups of prompts come in, and seconds and steps go back, until None comes."""
+def serve(connection: Connection, options: dict[str, Any], new_tokens: int, stops: list[int]) -> None:
+    """One engine, without a tokenizer: groups of prompts come in, and seconds and steps go back, until None comes."""
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
 
     engine = LLM(**options).llm_engine
-    asked = SamplingParams(temperature=0, max_tokens=new_tokens, detokenize=False, output_kind=RequestOutputKind.DELTA)
+    asked = SamplingParams(
+        temperature=0,
+        max_tokens=new_tokens,
+        stop_token_ids=stops,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
     connection.send("ready")
     while (prompts := connection.recv()) is not None:
         steps: list[list[list[int]]] = [[] for _ in prompts]
@@ -67,7 +73,7 @@ def serve(connection: Connection, options: dict[str, Any], new_tokens: int) -> N
 
 
 @contextmanager
-def started(options: dict[str, dict[str, Any]], new_tokens: int) -> Iterator[dict[str, Method]]:
+def started(options: dict[str, dict[str, Any]], new_tokens: int, stops: list[int]) -> Iterator[dict[str, Method]]:
     """An engine for each of the named options, made one after another."""
     context = multiprocessing.get_context("spawn")
     connections: dict[str, Connection] = {}
@@ -83,7 +89,7 @@ def started(options: dict[str, dict[str, Any]], new_tokens: int) -> Iterator[dic
     try:
         for name, given in options.items():
             connections[name], other = context.Pipe()
-            process = context.Process(target=serve, args=(other, given, new_tokens), name=name, daemon=True)
+            process = context.Process(target=serve, args=(other, given, new_tokens, stops), name=name, daemon=True)
             process.start()
             processes.append(process)
             other.close()
@@ -204,6 +210,8 @@ def main(
     with TemporaryDirectory() as root:
         model, tokenizer = firp.load_model(MODEL, "float32", "cpu")
         model.save_pretrained(Path(root) / "model")
+        ends = model.generation_config.eos_token_id
+        stops = ends if isinstance(ends, list) else [ends]
         del model
         write_vllm_checkpoint(Path(root) / "firp", firp.default_predictor(MODEL), load_config(MODEL))
         turns = [[{"role": "user", "content": prompt.turns[0]}] for prompt in load_prompts(OWN_PROMPTS, limit)]
@@ -213,7 +221,7 @@ def main(
             document["dtypes"][name] = {}
             for size in sizes:
                 options = engine_options(Path(root) / "model", Path(root) / "firp", name, size, length, drafts)
-                with started(options, max_new_tokens) as methods:
+                with started(options, max_new_tokens, stops) as methods:
                     found = compare(methods, prompts, size, repeats)
                 document["dtypes"][name][f"batch {size}"] = found
                 print_table(found, f"{name}, batch {size}", len(prompts), console)
