@@ -51,6 +51,16 @@ def place(last: Tensor, count: int, block_table: Tensor, block_size: int) -> Pla
     )
 
 
+def finite_or(states: Tensor, instead: Tensor) -> Tensor:
+    """States [..., d], and `instead` [..., d] for each row of them with a NaN or an infinity.
+
+    Keys and values of a pseudo row stay in the cache until other rows take their slots, and the block may be another
+    sequence's by then. Kernels read whole blocks and multiply what they mask by zero, so it must be finite. It is,
+    where the row that enters a layer is: the layer's norm makes it as long as any real row.
+    """
+    return torch.where(states.isfinite().all(-1, keepdim=True), states, instead)
+
+
 class Chain:
     """A predictor beside its target's embeddings and head.
 
@@ -81,15 +91,14 @@ class Chain:
                 self.refiner = predictor.refiner(device, dtype)
 
     def pseudo_rows(self, hidden: Tensor, count: int) -> Tensor:
-        """States [B, d] of the last accepted tokens at the insertion layer to pseudo rows [B * count, d].
+        """States [B, d] of the last accepted tokens at the insertion layer to finite pseudo rows [B * count, d].
 
-        A row that could turn into NaN or infinity is the state itself instead. Its keys and values stay in the cache
-        until other rows take their slots, and a masked value times a weight of zero must be zero.
+        A row that grows beyond all measure is the state itself instead.
         """
-        own = hidden[:, None].expand(-1, count, -1)
+        own = hidden.nan_to_num(0, 0, 0)[:, None].expand(-1, count, -1)
         pseudo = torch.einsum("kod,bd->bko", self.weight[:count], hidden)
         sane = root_mean_square(pseudo) <= LARGEST_GROWTH * root_mean_square(own)
-        return torch.where(sane, pseudo, own).flatten(0, 1)
+        return finite_or(torch.where(sane, pseudo, own), own).flatten(0, 1)
 
     def choose(self, states: Tensor, bonus: Tensor) -> Tensor:
         """Tokens from left to right, each the best of its row's candidates after the one before.

@@ -12,20 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from firp_vllm import ARCHITECTURE, TESTED
-
-# Fields of a speculative config that a chain over the target's own layers has no use for, with what they must be.
-UNUSED = {
-    "quantization": None,
-    "moe_backend": None,
-    "attention_backend": None,
-    "kv_cache_dtype": None,
-    "code_revision": None,
-    "parallel_drafting": False,
-    "use_local_argmax_reduction": False,
-    "enable_adaptive_verification": False,
-    "draft_sample_method": "greedy",
-    "rejection_sample_method": "standard",
-}
+from firp_vllm.options import check_options
 
 
 def install() -> None:
@@ -67,8 +54,7 @@ def is_firp(speculative_config: Any) -> bool:
 
 def recognise(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """`SpeculativeConfig.__post_init__`: a folder that `firp export --to vllm` wrote needs no method by name."""
-    named = getattr(self, "method", None) in (None, "eagle3")
-    if not named or not _names_a_checkpoint(getattr(self, "model", None), getattr(self, "revision", None)):
+    if not _names_a_checkpoint(getattr(self, "model", None), getattr(self, "revision", None)):
         return original(self, *args, **kwargs)
     check_version()
     check_options(self)
@@ -112,19 +98,6 @@ def check_version() -> None:
         raise ValueError(
             f"vllm: got version {vllm.__version__}, expected {' or '.join(TESTED)}: FIRP drafts inside vLLM's runner, "
             f"and was tested with no other"
-        )
-
-
-def check_options(config: Any) -> None:
-    """Raise ValueError for an option of the speculative config that would have no effect, or draft another way."""
-    for name, expected in UNUSED.items():
-        if (value := getattr(config, name)) != expected:
-            raise ValueError(f"speculative_config: {name}: got {value!r}, expected {expected!r} with FIRP")
-    ranks = config.target_parallel_config.tensor_parallel_size
-    if config.draft_tensor_parallel_size not in (None, ranks):
-        raise ValueError(
-            f"speculative_config: draft_tensor_parallel_size: got {config.draft_tensor_parallel_size}, expected "
-            f"{ranks} (the target's, whose layers draft)"
         )
 
 

@@ -15,7 +15,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.eagle import EagleProposer
 
-from firp_vllm.chain import Chain, place
+from firp_vllm.chain import Chain, finite_or, place
 from firp_vllm.cpu_sampling import mend
 
 PREDICTOR = "predictor"
@@ -141,12 +141,12 @@ class FirpProposer(EagleProposer):
         self.chain.choose(states, torch.zeros(len(states), dtype=torch.int64, device=self.device))
 
     def _pass_upper_layers(self, rows: Tensor, positions: Tensor, metadata: Any, slots: Tensor | None) -> Tensor:
-        residual = None
+        states = rows.clone()  # a layer adds to its input in place
         mapping = {} if slots is None else dict.fromkeys(self._draft_attn_layer_names, slots)
         with set_forward_context(metadata, self.vllm_config, num_tokens=len(rows), slot_mapping=mapping):
             for layer in self.upper:
-                rows, residual = layer(positions, rows, residual)
-        return rows + residual
+                states = finite_or(torch.add(*layer(positions, states, None)), rows)
+        return states
 
 
 def check_supported(vllm_config: VllmConfig) -> None:
@@ -154,6 +154,8 @@ def check_supported(vllm_config: VllmConfig) -> None:
     used = vllm_config.model_config.architecture  # of vLLM's own code, or of its transformers backend
     if used not in ARCHITECTURES:
         raise ValueError(f"model: got {used}, expected one of {', '.join(ARCHITECTURES)} to draft by FIRP")
+    if (runner := vllm_config.model_config.runner_type) != "generate":
+        raise ValueError(f"runner: got {runner!r}, expected 'generate' with FIRP: no token is decoded there")
     for name in ALONE:
         if (size := getattr(vllm_config.parallel_config, name)) != 1:
             raise ValueError(f"{name}: got {size}, expected 1 with FIRP")

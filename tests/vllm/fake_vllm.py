@@ -6,9 +6,11 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
+from firp.integrations.vllm_checkpoint import write_vllm_checkpoint
 from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
@@ -73,7 +75,7 @@ class Layer(nn.Module):
 
     def forward(self, positions, hidden, residual):
         residual = hidden if residual is None else hidden + residual
-        residual = residual + self.attention(positions, self.own.input_layernorm(residual))
+        residual += self.attention(positions, self.own.input_layernorm(residual))  # in place, as fused norms do
         return self.own.mlp(self.own.post_attention_layernorm(residual)), residual
 
 
@@ -134,14 +136,19 @@ class EagleProposer:
 
 
 class SpeculativeConfig:
-    """The fields that the plug-in reads; `__post_init__` reads the checkpoint, as vLLM does."""
+    """All fields of vLLM 0.32.0's; `__post_init__` reads the checkpoint, as vLLM does."""
 
-    method = model = revision = None
-    quantization = moe_backend = attention_backend = kv_cache_dtype = code_revision = None
-    parallel_drafting = use_local_argmax_reduction = disable_eagle_block_drop = False
+    method = model = revision = code_revision = enforce_eager = max_model_len = tensor_parallel_size = None
+    quantization = moe_backend = attention_backend = kv_cache_dtype = draft_load_config = None
+    draft_tensor_parallel_size = num_speculative_tokens_per_batch_size = draft_model_config = None
+    draft_parallel_config = index_share_for_mtp_iteration = prompt_lookup_max = prompt_lookup_min = None
+    synthetic_acceptance_rates = synthetic_acceptance_length = dspark_draft_topk = target_model_config = None
+    parallel_drafting = use_local_argmax_reduction = use_heterogeneous_vocab = enable_adaptive_verification = False
+    disable_padded_drafter_batch = disable_eagle_block_drop = False
+    suffix_decoding_max_tree_depth, suffix_decoding_max_cached_requests = 24, 10000
+    suffix_decoding_max_spec_factor, suffix_decoding_min_token_prob = 1.0, 0.1
     draft_sample_method, rejection_sample_method = "greedy", "standard"
-    enable_adaptive_verification = False
-    num_speculative_tokens, draft_tensor_parallel_size = 3, None
+    num_speculative_tokens = 3
     target_parallel_config = SimpleNamespace(tensor_parallel_size=1)
 
     def __init__(self, **fields) -> None:
@@ -161,7 +168,10 @@ class VllmConfig:
     def __init__(self, model, speculative_config) -> None:
         model.config.architectures = [type(model).__name__]
         self.model_config = SimpleNamespace(
-            hf_config=model.config, dtype=model.dtype, architecture=type(model).__name__
+            hf_config=model.config,
+            dtype=model.dtype,
+            architecture=type(model).__name__,
+            runner_type="generate",
         )
         self.speculative_config, self.target = speculative_config, Target(model)
         self.lora_config = self.kv_transfer_config = None
@@ -188,7 +198,6 @@ class GPUModelRunner:
 
 def get_hf_file_to_dict(name, model, revision):
     import json
-    from pathlib import Path
 
     if model is None:
         raise ValueError("no model")
@@ -241,3 +250,25 @@ def installed(monkeypatch, version: str = "0.32.0+cpu") -> dict[str, ModuleType]
     for name, module in made.items():
         monkeypatch.setitem(sys.modules, name, module)
     return made
+
+
+def written(tmp_path, model, predictor) -> Path:
+    model.config.architectures = [type(model).__name__]
+    write_vllm_checkpoint(tmp_path / "out", predictor, model.config)
+    return tmp_path / "out"
+
+
+def make_runner(vllm, model, folder, **options):
+    """The fake runner of a worker, as vLLM makes them, with the plug-in registered."""
+    import firp_vllm
+
+    firp_vllm.register()
+    speculative = vllm["vllm.config.speculative"].SpeculativeConfig(model=str(folder), **options)
+    config = vllm["vllm.config"].VllmConfig(model, speculative)
+    vllm["vllm.v1.worker.worker_base"].WorkerBase(config, rank=0)
+    runner = vllm["vllm.v1.worker.gpu_model_runner"].GPUModelRunner(config, torch.device("cpu"))
+    if not isinstance(runner.drafter, str):
+        runner.drafter.load_model(config.target)
+        groups = SimpleNamespace(kv_cache_groups=[SimpleNamespace(layer_names=list(config.target.attention))])
+        runner.drafter.initialize_attn_backend(groups, [BLOCK])
+    return runner

@@ -1,5 +1,5 @@
-"""One vLLM engine in a process of its own: `python serve.py SCENARIOS plain|SPECULATIVE_CONFIG MODEL OUTPUT
-[RANKS]`.
+"""One vLLM engine in a process of its own: `python serve.py SCENARIOS plain|SPECULATIVE_CONFIG MODEL OUTPUT RANKS
+DTYPE`.
 
 It writes what was generated and what the engine counted as JSON. `test_vllm.py` compares the runs.
 """
@@ -94,6 +94,51 @@ def arrivals(llm, SamplingParams) -> dict:
     return {"arrivals": found, "preemptions": counters(llm)["num_preemptions"]}
 
 
+def scored(llm, SamplingParams) -> dict:
+    """24 prompts with the logarithms of the best tokens' probabilities at each place."""
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts()]
+    ends = [output.outputs[0] for output in llm.chat(asked, SamplingParams(temperature=0, max_tokens=40, logprobs=5))]
+    return {
+        "scored": [list(end.token_ids) for end in ends],
+        "logprobs": [
+            [{token: given.logprob for token, given in place.items()} for place in end.logprobs] for end in ends
+        ],
+    }
+
+
+def short(llm, SamplingParams) -> dict:
+    """A few tokens of a few prompts."""
+    found = tokens(llm.generate(prompts()[:4], SamplingParams(temperature=0, max_tokens=8)))
+    return {"short": found, "drafts": counters(llm).get("spec_decode_num_drafts")}
+
+
+def beside(llm, SamplingParams) -> dict:
+    """What stands beside other requests: greedy ones among sampled ones, several answers, logprobs, the longest."""
+    asked = by_ids(10)
+    options = {"temperature": 0, "max_tokens": 30, "detokenize": False, "ignore_eos": True}
+    mixed = [SamplingParams(**options | {"temperature": i % 2, "top_k": (0, 5)[i % 4 == 3]}) for i in range(10)]
+    several = llm.generate(asked[:4], SamplingParams(**options, n=3))
+    told = llm.generate(asked, SamplingParams(**options, logprobs=3, prompt_logprobs=2))
+    return {
+        "greedy among sampled": tokens(llm.generate(asked, mixed))[::2],
+        "several": [[list(answer.token_ids) for answer in output.outputs] for output in several],
+        "logprobs": [
+            [place and sorted((token, round(given.logprob, 3)) for token, given in place.items()) for place in places]
+            for output in told
+            for places in (output.prompt_logprobs, output.outputs[0].logprobs)
+        ],
+        "longest": tokens(llm.generate(asked, SamplingParams(**options | {"max_tokens": None}))),
+        "allowed": tokens(llm.generate(asked, SamplingParams(**options, allowed_token_ids=list(range(9, 40))))),
+        "preemptions": counters(llm)["num_preemptions"],
+    }
+
+
+def by_ids(count: int) -> list:
+    from vllm import TokensPrompt
+
+    return [TokensPrompt(prompt_token_ids=[4 + i, 9, 4 + 2 * i] * (1 + i % 5)) for i in range(count)]
+
+
 def sampled(llm, SamplingParams) -> dict:
     """Many samples of one prompt."""
     from vllm import TokensPrompt
@@ -109,10 +154,8 @@ def sampled(llm, SamplingParams) -> dict:
 
 def by_tokens(llm, SamplingParams) -> dict:
     """Greedy tokens of a model without a tokenizer."""
-    from vllm import TokensPrompt
-
-    asked = [TokensPrompt(prompt_token_ids=[4 + i, 9, 4 + 2 * i]) for i in range(12)]
-    found = tokens(llm.generate(asked, SamplingParams(temperature=0, max_tokens=30, detokenize=False, ignore_eos=True)))
+    params = SamplingParams(temperature=0, max_tokens=30, detokenize=False, ignore_eos=True)
+    found = tokens(llm.generate(by_ids(12), params))
     counted = counters(llm)
     return {
         "tokens": found,
@@ -120,8 +163,13 @@ def by_tokens(llm, SamplingParams) -> dict:
     }
 
 
+TINY = {"max_num_seqs": 6, "max_model_len": 64, "skip_tokenizer_init": True}
 ENGINES = {
-    "tokens": (by_tokens, {"max_num_seqs": 6, "max_model_len": 64, "skip_tokenizer_init": True}),
+    "tokens": (by_tokens, TINY),
+    "beside": (beside, TINY),
+    "crowded": (beside, TINY | {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 6}),
+    "short": (short, {"max_num_seqs": 4, "max_model_len": 64}),
+    "scored": (scored, {"max_num_seqs": 8, "max_model_len": 320}),
     "greedy": (greedy, {"max_num_seqs": 8, "max_model_len": 320}),
     "arrivals": (arrivals, {"max_num_seqs": 6, "max_model_len": 320, "num_gpu_blocks_override": 16}),
     "sampled": (sampled, {"max_num_seqs": 64, "max_model_len": 64, "skip_tokenizer_init": True}),
@@ -129,8 +177,8 @@ ENGINES = {
 
 
 def main() -> None:
-    scenarios, speculative, model, output, *ranks = sys.argv[1:]
-    parallel = int(*ranks) or 1
+    scenarios, speculative, model, output, ranks, dtype = sys.argv[1:]
+    parallel = int(ranks)
     if parallel == 1:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
@@ -139,7 +187,7 @@ def main() -> None:
     for name in scenarios.split(","):
         run, options = ENGINES[name]
         llm = LLM(
-            model, dtype="float32", enforce_eager=True, block_size=BLOCK, disable_log_stats=False,
+            model, dtype=dtype, enforce_eager=True, block_size=BLOCK, disable_log_stats=False,
             speculative_config=None if speculative == "plain" else json.loads(speculative),
             tensor_parallel_size=parallel, **options,
         )  # fmt: skip

@@ -1,51 +1,17 @@
-"""The vLLM plug-in without vLLM: its chain over a paged cache, and how it enters vLLM's classes."""
+"""The vLLM plug-in's chain without vLLM: drafts over a paged cache, and what is decoded with them."""
 
 import random
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
-import fake_vllm
 import firp
 import pytest
 import torch
-from fake_vllm import BLOCK, PAGES, CommonAttentionMetadata
-from firp.integrations import vllm_checkpoint
+from fake_vllm import BLOCK, PAGES, CommonAttentionMetadata, make_runner, written
 from models import hf_alone, refined_predictor, tiny_model, tiny_predictor
 
 import firp_kernels
 
-ROOT = Path(__file__).parents[2]
 LAYER, OFFSETS, NEW = 2, 3, 24
 CHAIN = firp.TreeConfig(OFFSETS + 1, OFFSETS + 1, "static", ((0,), (0, 0), (0, 0, 0)))
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    return fake_vllm.installed(monkeypatch)
-
-
-def written(tmp_path, model, predictor) -> Path:
-    model.config.architectures = [type(model).__name__]
-    vllm_checkpoint.write_vllm_checkpoint(tmp_path / "out", predictor, model.config)
-    return tmp_path / "out"
-
-
-def make_runner(vllm, model, folder, **options):
-    """The fake runner of a worker, as vLLM makes them, with the plug-in registered."""
-    import firp_vllm
-
-    firp_vllm.register()
-    speculative = vllm["vllm.config.speculative"].SpeculativeConfig(model=str(folder), **options)
-    config = vllm["vllm.config"].VllmConfig(model, speculative)
-    vllm["vllm.v1.worker.worker_base"].WorkerBase(config, rank=0)
-    runner = vllm["vllm.v1.worker.gpu_model_runner"].GPUModelRunner(config, torch.device("cpu"))
-    if not isinstance(runner.drafter, str):
-        runner.drafter.load_model(config.target)
-        groups = SimpleNamespace(kv_cache_groups=[SimpleNamespace(layer_names=list(config.target.attention))])
-        runner.drafter.initialize_attn_backend(groups, [BLOCK])
-    return runner
 
 
 class Sequences:
@@ -174,6 +140,37 @@ def test_output_is_the_models_own(vllm, tmp_path, make, kind, chunk):
         assert tokens[len(prompt) :][:NEW] == own
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", [LAYER, LAYER + 1])
+def test_a_pass_that_overflows_leaves_the_cache_finite(vllm, tmp_path, monkeypatch, value, layer):
+    model = tiny_model(2)
+    runner = make_runner(vllm, model, written(tmp_path, model, tiny_predictor(model, 3)))
+    target, propose, drafting = runner.vllm_config.target, runner.drafter.propose, []
+    own = target.model.layers[layer].forward
+
+    def overflowing(positions, hidden, residual):
+        rows, residual = own(positions, hidden, residual)
+        return (rows + value, residual) if drafting else (rows, residual)
+
+    def flagged(**given):
+        drafting.append(True)
+        drafts = propose(**given)
+        drafting.clear()
+        return drafts
+
+    monkeypatch.setattr(target.model.layers[layer], "forward", overflowing)
+    monkeypatch.setattr(runner.drafter, "propose", flagged)
+    prompts = random_prompts(6, 3)
+    run = decode(runner, prompts, drop=True)
+    assert all(attention.cache.isfinite().all() for attention in target.attention.values())
+    for prompt, tokens in zip(prompts, run.tokens, strict=True):
+        ids = torch.tensor([prompt])
+        (own_tokens,) = hf_alone(
+            model, ids, torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, eos_token_id=None
+        )
+        assert tokens[len(prompt) :][:NEW] == own_tokens
+
+
 @pytest.mark.parametrize("make", [tiny_predictor, refined_predictor])
 def test_it_accepts_what_the_engines_own_chain_accepts(vllm, tmp_path, make):
     model = tiny_model(3)
@@ -189,104 +186,3 @@ def test_it_accepts_what_the_engines_own_chain_accepts(vllm, tmp_path, make):
         )  # fmt: skip
         # The engine's first step is vLLM's prefill. The last may be cut by the limit of tokens.
         assert accepted[: len(counts) - 1] == [count - 1 for count in counts[:-1]]
-
-
-def test_a_version_that_was_not_tested_is_refused_by_name(monkeypatch, tmp_path):
-    vllm = fake_vllm.installed(monkeypatch, "0.33.1")
-    model = tiny_model(1)
-    folder = written(tmp_path, model, tiny_predictor(model, 1))
-    with pytest.raises(ValueError, match=r"vllm: got version 0\.33\.1, expected 0\.32\.0"):
-        make_runner(vllm, model, folder)
-    runner = make_runner(vllm, model, tmp_path)
-    assert runner.drafter == "vLLM's own" and runner.speculative_config.method == "draft_model"
-
-
-def test_a_vllm_without_firp_stays_as_it_is(vllm, tmp_path):
-    runner = make_runner(vllm, tiny_model(1), tmp_path)
-    assert runner.drafter == "vLLM's own"
-    assert runner.speculative_config.method == "draft_model" and not runner.speculative_config.disable_eagle_block_drop
-    assert runner.vllm_config._get_v2_model_runner_unsupported_features() == []
-    assert not hasattr(vllm["vllm.v1.worker.gpu_model_runner"].GPUModelRunner.__init__, "firp")
-    assert "firp_vllm.proposer" not in sys.modules and vllm["vllm"].ModelRegistry.models == {}
-
-
-def test_registering_twice_wraps_once(vllm, tmp_path):
-    model = tiny_model(1)
-    folder = written(tmp_path, model, tiny_predictor(model, 1))
-    for _ in range(2):
-        runner = make_runner(vllm, model, folder)
-    assert runner.speculative_config.method == "eagle3" and runner.speculative_config.disable_eagle_block_drop
-    assert runner.vllm_config._get_v2_model_runner_unsupported_features() == ["FIRP speculative decoding"]
-    assert list(vllm["vllm"].ModelRegistry.models) == [vllm_checkpoint.ARCHITECTURE]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("quantization", "fp8"), ("parallel_drafting", True), ("rejection_sample_method", "synthetic"),
-     ("attention_backend", "FLASH_ATTN"), ("draft_sample_method", "probabilistic"),
-     ("draft_tensor_parallel_size", 2)],
-)  # fmt: skip
-def test_an_option_without_effect_is_refused(vllm, tmp_path, field, value):
-    model = tiny_model(1)
-    folder = written(tmp_path, model, tiny_predictor(model, 1))
-    with pytest.raises(ValueError, match=rf"speculative_config: {field}: got {value!r}, expected"):
-        make_runner(vllm, model, folder, **{field: value})
-
-
-def test_more_drafts_than_offsets_are_refused(vllm, tmp_path):
-    model = tiny_model(1)
-    folder = written(tmp_path, model, tiny_predictor(model, 1))
-    with pytest.raises(ValueError, match=r"num_speculative_tokens: got 4, expected 1\.\.3"):
-        make_runner(vllm, model, folder, num_speculative_tokens=4)
-
-
-def test_another_model_is_refused(vllm, tmp_path):
-    model = tiny_model(1)
-    folder = written(tmp_path, model, tiny_predictor(model, 1))
-    with pytest.raises(firp.PredictorMismatch, match="vocab_size differs"):
-        make_runner(vllm, tiny_model(1, vocab=9), folder)
-    with pytest.raises(ValueError, match="model: got CohereForCausalLM, expected one of Llama"):
-        make_runner(vllm, tiny_model(1, "cohere"), folder)
-
-
-@pytest.mark.parametrize("name", ["pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size"])
-def test_a_parallel_size_that_is_not_supported_is_refused(vllm, tmp_path, name):
-    model = tiny_model(1)
-    runner = make_runner(vllm, model, written(tmp_path, model, tiny_predictor(model, 1)))
-    setattr(runner.vllm_config.parallel_config, name, 2)
-    with pytest.raises(ValueError, match=f"{name}: got 2, expected 1 with FIRP"):
-        type(runner.drafter)(runner.vllm_config, runner.device, runner)
-
-
-def test_layers_of_two_cache_groups_are_refused(vllm, tmp_path):
-    model = tiny_model(1)
-    runner = make_runner(vllm, model, written(tmp_path, model, tiny_predictor(model, 1)))
-    groups = [SimpleNamespace(layer_names=["layers.0", "layers.2"]), SimpleNamespace(layer_names=["layers.3"])]
-    with pytest.raises(ValueError, match="are in 2 groups of the KV cache, expected 1"):
-        runner.drafter.initialize_attn_backend(SimpleNamespace(kv_cache_groups=groups), [BLOCK])
-
-
-def test_a_checkpoint_is_not_loaded_as_a_model(vllm):
-    from firp_vllm.draft import FirpDraft
-
-    with pytest.raises(ValueError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
-        FirpDraft(vllm_config=None)
-
-
-def test_registering_imports_nothing_heavy_and_forgives_a_vllm_that_it_does_not_know():
-    code = (
-        "import sys, firp_vllm; firp_vllm.register();"
-        "print(sorted({'torch', 'firp', 'vllm', 'transformers'} & {name.split('.')[0] for name in sys.modules}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=ROOT / "python", capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n" and "the plug-in is not active in this vLLM" in done.stderr
-
-
-def test_an_existing_folder_is_not_overwritten(tmp_path):
-    model = tiny_model(1)
-    folder = written(tmp_path, model, tiny_predictor(model, 1))
-    with pytest.raises(FileExistsError):
-        written(tmp_path, model, tiny_predictor(model, 1))
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "predictor"]
