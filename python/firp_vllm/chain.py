@@ -83,12 +83,14 @@ class Chain:
     ) -> None:
         self.embed, self.head, self.vocab_size = embed, head, vocab_size
         self.weight = predictor.weight.detach().to(device, dtype)
-        self.tables = self.refiner = None
+        self.tables = self.refiner = self.tokens = None
         if predictor.transition is not None:
             self.tables = make_tables(embed, vocab_size, predictor.transition, dtype, device)
         if predictor.refiner_width:
             with torch.no_grad():
                 self.refiner = predictor.refiner(device, dtype)
+        if predictor.draft_tokens is not None:
+            self.tokens = predictor.draft_tokens.to(device)
 
     def pseudo_rows(self, hidden: Tensor, count: int) -> Tensor:
         """States [B, d] of the last accepted tokens at the insertion layer to finite pseudo rows [B * count, d].
@@ -115,7 +117,10 @@ class Chain:
         known = unit(self.embed(previous)) if self.refiner else previous
         rows = self.refiner.marginal(states, known) if self.refiner else states
         scores = self.head(rows.flatten(0, 1))[:, : self.vocab_size].view(batch, count, -1)
+        if self.tokens is not None:  # those that the predictor was trained to draft
+            scores = scores[..., self.tokens]
         values, candidates = scores.topk(min(MAX_RANKS, scores.shape[2]))
+        candidates = candidates if self.tokens is None else self.tokens[candidates]
         tokens = []
         for depth in range(count):
             among = candidates[:, depth]
