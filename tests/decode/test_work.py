@@ -136,11 +136,11 @@ def test_tau_breaks_even_by_hand():
     config = tiny_model(0).config
     weights = weights_of(config, torch.float32, 2)
     plain, firp_ = (step_work(config, weights, CPU, 1, 50, draft, 2) for draft in (PLAIN, DRAFT))
-    assert plain.collectives["broadcast"] == Sent(1, 8 * 6) and firp_.collectives["broadcast"].count == 2
+    assert plain.collectives["broadcast"] == Sent(1, 8 * 6) and firp_.collectives["broadcast"].number == 2
     instant = Rates("instant", "a test", 1e12, 1e9, 1e30, 1e30, 0.0)
     assert break_even(plain, firp_, instant) == pytest.approx(firp_.total.read / plain.total.read)
     waits = Rates("waits", "a test", 1e12, 1e30, 1e30, 1e30, 1.0)
-    counts = [sum(sent.count for sent in step.collectives.values()) for step in (plain, firp_)]
+    counts = [sum(sent.number for sent in step.collectives.values()) for step in (plain, firp_)]
     assert break_even(plain, firp_, waits) == pytest.approx(counts[1] / counts[0])
     assert break_even(plain, plain, ROUND) == 1
 
@@ -152,7 +152,7 @@ def test_ranks_share_the_work():
         step_work(config, weights_of(config, torch.bfloat16, tp), GPU, 16, 4096, Draft(TREE, 3, 53), tp)
         for tp in (1, 8)
     )
-    assert not whole.collectives and share.collectives["all-reduce"].count == 1 + 2 * 80
+    assert not whole.collectives and share.collectives["all-reduce"].number == 1 + 2 * 80
     for name, part in share.parts.items():
         each = 1 if name == "predictor" else 8
         assert whole.parts[name].operations == each * part.operations, name

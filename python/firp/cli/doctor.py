@@ -71,9 +71,7 @@ def doctor(
     ] = None,
     device_rates: Annotated[
         str | None,
-        typer.Option(
-            help=f"Of --plan: {', '.join(DATASHEETS)} or {MEASURED} (on this machine); default: {DEFAULT_RATES}."
-        ),
+        typer.Option(help=f"Of --plan: {', '.join(DATASHEETS)} or {MEASURED} (here); default: {DEFAULT_RATES}."),
     ] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Of --plan: GB/s of memory, for that device's.")] = None,
     flops: Annotated[float | None, typer.Option(help="Of --plan: TFLOP/s of products, for that device's.")] = None,
@@ -93,7 +91,7 @@ def doctor(
     alone = [name for name, value in given.items() if value is not None]
     if plan is None and alone:
         raise ValueError(f"{alone[0]}: given without a plan, expected both")
-    if model is None and max_len is not None:
+    if model is None and plan is None and max_len is not None:
         raise ValueError("max_len: given without a model, expected both")
     if model is not None:
         check_source(model)

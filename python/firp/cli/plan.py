@@ -11,8 +11,7 @@ from transformers import PreTrainedConfig
 
 from firp.cli import options
 from firp.decoder.view import SUPPORTED_MODEL_TYPES
-from firp.drafting.predictor import SHIPPED
-from firp.drafting.trees import TreeConfig
+from firp.drafting.predictor import SHIPPED, FirpPredictor
 from firp.engine.memory import gib, plan_run
 from firp.engine.weights import Weights, weights_of
 from firp.engine.work import Draft, StepWork, Work, break_even, step_work
@@ -109,33 +108,32 @@ def _config_of(name: str) -> PreTrainedConfig:
 
 def _draft_of(asked: Asked, config: PreTrainedConfig, architecture: str) -> tuple[Draft, int]:
     """What a FIRP step drafts with, of a predictor or of sizes, and r of the token transition."""
-    layers = config.num_hidden_layers
     own_sizes = asked.num_offsets is not None or asked.insertion_layer is not None
     shipped = asked.model in {folder.name for folder in SHIPPED.iterdir()} and not own_sizes
-    if asked.predictor is None and not shipped:
-        num_offsets = TrainConfig.num_offsets if asked.num_offsets is None else asked.num_offsets
-        insertion = layers * 2 // 3 if asked.insertion_layer is None else asked.insertion_layer
-        rank, own = min(TrainConfig.transition_rank, config.hidden_size), TreeConfig()
-    else:
+    if asked.predictor is not None or shipped:
         if own_sizes:
             raise ValueError(
-                "num_offsets, insertion_layer: given with a predictor, which has its own; expected one of them"
+                "num_offsets, insertion_layer: given with a predictor, which has its own, expected one of them"
             )
         predictor = options.find_predictor(asked.model, asked.predictor)
         predictor.check_config(config, architecture)
         if predictor.refiner_width:
             raise ValueError(f"predictor: got a refiner of width {predictor.refiner_width}, which plans do not count")
-        num_offsets, insertion = predictor.num_offsets, predictor.insertion_layer
-        rank, own = predictor.transition_rank, predictor.tree
-    if num_offsets < 1:
-        raise ValueError(f"num_offsets: got {num_offsets}, expected at least 1")
-    if not 1 <= insertion <= layers - 1:
-        raise ValueError(f"insertion_layer: got {insertion}, expected 1..{layers - 1} ({layers} layers)")
-    nodes = own.num_nodes if asked.nodes is None else asked.nodes
-    if nodes == 1:
+    else:
+        layers = config.num_hidden_layers
+        with torch.device("meta"):
+            predictor = FirpPredictor(
+                num_offsets=TrainConfig.num_offsets if asked.num_offsets is None else asked.num_offsets,
+                hidden_size=config.hidden_size,
+                insertion_layer=layers * 2 // 3 if asked.insertion_layer is None else asked.insertion_layer,
+                num_layers=layers,
+                vocab_size=config.vocab_size,
+                transition_rank=min(TrainConfig.transition_rank, config.hidden_size),
+            )
+    tree = options.make_tree(predictor, asked.nodes, asked.lookahead, None) or predictor.tree
+    if tree.num_nodes == 1:
         raise ValueError("nodes: got 1, which is plain decoding, expected at least 2")
-    lookahead = min(own.num_lookahead, nodes) if asked.lookahead is None else asked.lookahead
-    return Draft(TreeConfig(nodes, lookahead), num_offsets, insertion), rank
+    return Draft(tree, predictor.num_offsets, predictor.insertion_layer), predictor.transition_rank
 
 
 def _rates_in_words(rates: Rates, ranks: int) -> str:
@@ -182,7 +180,7 @@ def _print_collectives(console: Console, steps: dict[str, StepWork], rates: Rate
         cells = []
         for step in steps.values():
             sent = step.collectives[kind]
-            cells += [str(sent.count), f"{sent.size / 1e6:.4g}", f"{1e3 * step.seconds(rates)[kind]:.4g}"]
+            cells += [str(sent.number), f"{sent.size / 1e6:.4g}", f"{1e3 * step.seconds(rates)[kind]:.4g}"]
         table.add_row(kind, *cells)
     console.print(table)
 

@@ -32,7 +32,7 @@ class Work(NamedTuple):
 class Sent(NamedTuple):
     """Collectives of one kind: how many, and the bytes of what a rank holds after them."""
 
-    count: int = 0
+    number: int = 0
     size: int = 0
 
 
@@ -91,7 +91,7 @@ class StepWork:
     def send(self, kind: str, size: int) -> None:
         if self.ranks > 1:
             before = self.collectives.get(kind, Sent())
-            self.collectives[kind] = Sent(before.count + 1, before.size + size)
+            self.collectives[kind] = Sent(before.number + 1, before.size + size)
 
     def seconds(self, rates: Rates) -> dict[str, float]:
         """Of each part, and of each kind of collective."""
