@@ -68,7 +68,7 @@ _add(
 
 
 def named_config(name: str) -> PreTrainedConfig:
-    """The configuration of a named shape, a key of `SHAPES`. Rotary embeddings are the plain ones, whatever the model
-    has: no size depends on them."""
+    """The configuration of a named shape, a key of `SHAPES`. Rotary embeddings are the plain ones: no size depends on
+    them."""
     _, kind, fields = SHAPES[name]
     return AutoConfig.for_model(kind, **fields)
