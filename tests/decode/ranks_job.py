@@ -33,6 +33,7 @@ from rank_cases import (
     predictor_for,
 )
 from torch import distributed
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria
@@ -215,6 +216,8 @@ class Collectives(TorchDispatchMode):
         self.found: list[tuple[str, int]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it calls collectives of its own, which come here next
         result = func(*args, **(kwargs or {}))
         namespace, _, name = func.name().partition("::")
         if namespace in ("c10d", "_c10d_functional") and not name.startswith(("wait", "_wrap")):
