@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, PreTrainedModel, StoppingCriteria
 VOCAB, LAYERS = 8, 2
 # The larger one holds most paths of three tokens.
 TREE, LARGE_TREE = firp.TreeConfig(33, 33), firp.TreeConfig(250, 33)
+SMALL_TREE = firp.TreeConfig(6, 2)
 # Models whose greedy output varies; 5 for others.
 SEEDS = {"llama": 20, "mistral": 0, "qwen2": 53, "qwen3": 4}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

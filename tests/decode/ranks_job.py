@@ -17,10 +17,25 @@ from unittest import mock
 
 import firp
 import torch
+from firp.decoder.sharding import local
 from firp.tools.ranks import LAUNCHED
-from models import refined_predictor
-from rank_cases import LARGE_TREE, ONE, OTHER_REQUESTS, REQUESTS, STOPS, TREE, AfterTokens, decoded, predictor_for
+from models import FAMILIES, refined_predictor
+from rank_cases import (
+    LARGE_TREE,
+    ONE,
+    OTHER_REQUESTS,
+    REQUESTS,
+    SMALL_TREE,
+    STOPS,
+    TREE,
+    AfterTokens,
+    decoded,
+    predictor_for,
+)
 from torch import distributed
+from torch.distributed.tensor import DTensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria
 from transformers.distributed import DistributedConfig
 
@@ -187,6 +202,46 @@ def parts(root: Path) -> dict:
     view = firp.Engine(sharded(root, "llama")).view
     inside = {type(module).__name__ for layer in view.layers for module in layer.modules()}
     return {"inside": sorted(inside), "heads": view.heads}
+
+
+KINDS = {"allreduce_": "all-reduce", "all_reduce": "all-reduce", "broadcast_": "broadcast",
+         "all_gather_into_tensor": "all-gather", "_allgather_base_": "all-gather"}  # fmt: skip
+
+
+class Collectives(TorchDispatchMode):
+    """Notes each collective and the bytes that a rank holds after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it calls collectives of its own, which come here next
+        result = func(*args, **(kwargs or {}))
+        namespace, _, name = func.name().partition("::")
+        if namespace in ("c10d", "_c10d_functional") and not name.startswith(("wait", "_wrap")):
+            kind = KINDS[name.partition(".")[0]]
+            held = result if isinstance(result, torch.Tensor) else args[0]
+            self.found.append((kind, sum(tensor.nbytes for tensor in pytree.tree_leaves(held))))
+        return result
+
+
+@case
+def sent(root: Path) -> dict:
+    """Of each family in the folder: bytes of weights on this rank, and what plain and drafting steps send."""
+    found = {}
+    for folder in sorted(path for path in root.iterdir() if (path / "config.json").is_file() and path.name in FAMILIES):
+        model, steps = sharded(root, folder.name), {}
+        for name, engine in (("plain", firp.Engine(model)), ("FIRP", firp_engine(model, SMALL_TREE))):
+            state = engine.start([torch.tensor([4, 5, 6]), torch.tensor([5, 4])], 20, [])
+            engine.step(state)
+            with Collectives() as collectives:
+                engine.step(state)
+            steps[name] = collectives.found
+        held = sum(local(parameter).nbytes for parameter in model.parameters())
+        found[folder.name] = {"held": held, "steps": steps}
+    return found
 
 
 @case

@@ -4,6 +4,7 @@ import firp
 import pytest
 import torch
 from firp.engine import memory
+from firp.engine.weights import weights_of
 from models import FAMILIES, tiny_model, tiny_predictor
 
 
@@ -11,7 +12,7 @@ from models import FAMILIES, tiny_model, tiny_predictor
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_and_cache_are_counted_to_the_byte(family, tied):
     model = tiny_model(0, family, tied=tied, dtype=torch.bfloat16)
-    assert memory.weight_bytes(model.config, torch.bfloat16) == sum(p.numel() * 2 for p in model.parameters())
+    assert weights_of(model.config, torch.bfloat16).bytes == sum(p.numel() * 2 for p in model.parameters())
     predictor = tiny_predictor(model, 0)
     engine = firp.Engine(model, predictor, firp.TreeConfig(8, 3))
     state = engine.start([torch.tensor([4, 5, 6])] * 2, 50, [])

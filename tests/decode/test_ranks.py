@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +20,8 @@ from firp.decoder.view import DecoderView
 from firp.drafting.profile import FILE_NAME, save_profile
 from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
+from firp.engine.weights import weights_of
+from firp.engine.work import Draft, Sent, step_work
 from firp.generation.batch import greedy_answers
 from firp.tools.ranks import LAUNCHED, Ranks, launched_rank, launched_ranks, local_heads
 from firp.train.ranks import TrainingRanks
@@ -30,6 +33,7 @@ from rank_cases import (
     ONE,
     OTHER_REQUESTS,
     REQUESTS,
+    SMALL_TREE,
     STOPS,
     decoded,
     model_of,
@@ -86,7 +90,9 @@ def job(tmp_path_factory) -> list[dict]:
     save_profile(root / "predictor" / FILE_NAME, profile)
     (root / "tiny").mkdir()
     tiny_model.write(root / "tiny")
-    return run_job(root, 2, [*FAMILIES, "stops", "drop_in", "last_bit", "clocks", "refusals", "parts", "command"])
+    return run_job(
+        root, 2, [*FAMILIES, "stops", "drop_in", "last_bit", "clocks", "refusals", "parts", "sent", "command"]
+    )
 
 
 def check_family(ranks: list[dict], family: str, kv_heads: int) -> None:
@@ -164,6 +170,26 @@ def test_which_parts_run_over_shards(job):
         assert rank["parts"]["heads"] == [2, 1, 8]
 
 
+def check_sent(ranks: list[dict], families: tuple[str, ...], kv_heads: int) -> None:
+    """What ranks hold and send is what `firp doctor --plan` counts."""
+    size, draft = len(ranks), Draft(SMALL_TREE, 3, 1)
+    for family in families:
+        config = model_of(family, kv_heads).config
+        weights = weights_of(config, torch.float32, size)
+        assert max(rank["sent"][family]["held"] for rank in ranks) == weights.bytes, family
+        for name, drafts in (("plain", replace(draft, tree=None)), ("FIRP", draft)):
+            counted = step_work(config, weights, torch.device("cpu"), 2, 3, drafts, size).collectives
+            for rank in ranks:
+                sent = rank["sent"][family]["steps"][name]
+                for kind in {kind for kind, _ in sent} | set(counted):
+                    found = [number for other, number in sent if other == kind]
+                    assert Sent(len(found), sum(found)) == counted[kind], (family, name, kind)
+
+
+def test_ranks_hold_and_send_what_is_computed(job):
+    check_sent(job, FAMILIES, kv_heads=2)
+
+
 def test_rank_0_alone_prints(job):
     assert [rank["command"]["code"] for rank in job] == [0, 0]
     assert "identical output: yes" in job[0]["command"]["said"] and job[1]["command"]["said"] == ""
@@ -193,7 +219,8 @@ def exhaustive(request):
 def test_more_families_and_ranks(exhaustive, tmp_path, size):
     families = MORE_FAMILIES
     write_models(tmp_path, (*families, "ties"), kv_heads=4)
-    ranks = run_job(tmp_path, size, [*families, "stops", "last_bit"])
+    ranks = run_job(tmp_path, size, [*families, "stops", "last_bit", "sent"])
+    check_sent(ranks, families, kv_heads=4)
     for family in families:
         check_family(ranks, family, kv_heads=4)
 

@@ -27,6 +27,12 @@ def main(folder: Path) -> None:
             while not make().run(time_limit_s=0.0):
                 pass
             continue
+        if how == "refused":
+            try:
+                make().run()
+            except Exception as error:
+                (folder / f"{name}-{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+            continue
         trainer = make()
         if how == "kill":
             step = trainer.train_step

@@ -134,7 +134,8 @@ def test_a_log_line_that_was_cut_off_is_dropped(train, tmp_path):
     log = tmp_path / "run" / LOG
     whole = log.read_bytes()
     log.write_bytes(whole + whole.splitlines()[-1][:20])
-    train().load_checkpoint()
+    trainer = train()
+    trainer.open_log(trainer.load_checkpoint())
     assert log.read_bytes() == whole
 
 

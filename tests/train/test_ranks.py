@@ -11,12 +11,20 @@ import firp
 import numpy as np
 import pytest
 import torch
+from firp.tools.files import locked
 from firp.train import trainer as module
 from firp.train.config import TrainConfig
 from firp.train.ranks import TrainingRanks
 from firp.train.trainer import CHECKPOINT, LOG, Trainer
 
 STEPS = 8
+# What rank 0 alone finds in an output folder, and all ranks raise.
+REFUSED = {
+    "checkpoint": "ValueError: output: cannot read the checkpoint {}",
+    "log": "ValueError: output: {}",
+    "held": "BlockingIOError: {}: another process is at work in it",
+    "file": "FileExistsError: cannot write {}",
+}
 
 
 def torchrun(folder, size, runs):
@@ -64,8 +72,19 @@ def test_ranks_train_as_one_process_does(size, request, chat_model, tmp_path, mo
     assert left == [CHECKPOINT, LOG]
     assert torch.load(tmp_path / "killed" / CHECKPOINT, weights_only=True)["step"] == 3
 
-    ended = torchrun(tmp_path, size, [("whole", "run"), ("parts", "parts"), ("mixed", "run"), ("killed", "run")])
+    for name, file in (("checkpoint", CHECKPOINT), ("log", LOG)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("damaged\n")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "file").touch()
+    refused = [(name, "refused") for name in REFUSED]
+    runs = [("whole", "run"), ("parts", "parts"), ("mixed", "run"), ("killed", "run")]
+    with locked(tmp_path / "held"):
+        ended = torchrun(tmp_path, size, [*refused, *runs])
     assert ended.returncode == 0, ended.stderr
+    for name, told in REFUSED.items():
+        found = [(tmp_path / f"{name}-{rank}.txt").read_text() for rank in range(size)]
+        assert found[0].startswith(told.format(tmp_path / name)) and found == found[:1] * size, name
     one, whole = log_of(tmp_path / "one"), log_of(tmp_path / "whole")
     assert [(record["event"], record["step"]) for record in whole] == [(r["event"], r["step"]) for r in one]
     for record, expected in zip(whole, one, strict=True):

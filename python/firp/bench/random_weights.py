@@ -8,23 +8,16 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from firp.drafting.predictor import FirpPredictor
 from firp.tools.hardware import available_memory
+from firp.tools.shapes import named_config
 
 # Positions beyond the original limit, so that steps at a context of 4096 fit; they cost nothing.
 MAX_POSITIONS = 8192
-SHAPES: dict[str, dict] = {
-    "llama2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "vocab_size": 32000},
-    "llama2-13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-    "num_attention_heads": 40, "vocab_size": 32000},
-    "llama3-8b": {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0,
-    },
-    "tiny": {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 128,
-    },
+TINY = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 128,
 }  # fmt: skip
+# name -> that of `firp.tools.shapes`.
+SHAPES = {"llama2-7b": "llama2-7b", "llama2-13b": "llama2-13b", "llama3-8b": "llama3.1-8b", "tiny": None}
 
 
 def shape_config(shape: str) -> LlamaConfig:
@@ -35,14 +28,10 @@ def shape_config(shape: str) -> LlamaConfig:
     """
     if shape not in SHAPES:
         raise ValueError(f"random_weights: got {shape!r}, expected one of {', '.join(SHAPES)}")
-    fields = SHAPES[shape].copy()
-    theta = fields.pop("rope_theta", 10000.0)
-    return LlamaConfig(
-        **fields,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=False,
-    )
+    name = SHAPES[shape]
+    config = LlamaConfig(**TINY, tie_word_embeddings=False) if name is None else named_config(name)
+    config.max_position_embeddings = MAX_POSITIONS
+    return config
 
 
 def cache_bytes(config: LlamaConfig, tokens: int, dtype: torch.dtype) -> int:

@@ -8,7 +8,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import transformers
@@ -17,14 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from firp.cli import options
+from firp.cli.plan import Asked, print_plan
 from firp.drafting.choices import choice_file, load_choices
 from firp.drafting.predictor import SHIPPED, FirpPredictor
-from firp.engine.memory import gib, plan_memory, slots_for, weight_bytes
-from firp.engine.prefill import most_rows
+from firp.engine.memory import gib, plan_run
+from firp.engine.weights import weights_of
 from firp.tools.converted import WHEEL_MODELS, is_kept
 from firp.tools.hardware import available_memory, machine_name, usable_cores
 from firp.tools.models import check_source, load_config, parse_dtype
 from firp.tools.ranks import planned_heads
+from firp.tools.rates import DATASHEETS, DEFAULT_RATES, MEASURED, OPTIONS, find_rates
+from firp.tools.shapes import SHAPES
 from firp_kernels import ops, registry
 
 REBUILD = "build it from source: pip install --no-build-isolation . (FIRP_BUILD=cpu or cuda makes an error visible)"
@@ -48,25 +51,62 @@ def doctor(
     max_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and output together; default: the model's context.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", "--batch", help="Sequences at a time.")] = 1,
     predictor: options.Predictor = None,
     dtype: options.Dtype = "bfloat16",
     device: options.Device = None,
     nodes: options.Nodes = None,
     lookahead: options.Lookahead = None,
     tp: Annotated[int, typer.Option(help="Tensor parallel ranks: what one of them needs and runs.")] = 1,
+    plan: Annotated[
+        str | None,
+        typer.Option(help=f"Instead: cost on paper of a folder, a hub id or a shape: {', '.join(SHAPES)}."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Of --plan: tokens before a step; default: the model's context.")
+    ] = None,
+    num_offsets: Annotated[int | None, typer.Option(help="Of --plan: k; default: the predictor's, else 3.")] = None,
+    insertion_layer: Annotated[
+        int | None, typer.Option(help="Of --plan: t; default: the predictor's, else two thirds up.")
+    ] = None,
+    device_rates: Annotated[
+        str | None,
+        typer.Option(help=f"Of --plan: {', '.join(DATASHEETS)} or {MEASURED} (here); default: {DEFAULT_RATES}."),
+    ] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Of --plan: GB/s of memory, for that device's.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Of --plan: TFLOP/s of products, for that device's.")] = None,
+    link_bandwidth: Annotated[
+        float | None, typer.Option(help="Of --plan: GB/s between ranks in one direction, for that device's.")
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Of --plan: microseconds of a collective, for that device's.")
+    ] = None,
 ) -> None:
     """Say what hardware is here, which implementation owns each op, what is missing and how to get it."""
-    if model is None and max_len is not None:
+    given: dict[str, Any] = {
+        "context": context, "num_offsets": num_offsets, "insertion_layer": insertion_layer,
+        "device_rates": device_rates, "bandwidth": bandwidth, "flops": flops, "link_bandwidth": link_bandwidth,
+        "latency": latency,
+    }  # fmt: skip
+    alone = [name for name, value in given.items() if value is not None]
+    if plan is None and alone:
+        raise ValueError(f"{alone[0]}: given without a plan, expected both")
+    if model is None and plan is None and max_len is not None:
         raise ValueError("max_len: given without a model, expected both")
     if model is not None:
         check_source(model)
-    if model is None and tp > 1:
+    if model is None and plan is None and tp > 1:
         raise ValueError("tp: given without a model, expected both")
-    for name, value in (("max_len", max_len), ("batch_size", batch_size), ("tp", tp)):
+    sizes = (("max_len", max_len), ("batch_size", batch_size), ("tp", tp), ("context", context))
+    for name, value in sizes:
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
     console = Console(highlight=False, soft_wrap=True)
+    if plan is not None:
+        asked = Asked(plan, dtype, tp, batch_size, context, nodes, lookahead, num_offsets, insertion_layer, predictor)
+        rates = {name: given[name] for name in OPTIONS}
+        _print_plan(console, asked, device_rates, rates, device, model, max_len)
+        return
     extension, reason = registry.load_extension()
     facts = {
         "python": platform.python_version(),
@@ -107,6 +147,26 @@ def doctor(
             _timed_steps(console, options.find_predictor(model, predictor), dtype, where)
 
 
+def _print_plan(
+    console: Console,
+    asked: Asked,
+    device_rates: str | None,
+    given: dict[str, float | None],
+    device: str | None,
+    model: str | None,
+    max_len: int | None,
+) -> None:
+    """Print a plan at the rates that are named or given."""
+    for name, value in (("model", model), ("max_len", max_len)):
+        if value is not None:
+            raise ValueError(f"{name}: given with a plan, expected one of them")
+    device_rates = device_rates or DEFAULT_RATES
+    if device is not None and device_rates != MEASURED:
+        raise ValueError(f"device: given with device_rates {device_rates!r}, expected {MEASURED!r} or no device")
+    where = options.choose_device(device) if device_rates == MEASURED else "cuda"
+    print_plan(console, asked, find_rates(device_rates, parse_dtype(asked.dtype), where, given, asked.tp))
+
+
 def _memory(
     console: Console,
     model: str,
@@ -121,7 +181,7 @@ def _memory(
 ) -> None:
     """Print what decoding with a model needs, part by part, next to what is free; the model is not loaded."""
     config, precision = load_config(model), parse_dtype(dtype)
-    heads = planned_heads(config, tp)
+    planned_heads(config, tp)  # before any weight is counted
     limit = config.max_position_embeddings
     max_len = limit if max_len is None else max_len
     if not 1 <= max_len <= limit:
@@ -135,14 +195,8 @@ def _memory(
         drafts |= {"refiner_width": drafter.refiner_width, "draft_vocabulary": drafter.draft_vocabulary}
     elif nodes is not None or lookahead is not None:
         raise ValueError("nodes, lookahead: given without a predictor, expected one to draft with")
-    rows = drafts["num_nodes"] + drafts["num_lookahead"] * drafts["num_offsets"] if drafts else 1
-    slots = slots_for(max_len, rows)
-    weights = weight_bytes(config, precision, tp)
-    plan = plan_memory(
-        config, precision, slots, batch_size, **drafts, weights=weights,
-        captures=device.type == "cuda" and tp == 1, prefill_rows=most_rows(device, slots, batch_size), tp_size=tp,
-        local_heads=heads,
-    )  # fmt: skip
+    weights = weights_of(config, precision, tp).bytes
+    slots, plan = plan_run(config, precision, device, max_len, batch_size, tp, weights, drafts)
     method = (
         "FIRP, N = {num_nodes}, P = {num_lookahead}, k = {num_offsets}".format(**drafts) if drafts else "plain decoding"
     )

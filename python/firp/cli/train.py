@@ -128,10 +128,10 @@ def train(
     )  # fmt: skip
     ranks, device = TrainingRanks.of_torchrun(options.choose_device(device))
     trainer = Trainer(config, output, device, report_to=report_to, ranks=ranks)
-    if ranks.first:
+    if ranks.leads:
         print(*needs(config, trainer.view, trainer.predictor, trainer.dataset, ranks), sep="\n")
     done = trainer.run(time_limit)
     ranks.leave()
-    if ranks.first:
+    if ranks.leads:
         rest = f"stopped at step {trainer.step} of {steps}; run the same command to go on"
         print(f"wrote {output}" if done else rest)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from firp.decoder.view import DecoderView
 from firp.drafting.trees import TreeConfig
 from firp.engine.buffers import allocated_slots
 from firp.engine.prefill import CAPTURED_ROWS, CHUNK_TOKENS, most_rows
 from firp.tools.hardware import available_memory
+from firp.tools.ranks import planned_heads
 
 GIB = 1 << 30
 
@@ -47,24 +47,6 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         return self.weights + self.predictor + self.run
-
-
-def weight_bytes(config: PretrainedConfig, dtype: torch.dtype, tp_size: int = 1) -> int:
-    """Bytes of the parameters of the model that `config` describes; tied ones count once.
-
-    Args:
-        tp_size: tensor parallel ranks; one of them holds its share of what the model's plan names, and all of the rest.
-    """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    plan = {name.removesuffix(".weight") for name in model.tp_plan or {}} if tp_size > 1 else set()
-
-    def held(name: str, parameter: Tensor) -> int:
-        wildcard = re.sub(r"\.\d+\.", ".*.", name)
-        named = {wildcard, wildcard.rpartition(".")[0]} & plan
-        return -(-parameter.nbytes // tp_size) if named and parameter.dim() > 1 else parameter.nbytes
-
-    return sum(held(name, parameter) for name, parameter in model.named_parameters())
 
 
 def plan_memory(
@@ -122,6 +104,36 @@ def plan_memory(
         scratch=max(steps, passing(min(prefill_rows, together), slots)),
         graphs=logits + wide + max(steps, passing(captured, captured)) if captures else 0,
     )
+
+
+def plan_run(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_len: int,
+    batch_size: int,
+    tp_size: int = 1,
+    weights: int = 0,
+    drafts: Mapping[str, int] | None = None,
+) -> tuple[int, MemoryPlan]:
+    """Cache slots of a sequence, and the memory of a run on each of `tp_size` ranks, on a device that need not be here.
+
+    Args:
+        max_len: tokens of prompt and output together.
+        weights: bytes of the model's parameters on a rank.
+        drafts: sizes of tree and predictor, by the names that `plan_memory` has; None decodes plainly.
+
+    Raises:
+        ValueError: heads that cannot be divided over the ranks.
+    """
+    drafts = drafts or {}
+    rows = drafts["num_nodes"] + drafts["num_lookahead"] * drafts["num_offsets"] if drafts else 1
+    slots = slots_for(max_len, rows)
+    plan = plan_memory(
+        config, dtype, slots, batch_size, **drafts, weights=weights, captures=device.type == "cuda" and tp_size == 1,
+        prefill_rows=most_rows(device, slots, batch_size), tp_size=tp_size, local_heads=planned_heads(config, tp_size),
+    )  # fmt: skip
+    return slots, plan
 
 
 def slots_for(max_len: int, rows: int) -> int:

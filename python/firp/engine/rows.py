@@ -59,8 +59,8 @@ def fuse_beside_layers(view: DecoderView, compiled: bool) -> Callable[..., tuple
     return functools.partial(fuse(row_rotary), view.fixed_rotary)
 
 
-def few_rows(rows: Tensor, num_nodes: int) -> bool:
-    """Whether node and pseudo rows [B, N + P*k, d] are few enough to pass the head together."""
-    if rows.device.type == "cpu":
-        return rows.shape[1] - num_nodes <= SHARED_PSEUDO_ROWS
-    return rows.shape[:2].numel() <= SHARED_ROWS
+def few_rows(device: torch.device, batch_size: int, num_rows: int, num_nodes: int) -> bool:
+    """Whether the N + P*k rows of each of B sequences, N of them nodes, are few enough to pass the head together."""
+    if device.type == "cpu":
+        return num_rows - num_nodes <= SHARED_PSEUDO_ROWS
+    return batch_size * num_rows <= SHARED_ROWS

@@ -104,7 +104,8 @@ class Step:
     def score(self, hidden: Tensor, tree: DraftTree) -> Scored:
         """Pass the rows through the head: all of them, or the node rows alone."""
         num_nodes = tree.size[0]
-        shares_head = few_rows(hidden, num_nodes) if self.head is None else self.head == "one-pass"
+        few = few_rows(hidden.device, hidden.shape[0], hidden.shape[1], num_nodes)
+        shares_head = few if self.head is None else self.head == "one-pass"
         if self.drafters is not None and self.drafters.refined is not None:
             shares_head = False  # pseudo rows wait for the root
         logits = self.view.logits(hidden if shares_head else hidden[:, :num_nodes])

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+PRODUCT_WIDTH = {"cuda": 8192, "cpu": 1024}
 
 
 def device_name(device: torch.device | str) -> str:
@@ -107,11 +109,24 @@ def copy_bandwidth(device: torch.device | str, repeats: int = 5) -> float:
     """Bytes per second of the best of several large copies; a byte read and a byte written count as two."""
     source = torch.ones(COPY_BYTES[torch.device(device).type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
+    return 2 * source.numel() / _least_seconds(lambda: target.copy_(source), device, repeats)
+
+
+def product_rate(device: torch.device | str, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Operations per second of the best of several products of large square matrices."""
+    width = PRODUCT_WIDTH[torch.device(device).type]
+    matrix = torch.ones(width, width, dtype=dtype, device=device)
+    out = torch.empty_like(matrix)
+    return 2 * width**3 / _least_seconds(lambda: torch.matmul(matrix, matrix, out=out), device, repeats)
+
+
+def _least_seconds(work: Callable[[], object], device: torch.device | str, repeats: int) -> float:
+    """Of several runs after a first one."""
     best = float("inf")
     for _ in range(repeats + 1):
         synchronize(device)
         started = time.perf_counter()
-        target.copy_(source)
+        work()
         synchronize(device)
         best = min(best, time.perf_counter() - started)
-    return 2 * source.numel() / best
+    return best

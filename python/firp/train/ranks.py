@@ -11,15 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from firp.tools.ranks import launched_ranks
+from firp.tools.ranks import Ranks, launched_ranks
 from firp.train.config import TrainConfig
 
 
-class TrainingRanks:
-    """This process among `size` that train together; all of them call the same methods in the same order."""
+class TrainingRanks(Ranks):
+    """This process among `size` that train together: all of a job, joined by torch's default group. Rank 0 writes
+    files."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+        self.group, self.rank, self.size = None, rank, size
 
     @classmethod
     def of_torchrun(cls, device: str) -> tuple[TrainingRanks, str]:
@@ -40,11 +41,6 @@ class TrainingRanks:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if on_gpu else "gloo")
         return cls(dist.get_rank(), dist.get_world_size()), device
-
-    @property
-    def first(self) -> bool:
-        """Whether this is rank 0, which writes files."""
-        return self.rank == 0
 
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError for settings that these ranks cannot share."""
@@ -78,14 +74,6 @@ class TrainingRanks:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
-
-    def first_value(self, value: Any, device: torch.device) -> Any:
-        """The value that rank 0 gives."""
-        if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, 0, device=device)
-        return values[0]
 
     def leave(self) -> None:
         """Take no more part; ranks that have nothing left to do may end."""

@@ -14,26 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 
+from firp.decoder.model_rules import head_counts
 from firp.decoder.passes import RealRows, pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.tools.files import explained, read_object, write_atomically
 from firp.train.data import TextDataset, make_batch, possible_anchors
 
 
-def key_shape(view: DecoderView) -> tuple[int, int]:
-    """(Hkv, D) of a token's keys in one layer."""
-    config = view.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_key_value_heads, head_dim
-
-
-def row_width(view: DecoderView, insertion_layer: int, frozen_offsets: int = 0) -> int:
+def row_width(config: PreTrainedConfig, insertion_layer: int, frozen_offsets: int = 0) -> int:
     """Numbers that training needs of one token: 2 d + 2 (L - t) Hkv D, or (1 + k) d where the k maps never change."""
     if frozen_offsets:
-        return (1 + frozen_offsets) * view.config.hidden_size
-    heads, head_dim = key_shape(view)
-    return 2 * view.config.hidden_size + 2 * (view.num_layers - insertion_layer) * heads * head_dim
+        return (1 + frozen_offsets) * config.hidden_size
+    _, heads, head_dim = head_counts(config)
+    return 2 * config.hidden_size + 2 * (config.num_hidden_layers - insertion_layer) * heads * head_dim
 
 
 class RowStore:
@@ -75,9 +70,9 @@ class RowStore:
         lengths = np.minimum(np.diff(dataset.offsets), max_length)
         self.starts = np.concatenate([[0], lengths.cumsum()])
         self.order = np.argsort(lengths, kind="stable")
-        self.key_shape = key_shape(view)
+        self.key_shape = head_counts(view.config)[1:]
         self.layers = range(insertion_layer, view.num_layers)
-        width = row_width(view, insertion_layer, 0 if maps is None else len(maps))
+        width = row_width(view.config, insertion_layer, 0 if maps is None else len(maps))
         size = int(self.starts[-1]) * width
         num_bytes = size * view.dtype.itemsize
         self.done, self.checksum = self._progress(num_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Trainer:
 
     Raises:
         ValueError, FileNotFoundError: unreadable data, a bad setting, settings that ranks cannot share.
-        OSError: an output that cannot be written.
+        OSError: an output that cannot be written. What rank 0 finds, every rank raises.
     """
 
     def __init__(
@@ -65,11 +65,10 @@ class Trainer:
         self.output = Path(output)
         self.device = torch.device(device)
         self.ranks = ranks or TrainingRanks()
-        self.progress = progress and self.ranks.first
+        self.progress = progress and self.ranks.leads
         self.ranks.check(config)
-        self.reporter = Reporter(report_to if self.ranks.first else "none", self.output, asdict(config))
-        if self.ranks.first:
-            check_writable(self.output / CHECKPOINT)
+        self.reporter = Reporter("none", self.output, asdict(config))
+        self.ranks.first(lambda: self.check_output(report_to))
         conversations = Path(config.data).suffix == ".jsonl" or Path(config.data).is_dir()
         if not conversations:
             self.dataset: TextDataset = load_dataset(config.data)
@@ -92,6 +91,11 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.store = self.open_store() if config.keep_rows else None
+
+    def check_output(self, report_to: str) -> None:
+        """On rank 0: whether figures can be reported and files written."""
+        self.reporter = Reporter(report_to, self.output, asdict(self.config))
+        check_writable(self.output / CHECKPOINT)
 
     def make_predictor(self) -> FirpPredictor:
         """What is trained."""
@@ -142,28 +146,21 @@ class Trainer:
         Raises:
             OSError: the disk refuses a file (the last checkpoint stays), or another process trains in the same folder.
         """
-        with locked(self.output) if self.ranks.first else nullcontext():
+        with ExitStack() as held:
+            self.ranks.first(lambda: held.enter_context(locked(self.output)))
             return self._run(time_limit_s, checkpoint_every, evaluate_every)
 
     def _run(self, time_limit_s: float | None, checkpoint_every: int, evaluate_every: int) -> bool:
         started = time.monotonic()
         if self.store is not None and not self.store.fill(self.config.batch_size, self.progress, time_limit_s):
             return False
-        if not self.load_checkpoint():
-            if self.ranks.first:
-                run_files.cut_log(self.output / LOG, -1)
-            self.reporter.start(0)
+        resumed = self.load_checkpoint()
+        self.ranks.first(lambda: self.open_log(resumed))
+        if not resumed:
             self.initialize()
             self.save_checkpoint()
-        else:
-            self.reporter.start(self.step)
-        bar = tqdm(
-            total=self.config.steps,
-            initial=self.step,
-            desc="train",
-            disable=None if self.progress else True,
-            smoothing=0.05,
-        )
+        hidden = None if self.progress else True
+        bar = tqdm(total=self.config.steps, initial=self.step, desc="train", disable=hidden, smoothing=0.05)
         while self.step < self.config.steps:
             step_started = time.monotonic()
             scores = self.train_step()
@@ -174,8 +171,8 @@ class Trainer:
             done = self.step == self.config.steps
             if self.step % evaluate_every == 0 or done:
                 self.log("held_out", self.evaluate())
-            out_of_time = time_limit_s is not None and self.ranks.first_value(
-                time.monotonic() - started > time_limit_s, self.device
+            out_of_time = time_limit_s is not None and self.ranks.first(
+                lambda: time.monotonic() - started > time_limit_s
             )
             if self.step % checkpoint_every == 0 or done or out_of_time:
                 self.save_checkpoint()
@@ -184,7 +181,7 @@ class Trainer:
                 return False
         bar.close()
         self.reporter.end()
-        if self.ranks.first:
+        if self.ranks.leads:
             self.write_result()
         return True
 
@@ -255,8 +252,13 @@ class Trainer:
             ]
         )
 
+    def open_log(self, resumed: bool) -> None:
+        """On rank 0: drop log lines past the checkpoint, of a run that was killed, and go on reporting."""
+        run_files.cut_log(self.output / LOG, self.step if resumed else -1)
+        self.reporter.start(self.step)
+
     def log(self, event: str, scores: OffsetScores, **extra: float) -> None:
-        if not self.ranks.first:
+        if not self.ranks.leads:
             return
         record = {"event": event, "step": self.step, "seconds": round(self.seconds, 3), **extra}
         record |= {name: [round(x, 5) for x in value.tolist()] for name, value in scores.means().items()}
@@ -264,8 +266,6 @@ class Trainer:
         self.reporter.report(record)
 
     def save_checkpoint(self) -> None:
-        if not self.ranks.first:
-            return
         state = {
             "config": asdict(self.config),
             "step": self.step,
@@ -273,23 +273,23 @@ class Trainer:
             "predictor": self.predictor.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        run_files.write_checkpoint(self.output / CHECKPOINT, state)
+        self.ranks.first(lambda: run_files.write_checkpoint(self.output / CHECKPOINT, state))
 
     def load_checkpoint(self) -> bool:
-        """Continue from the checkpoint, if there is one; log lines past it (of a run that was killed) are dropped.
+        """Continue from the checkpoint, if there is one. Rank 0 reads it.
 
         Raises:
-            ValueError: a checkpoint or log that cannot be read, or one of another configuration (the field is named).
+            ValueError: a checkpoint that cannot be read, or one of another configuration (the field is named).
         """
-        path, state = self.output / CHECKPOINT, None
-        if self.ranks.first and path.is_file():
-            state = run_files.read_checkpoint(path, asdict(self.config), torch.device("cpu"))
-        state = self.ranks.first_value(state, self.device)
+        path = self.output / CHECKPOINT
+
+        def read() -> dict | None:
+            return run_files.read_checkpoint(path, asdict(self.config), torch.device("cpu")) if path.is_file() else None
+
+        state = self.ranks.first(read)
         if state is None:
             return False
         run_files.restore(path, state, self.predictor, self.optimizer)
         self.step = state["step"]
         self.seconds = state["seconds"]
-        if self.ranks.first:
-            run_files.cut_log(self.output / LOG, self.step)
         return True
