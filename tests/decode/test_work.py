@@ -6,14 +6,17 @@ import pytest
 import torch
 from firp.bench.random_weights import build
 from firp.bench.step_cost import step_bytes
-from firp.drafting.trees import TreeConfig
+from firp.decoder.view import DecoderView
+from firp.drafting.refined import RefinedMarginals
+from firp.drafting.trees import MAX_RANKS, TreeConfig
 from firp.engine.weights import weights_of
-from firp.engine.work import Draft, Sent, Work, break_even, product, step_work
+from firp.engine.work import Draft, Sent, Work, break_even, product, refiner_work, step_work
 from firp.tools.rates import DATASHEETS, Rates, find_rates
 from firp.tools.shapes import SHAPES, named_config
-from models import FAMILIES, tiny_model, tiny_predictor
+from models import FAMILIES, refined_predictor, tiny_model, tiny_predictor
 from torch.utils.flop_counter import FlopCounterMode
 
+import firp_kernels
 from benchmarks.gpu import roofline
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -189,3 +192,20 @@ def test_every_family_is_counted():
         config = tiny_model(0, family).config
         work = step_work(config, weights_of(config, torch.float32), CPU, 1, 20, DRAFT).total
         assert work.read > 0 and work.operations > 0, family
+
+
+@pytest.mark.parametrize("tokens", [(), tuple(range(2, 29, 3))], ids=["whole", "listed"])
+@pytest.mark.parametrize("offsets", [1, 3])
+def test_operations_of_a_refiner_are_those_that_torch_counts(tokens, offsets):
+    model = tiny_model(0, vocab=29, dtype=torch.float32)
+    predictor = refined_predictor(model, 1, num_offsets=offsets, tokens=tokens)
+    refined = RefinedMarginals(DecoderView(model), predictor, firp_kernels.bind("reference"))
+    states, root = torch.randn(2, offsets, model.config.hidden_size), torch.tensor([4, 5])
+    with FlopCounterMode(display=False) as counter:
+        refined(states, root, MAX_RANKS)
+    draft = Draft(TREE, offsets, INSERTION, predictor.refiner_width, len(tokens))
+    work = refiner_work(model.config, draft, 2, 4)
+    whole_head = 0 if tokens else 2 * 2 * offsets * 29 * model.config.hidden_size
+    assert work.operations + whole_head == counter.get_total_flops()
+    weights = sum(getattr(predictor, f"refiner_{name}").numel() for name in ("inputs", "outputs"))
+    assert work.read == 4 * (weights + len(tokens) * model.config.hidden_size)

@@ -117,8 +117,6 @@ def _draft_of(asked: Asked, config: PreTrainedConfig, architecture: str) -> tupl
             )
         predictor = options.find_predictor(asked.model, asked.predictor)
         predictor.check_config(config, architecture)
-        if predictor.refiner_width:
-            raise ValueError(f"predictor: got a refiner of width {predictor.refiner_width}, which plans do not count")
     else:
         layers = config.num_hidden_layers
         with torch.device("meta"):
@@ -133,7 +131,8 @@ def _draft_of(asked: Asked, config: PreTrainedConfig, architecture: str) -> tupl
     tree = options.make_tree(predictor, asked.nodes, asked.lookahead, None) or predictor.tree
     if tree.num_nodes == 1:
         raise ValueError("nodes: got 1, which is plain decoding, expected at least 2")
-    return Draft(tree, predictor.num_offsets, predictor.insertion_layer), predictor.transition_rank
+    refiner = predictor.refiner_width, predictor.draft_vocabulary
+    return Draft(tree, predictor.num_offsets, predictor.insertion_layer, *refiner), predictor.transition_rank
 
 
 def _rates_in_words(rates: Rates, ranks: int) -> str:
@@ -193,6 +192,7 @@ def _print_memory(
     drafts = {
         "num_nodes": draft.nodes, "num_lookahead": draft.lookahead,
         "num_offsets": draft.num_offsets, "transition_rank": rank,
+        "refiner_width": draft.refiner_width, "draft_vocabulary": draft.draft_vocabulary,
     }  # fmt: skip
     sizes = asked.batch_size, asked.tp, weights.bytes
     _, plain = plan_run(config, dtype, device, context, *sizes)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from firp.decoder.model_rules import head_counts
-from firp.drafting.trees import TreeConfig
+from firp.drafting.trees import MAX_RANKS, TreeConfig
 from firp.engine.rows import few_rows
 from firp.engine.weights import GATHERED, SUMMED, Weight, Weights
 from firp.tools.ranks import planned_heads
@@ -44,11 +44,15 @@ class Draft:
         tree: N and P; None decodes plainly.
         num_offsets: k.
         insertion_layer: t; parts of a step are counted below and above it, of a plain one too.
+        refiner_width: w of a refiner; 0 has none.
+        draft_vocabulary: tokens that a refiner's rows are scored for; 0: all.
     """
 
     tree: TreeConfig | None
     num_offsets: int
     insertion_layer: int
+    refiner_width: int = 0
+    draft_vocabulary: int = 0
 
     @property
     def nodes(self) -> int:
@@ -150,7 +154,10 @@ def step_work(
     if draft.tree is not None:
         maps = draft.num_offsets * config.hidden_size**2
         step.add("predictor", Work(maps * size, 2 * batch_size * draft.lookahead * maps))
-        if not few_rows(device, batch_size, draft.rows, nodes):
+        if draft.refiner_width:
+            step.add("refiner", refiner_work(config, draft, batch_size, size))
+            passes = [nodes] if draft.draft_vocabulary else [nodes, draft.num_offsets]
+        elif not few_rows(device, batch_size, draft.rows, nodes):
             passes = [nodes, draft.num_offsets]
     for rows in passes:
         step.add("norm and head", product((*weights.norm, *weights.head), batch_size * rows, itemsize=size))
@@ -160,6 +167,15 @@ def step_work(
     if draft.tree is not None:
         step.send("broadcast", INTEGER * batch_size * (nodes * (3 + num_words(nodes)) + draft.lookahead))
     return step
+
+
+def refiner_work(config: PreTrainedConfig, draft: Draft, batch_size: int, itemsize: int) -> Work:
+    """What a refiner adds, whole on every rank: its own weights, and its rows of the head where it lists tokens."""
+    k, w, d, listed = draft.num_offsets, draft.refiner_width, config.hidden_size, draft.draft_vocabulary
+    ranks = min(MAX_RANKS, listed or config.vocab_size)
+    given_root = k * 3 * w * d + k * listed * d
+    given_parent = (k - 1) * ((2 + 2 * ranks) * w * d + ranks * ranks * d)
+    return Work((k * 4 * w * d + listed * d) * itemsize, 2 * batch_size * (given_root + given_parent))
 
 
 def _exchange(step: StepWork, weights: Sequence[Weight], rows: int, itemsize: int) -> None:
