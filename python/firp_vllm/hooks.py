@@ -54,7 +54,10 @@ def is_firp(speculative_config: Any) -> bool:
 
 def recognise(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """`SpeculativeConfig.__post_init__`: a folder that `firp export --to vllm` wrote needs no method by name."""
-    if not _names_a_checkpoint(getattr(self, "model", None), getattr(self, "revision", None)):
+    model, other = getattr(self, "model", None), getattr(self, "method", None) not in (None, "eagle3")
+    if other and not os.path.isdir(str(model)):  # another drafter's: its repository is vLLM's to look at
+        return original(self, *args, **kwargs)
+    if not _names_a_checkpoint(model, getattr(self, "revision", None)):
         return original(self, *args, **kwargs)
     check_version()
     check_options(self)

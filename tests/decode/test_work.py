@@ -176,7 +176,9 @@ def test_rates_are_named_given_or_refused():
             find_rates("h100", torch.bfloat16, "cuda", {**none, "flops": value})
     with pytest.raises(ValueError, match=r"^flops: not known of the device rates 'h100' in float32"):
         find_rates("h100", torch.float32, "cuda", none)
-    with pytest.raises(ValueError, match=r"^link_bandwidth: not known of the device rates 'measured'"):
+    with pytest.raises(
+        ValueError, match=r"^link_bandwidth, latency: not measured, expected to be given where 2 ranks send"
+    ):
         find_rates("measured", torch.float32, "cpu", {**none, "bandwidth": 1.0, "flops": 1.0}, 2)
 
 

@@ -71,8 +71,35 @@ def test_rows_kept_for_other_maps_are_refused(setup, tmp_path):
         assert Trainer(setup(seed=seed), tmp_path / name, progress=False).run()
     options = {"learning_rate": 0.0, "transition_rank": 0, "refiner_width": 8, "keep_rows": True}
     assert Trainer(setup(start_from=str(tmp_path / "maps"), **options), tmp_path / "run", progress=False).run()
-    with pytest.raises(ValueError, match=r"maps: got '\w+', but .*rows.bin was made with"):
+    with pytest.raises(ValueError, match=r"maps of start_from: got '\w+', but .*rows.bin was made with .*; remove it"):
         Trainer(setup(start_from=str(tmp_path / "others"), **options), tmp_path / "run", progress=False)
+
+
+def test_pseudo_rows_kept_for_other_answers_are_refused(setup, tmp_path):
+    """They are there where an answer lets an anchor stand."""
+    assert Trainer(setup(), tmp_path / "maps", progress=False).run()
+    options = {
+        "start_from": str(tmp_path / "maps"), "learning_rate": 0.0, "transition_rank": 0, "refiner_width": 8,
+        "keep_rows": True,
+    }  # fmt: skip
+    assert Trainer(setup(**options), tmp_path / "run", progress=False).run()
+    data = dict(np.load(tmp_path / "data.npz"))
+    np.savez(tmp_path / "data.npz", **{**data, "prompt_lengths": data["prompt_lengths"] - 1})
+    with pytest.raises(ValueError, match=r"answers: got '\w+', but .*rows.bin was made with"):
+        Trainer(setup(**options), tmp_path / "run", progress=False)
+
+
+def test_a_list_of_tokens_is_that_of_the_start(setup, tmp_path):
+    refined = {"transition_rank": 0, "refiner_width": 8, "draft_vocabulary": 3}
+    assert Trainer(setup(**refined), tmp_path / "first", progress=False).run()
+    first = firp.load_predictor(tmp_path / "first")
+    first.draft_tokens = torch.tensor([0, 1, 2])
+    first.save_pretrained(tmp_path / "first")
+    start = {**refined, "start_from": str(tmp_path / "first")}
+    assert Trainer(setup(**start), tmp_path / "second", progress=False).run()
+    assert firp.load_predictor(tmp_path / "second").draft_tokens.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="draft_vocabulary: got 0, but start_from has 3"):
+        Trainer(setup(**{**start, "draft_vocabulary": 0}), tmp_path / "third", progress=False).run()
 
 
 def test_a_killed_step_leaves_the_last_checkpoint(setup, tmp_path, monkeypatch):

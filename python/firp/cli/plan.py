@@ -221,6 +221,8 @@ def _print_training(
         each = operations * MILLION / tokens
         table.add_row(name, f"{each / 1e15:.4g}", f"{each / rates.operations / 3600:.4g}")
     console.print(table)
+    if draft.refiner_width:
+        console.print("what a refiner learns comes on top of this")
     kept = row_width(config, draft.insertion_layer) * weights.itemsize
     console.print(
         f"kept rows (--keep-rows): {kept / 1e3:,.1f} KB a token, {kept * MILLION / 1e9:,.1f} GB on disk a million "

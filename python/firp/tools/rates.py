@@ -93,6 +93,9 @@ def find_rates(name: str, dtype: torch.dtype, device: str, given: dict[str, floa
         if not 0 < value < float("inf"):
             raise ValueError(f"{option}: got {value:g}, expected a finite number above 0")
     known = {OPTIONS[option][0]: value * OPTIONS[option][1] for option, value in own.items()}
+    between = [option for option in ("link_bandwidth", "latency") if option not in own]
+    if name == MEASURED and ranks > 1 and between:
+        raise ValueError(f"{', '.join(between)}: not measured, expected to be given where {ranks} ranks send")
     rates = _measured(torch.device(device), dtype, known) if name == MEASURED else DATASHEETS[name]
     if name != MEASURED and dtype not in SIXTEEN_BITS:
         rates = replace(rates, operations=None)

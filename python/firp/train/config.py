@@ -71,8 +71,8 @@ class TrainConfig:
             raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
         if self.pack and self.keep_rows:
             raise ValueError("pack: got it with keep_rows, expected one of them: kept rows are computed once, unpacked")
-        if not self.learning_rate >= 0:
-            raise ValueError(f"learning_rate: got {self.learning_rate}, expected at least 0")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: got {self.learning_rate}, expected a finite number of at least 0")
         if self.learning_rate == 0 and (self.start_from is None or not (self.transition_rank or self.refiner_width)):
             raise ValueError(
                 "learning_rate: got 0, which trains a transition or a refiner alone: expected start_from with it, and "

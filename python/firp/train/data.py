@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SORT_WINDOW_BATCHES = 16
+SEQUENCES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ def frequent_tokens(dataset: TextDataset, indices: np.ndarray, count: int, vocab
     Of equally frequent ones the lower ids are taken.
     """
     times = torch.zeros(vocab_size, dtype=torch.int64)
-    for index in indices:
-        times += torch.bincount(dataset.sequence(index)[dataset.answer_mask(index)], minlength=vocab_size)
+    for start in range(0, len(indices), SEQUENCES_AT_ONCE):
+        some = [dataset.sequence(i)[dataset.answer_mask(i)] for i in indices[start : start + SEQUENCES_AT_ONCE]]
+        times += torch.bincount(torch.cat(some), minlength=vocab_size)
     return times.argsort(descending=True, stable=True)[:count].sort().values
 
 

@@ -22,6 +22,8 @@ from firp.decoder.view import DecoderView
 from firp.tools.files import explained, read_object, write_atomically
 from firp.train.data import TextDataset, make_batch, possible_anchors
 
+ANCHORS_AT_ONCE = 64
+
 
 def row_width(config: PreTrainedConfig, insertion_layer: int, frozen_offsets: int = 0) -> int:
     """Numbers that training needs of one token: 2 d + 2 (L - t) Hkv D, or (1 + k) d where the k maps never change."""
@@ -64,9 +66,13 @@ class RowStore:
         self.view, self.dataset = view, dataset
         self.insertion_layer, self.max_length = insertion_layer, max_length
         text = hashlib.blake2b(dataset.tokens.tobytes() + dataset.offsets.tobytes()).hexdigest()
-        frozen = None if maps is None else hashlib.blake2b(maps.cpu().numpy().tobytes()).hexdigest()
         self.made_from = {**made_from, "insertion_layer": insertion_layer, "max_length": max_length, "text": text}
-        self.made_from["maps"] = frozen
+        if maps is not None:  # pseudo rows are kept where an answer lets an anchor stand
+            answers = np.concatenate([dataset.answer_mask(index).numpy() for index in range(len(dataset))])
+            self.made_from["maps of start_from"] = hashlib.blake2b(
+                maps.cpu().numpy().tobytes(), digest_size=6
+            ).hexdigest()
+            self.made_from["answers"] = hashlib.blake2b(answers.tobytes(), digest_size=6).hexdigest()
         lengths = np.minimum(np.diff(dataset.offsets), max_length)
         self.starts = np.concatenate([[0], lengths.cumsum()])
         self.order = np.argsort(lengths, kind="stable")
@@ -99,7 +105,10 @@ class RowStore:
             raise self._foreign(f"made_from: got {type(made_from).__name__}, expected an object")
         for name, value in self.made_from.items():
             if made_from.get(name) != value:
-                raise ValueError(f"{name}: got {value!r}, but {self.path} was made with {made_from.get(name)!r}")
+                raise ValueError(
+                    f"{name}: got {value!r}, but {self.path} was made with {made_from.get(name)!r}; remove it to "
+                    "compute the rows again, or take another output folder"
+                )
         if type(done) is not int or not 0 <= done <= len(self.order) or type(checksum) is not int:
             raise self._foreign(
                 f"done, crc32: got {str((done, checksum))[:80]}, expected integers, done in 0..{len(self.order)}"
@@ -180,8 +189,9 @@ class RowStore:
         most = int(allowed.sum(1).max())
         if most:
             anchors = allowed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most].to(found.device)
-            rows = pseudo_rows(self.view, self.maps, real, anchors, self.insertion_layer)
-            found.scatter_(1, anchors[..., None, None].expand(rows.shape), rows)
+            for some in anchors.split(ANCHORS_AT_ONCE, dim=1):  # scores of attention are [B, H, A * k, T]
+                rows = pseudo_rows(self.view, self.maps, real, some, self.insertion_layer)
+                found.scatter_(1, some[..., None, None].expand(rows.shape), rows)
         return found
 
     def read(self, indices: np.ndarray) -> RealRows:

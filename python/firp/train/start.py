@@ -22,7 +22,8 @@ SOURCE_SCALE = 0.01
 def new_predictor(
     config: TrainConfig, model: PreTrainedModel, dataset: TextDataset, indices: np.ndarray
 ) -> FirpPredictor:
-    """An untrained predictor; the tokens that a refiner drafts are those of the answers at `indices`."""
+    """An untrained predictor; the tokens that a refiner drafts are those of the answers at `indices`, unless
+    `start_from` lists some."""
     predictor = FirpPredictor.for_model(
         model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank,
         refiner_width=config.refiner_width, draft_vocabulary=config.draft_vocabulary,
@@ -59,6 +60,8 @@ def set_start(
         for name, parameter in predictor.named_parameters():
             if getattr(start, name) is not None:
                 parameter.copy_(getattr(start, name))
+        if start.draft_tokens is not None:
+            predictor.draft_tokens = start.draft_tokens.to(predictor.weight.device)
     elif config.ridge_tokens:
         predictor.weight.copy_(solve_ridge(config, view, dataset, indices, ranks, progress))
     ranks.copy_first(predictor.parameters())
@@ -67,7 +70,7 @@ def set_start(
 def start_of(config: TrainConfig, view: DecoderView) -> FirpPredictor:
     """The predictor that `config.start_from` names.
 
-    It may have no transition or refiner yet, but not one of another size.
+    It may have no transition, refiner or list of tokens yet, but not one of another size.
 
     Raises:
         ValueError: it predicts other offsets, or at another layer; the field is named.
@@ -75,7 +78,7 @@ def start_of(config: TrainConfig, view: DecoderView) -> FirpPredictor:
     assert config.start_from is not None
     start = load_predictor(config.start_from)
     start.check_model(view.model)
-    kept = ["refiner_width"] * bool(start.refiner_width)
+    kept = ["refiner_width"] * bool(start.refiner_width) + ["draft_vocabulary"] * bool(start.draft_vocabulary)
     if not config.refiner_width:  # which replaces a transition
         kept += ["transition_rank"] * bool(start.transition_rank)
     for name in ("insertion_layer", "num_offsets", *kept):
