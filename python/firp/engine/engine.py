@@ -85,14 +85,13 @@ class Engine:
         self.predictor = predictor
         self._spare: list[Buffers] = []
         self.runner: StepRunner = make_runner(self.view, graphs, impl)
-        on_cpu = self.view.device.type == "cpu"
         self._prefill_attention = prefill_attention(impl, self.ops, self.view.device)
         self._layer = layer_function(compiles(compile, self.view, impl), self.ops)
         self.steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
         self._trees: TreeChoice | None = None
         if predictor is not None:
             predictor.check_model(model)
-            times_steps = impl is None and not (self._layer.compiled and on_cpu)
+            times_steps = impl is None and not (self._layer.compiled and self.view.device.type == "cpu")
             self._trees = TreeChoice(predictor, tree, self.steps, self.runner, times_steps)
 
     @property
