@@ -18,6 +18,7 @@ from firp.drafting.trees import TreeConfig
 from firp.engine.engine import Engine
 from firp.engine.state import DecodeStats
 from firp.generation.generate import generate
+from firp.generation.inputs import CACHES
 from firp.tools.hardware import synchronize
 from firp.tools.prompt_files import Prompt
 from firp.tools.ranks import launched_ranks
@@ -95,7 +96,8 @@ def hugging_face_method(model: PreTrainedModel, **options: object) -> Method:
         known: list[int] = []  # tokens before each forward: those in the cache, and one more
 
         def note(_model: object, _arguments: object, named: dict) -> None:
-            known.append(named["past_key_values"].get_seq_length() + 1)
+            cache = next(named[name] for name in CACHES if name in named)
+            known.append(cache.get_seq_length() + 1)
 
         handle = model.register_forward_pre_hook(note, with_kwargs=True)
         try:

@@ -11,7 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from firp.generation.padding import Prompts
 
-MODEL_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "token_type_ids"}
+CACHES = ("past_key_values", "cache")  # its names up to transformers 5.23, and from 5.24 on
+MODEL_INPUTS = {"attention_mask", "position_ids", *CACHES, "use_cache", "logits_to_keep", "token_type_ids"}
 
 
 def _given(value: object) -> str:
@@ -61,12 +62,13 @@ def check_inputs(input_ids: Tensor, model_inputs: dict) -> None:
         raise ValueError(f"input_ids: got shape {tuple(input_ids.shape)}, expected [B, T]")
     if input_ids.dtype.is_floating_point or input_ids.dtype is torch.bool:
         raise ValueError(f"input_ids: got dtype {input_ids.dtype}, expected integers")
-    cache = model_inputs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError(
-            f"past_key_values: got a cache of {cache.get_seq_length()} tokens, expected none: FIRP decodes over a "
-            "static cache of its own; pass the whole prompt"
-        )
+    for name in CACHES:
+        cache = model_inputs.get(name)
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                f"{name}: got a cache of {cache.get_seq_length()} tokens, expected none: FIRP decodes over a static "
+                "cache of its own; pass the whole prompt"
+            )
     mask = model_inputs.get("attention_mask")
     check_mask(input_ids, mask)
     positions = model_inputs.get("position_ids")
