@@ -2,8 +2,7 @@
 #include <torch/library.h>
 
 #include "../checks/tensors.h"
-#include "firp/cpu/row.h"
-#include "linear_rows.h"
+#include "layer_rows.h"
 
 namespace firp {
 namespace {
@@ -14,14 +13,7 @@ void run(const at::Tensor& input, const at::Tensor& gate, const at::Tensor& up, 
   at::Tensor other = at::empty(output.sizes(), output.options());
   const cpu::Linear<T> gates = describe_linear<T>(prepared, gate, nullptr, output);
   const cpu::Linear<T> ups = describe_linear<T>(prepared, up, nullptr, other);
-  over_outputs(gates.outputs, gates.width, [&](float* scratch, int64_t first, int64_t last) {
-    const cpu::Isa isa = cpu::best_isa();
-    cpu::linear(isa, gates, scratch, first, last);
-    cpu::linear(isa, ups, scratch, first, last);
-    for (int64_t r = 0; r < gates.rows; ++r) {
-      cpu::gate(isa, gates.output + r * gates.outputs + first, ups.output + r * ups.outputs + first, last - first);
-    }
-  });
+  gated_linear_rows(gates, ups);
 }
 
 at::Tensor gated_linear(const at::Tensor& input, const at::Tensor& gate, const at::Tensor& up) {

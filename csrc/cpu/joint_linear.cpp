@@ -1,9 +1,8 @@
 // firp::joint_linear on a CPU: several linears over the same rows in one parallel region. Checks and registration.
+#include "../checks/joint_linear.h"
+
 #include <torch/library.h>
 
-#include <string>
-
-#include "../checks/tensors.h"
 #include "linear_rows.h"
 
 namespace firp {
@@ -19,24 +18,11 @@ void run(const at::Tensor& input, at::TensorList weights, at::TensorList biases,
 
 at::Tensor joint_linear(const at::Tensor& input, at::TensorList weights, at::TensorList biases) {
   TORCH_CHECK_VALUE(!weights.empty(), "weights: got none, expected at least one");
-  TORCH_CHECK_VALUE(
-      biases.empty() || biases.size() == weights.size(), "biases: got ", biases.size(), ", expected none or ", weights.size(),
-      " (one per weight)");
+  check_shape("weights[0]", weights[0], {kAny, kAny});
   check_few_row_dtype("input", input);
+  check_joint_linear(input, weights, biases, weights[0].size(1));
   int64_t outputs = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const std::string name = "weights[" + std::to_string(i) + "]";
-    check_same_device({{"input", input}, {name.c_str(), weights[i]}});
-    check_shape(name.c_str(), weights[i], {kAny, i ? weights[0].size(1) : kAny});
-    check_dtype(name.c_str(), weights[i], input.scalar_type());
-    outputs += weights[i].size(0);
-  }
-  for (size_t i = 0; i < biases.size(); ++i) {
-    const std::string name = "biases[" + std::to_string(i) + "]";
-    check_same_device({{"input", input}, {name.c_str(), biases[i]}});
-    check_shape(name.c_str(), biases[i], {weights[i].size(0)});
-    check_dtype(name.c_str(), biases[i], input.scalar_type());
-  }
+  for (const at::Tensor& weight : weights) outputs += weight.size(0);
   check_last("input", input, weights[0].size(1));
   at::Tensor output = empty_outputs(input, outputs);
   if (input.scalar_type() == at::kFloat) {

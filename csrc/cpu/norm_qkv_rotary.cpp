@@ -1,11 +1,8 @@
 // firp::norm_qkv_rotary on a CPU: what a layer does before its attention, in one call. Checks, threads, registration.
 #include <torch/library.h>
 
-#include <string>
-
-#include "../checks/tensors.h"
-#include "firp/cpu/row.h"
-#include "linear_rows.h"
+#include "../checks/joint_linear.h"
+#include "layer_rows.h"
 
 namespace firp {
 namespace {
@@ -18,19 +15,13 @@ void run(
     const Tensor& input, const Tensor& norm, double eps, at::TensorList weights, at::TensorList biases, const Tensor& cos,
     const Tensor& sin, int64_t rotated, Tensor& output) {
   const cpu::Isa isa = cpu::best_isa();
-  const int64_t rows = input.size(0) * input.size(1), width = input.size(2), prepared_width = cpu::prepared_width(width);
+  const int64_t rows = input.size(0) * input.size(1), width = input.size(2);
   const int64_t head_dim = output.size(3), stride = output.size(2) * head_dim;
   const Tensor normed = at::empty(input.sizes(), input.options());
-  const Tensor prepared = at::empty({rows, prepared_width}, input.options().dtype(at::kFloat));
+  const Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
   const T* from = static_cast<const T*>(input.const_data_ptr());
-  const T* scales = static_cast<const T*>(norm.const_data_ptr());
   T* to = static_cast<T*>(normed.mutable_data_ptr());
-  over_rows(rows, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      cpu::rms_norm(isa, from + r * width, scales, width, static_cast<float>(eps), to + r * width);
-    }
-    cpu::prepare(isa, to + first * width, width, last - first, width, prepared.data_ptr<float>() + first * prepared_width);
-  });
+  norm_rows(from, rows, norm, eps, to, prepared.mutable_data_ptr<float>());
   T* heads = static_cast<T*>(output.mutable_data_ptr());
   joint_linear_rows(prepared.const_data_ptr<float>(), rows, weights, biases, heads, stride);
   const T* c = static_cast<const T*>(cos.const_data_ptr());
@@ -48,9 +39,6 @@ Tensor norm_qkv_rotary(
     const Tensor& input, const Tensor& norm, double eps, at::TensorList weights, at::TensorList biases, const Tensor& cos,
     const Tensor& sin) {
   TORCH_CHECK_VALUE(weights.size() == 3, "weights: got ", weights.size(), ", expected 3 (queries, keys, values)");
-  TORCH_CHECK_VALUE(
-      biases.empty() || biases.size() == weights.size(), "biases: got ", biases.size(),
-      ", expected none or 3 (one per weight)");
   check_same_device({{"input", input}, {"norm", norm}, {"cos", cos}, {"sin", sin}});
   check_shape("norm", norm, {kAny});
   const int64_t width = norm.size(0);
@@ -63,22 +51,13 @@ Tensor norm_qkv_rotary(
   check_dtype("sin", sin, input.scalar_type());
   const int64_t head_dim = cos.size(2);
   TORCH_CHECK_VALUE(head_dim > 0 && head_dim % 2 == 0, "cos: got head_dim ", head_dim, ", expected an even one");
+  check_joint_linear(input, weights, biases, width);
   int64_t heads = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
-    const std::string name = "weights[" + std::to_string(i) + "]";
-    check_same_device({{"input", input}, {name.c_str(), weights[i]}});
-    check_shape(name.c_str(), weights[i], {kAny, width});
-    check_dtype(name.c_str(), weights[i], input.scalar_type());
+    const int64_t outputs = weights[i].size(0);
     TORCH_CHECK_VALUE(
-        weights[i].size(0) % head_dim == 0, name, ": got ", weights[i].size(0), " outputs, expected a multiple of head_dim ",
-        head_dim);
-    heads += weights[i].size(0) / head_dim;
-  }
-  for (size_t i = 0; i < biases.size(); ++i) {
-    const std::string name = "biases[" + std::to_string(i) + "]";
-    check_same_device({{"input", input}, {name.c_str(), biases[i]}});
-    check_shape(name.c_str(), biases[i], {weights[i].size(0)});
-    check_dtype(name.c_str(), biases[i], input.scalar_type());
+        outputs % head_dim == 0, "weights[", i, "]: got ", outputs, " outputs, expected a multiple of head_dim ", head_dim);
+    heads += outputs / head_dim;
   }
   Tensor output = at::empty({input.size(0), input.size(1), heads, head_dim}, input.options());
   const auto go = [&](auto number) {

@@ -2,8 +2,7 @@
 #include <torch/library.h>
 
 #include "../checks/tensors.h"
-#include "firp/cpu/row.h"
-#include "linear_rows.h"
+#include "layer_rows.h"
 
 namespace firp {
 namespace {
@@ -43,20 +42,10 @@ void run(const Tensor& attended, const Tensor& residual, const Weights& weights,
   add_linear(
       weights.output, weights.bias.defined() ? &weights.bias : nullptr, static_cast<const T*>(residual.const_data_ptr()),
       hidden);
-  over_rows(rows, [&](int64_t first, int64_t last) {
-    const T* scales = static_cast<const T*>(weights.norm.const_data_ptr());
-    for (int64_t r = first; r < last; ++r) {
-      cpu::rms_norm(isa, hidden + r * width, scales, width, static_cast<float>(weights.eps), normed + r * width);
-    }
-  });
-  prepare_rows(normed, width, rows, width, prepared);
+  norm_rows(hidden, rows, weights.norm, weights.eps, normed, prepared);
   const cpu::Linear<T> gate = describe_linear<T>(prepared, rows, weights.gate, nullptr, gates, wide);
   const cpu::Linear<T> up = describe_linear<T>(prepared, rows, weights.up, nullptr, ups, wide);
-  over_outputs(wide, width, [&](float* scratch, int64_t first, int64_t last) {
-    cpu::linear(isa, gate, scratch, first, last);
-    cpu::linear(isa, up, scratch, first, last);
-    for (int64_t r = 0; r < rows; ++r) cpu::gate(isa, gates + r * wide + first, ups + r * wide + first, last - first);
-  });
+  gated_linear_rows(gate, up);
   prepare_rows(gates, wide, rows, wide, prepared);
   add_linear(weights.down, nullptr, hidden, result);
 }

@@ -49,27 +49,17 @@ def norm_qkv_rotary(
 
 
 def fake(
-    input: Tensor,
-    norm: Tensor,
-    eps: float,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    cos: Tensor,
+    input: Tensor, norm: Tensor, eps: float, weights: Sequence[Tensor], biases: Sequence[Tensor], cos: Tensor,
     sin: Tensor,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     heads = sum(weight.shape[0] // cos.shape[-1] for weight in weights)
     return input.new_empty(input.shape[0], input.shape[1], heads, cos.shape[-1])
 
 
 def check(
-    input: Tensor,
-    norm: Tensor,
-    eps: float,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    cos: Tensor,
+    input: Tensor, norm: Tensor, eps: float, weights: Sequence[Tensor], biases: Sequence[Tensor], cos: Tensor,
     sin: Tensor,
-) -> None:
+) -> None:  # fmt: skip
     if len(weights) != 3:
         raise ValueError(f"weights: got {len(weights)}, expected 3 (queries, keys, values)")
     checks.same_device(input=input, norm=norm, cos=cos, sin=sin)
@@ -91,14 +81,9 @@ def check(
 
 
 def reference(
-    input: Tensor,
-    norm: Tensor,
-    eps: float,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    cos: Tensor,
+    input: Tensor, norm: Tensor, eps: float, weights: Sequence[Tensor], biases: Sequence[Tensor], cos: Tensor,
     sin: Tensor,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     check(input, norm, eps, weights, biases, cos, sin)
     joint = joint_linear.reference(rms_norm.reference(input, norm, eps), weights, biases)
     heads = joint.unflatten(-1, (-1, cos.shape[-1]))

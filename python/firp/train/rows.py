@@ -181,7 +181,7 @@ class RowStore:
 
     @torch.no_grad()
     def _pseudo(self, real: RealRows, answers: Tensor) -> Tensor:
-        """Final states [B, T, k, d] of the pseudo rows of every possible anchor; zeros elsewhere."""
+        """Final states [B, T, k, d] of the pseudo rows of every possible anchor; of no meaning elsewhere."""
         assert self.maps is not None
         k, (batch, length, width) = len(self.maps), real.final.shape
         found = real.final.new_zeros(batch, length, k, width)
