@@ -102,6 +102,12 @@ def test_a_list_of_tokens_is_that_of_the_start(setup, tmp_path):
         Trainer(setup(**{**start, "draft_vocabulary": 0}), tmp_path / "third", progress=False).run()
 
 
+@pytest.mark.parametrize("limit", [-1.0, float("nan")])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(setup, tmp_path, limit):
+    with pytest.raises(ValueError, match="time_limit: got .*, expected at least 0"):
+        Trainer(setup(), tmp_path / "run", progress=False).run(time_limit_s=limit)
+
+
 def test_a_killed_step_leaves_the_last_checkpoint(setup, tmp_path, monkeypatch):
     trainer = Trainer(setup(), tmp_path / "run", progress=False)
     trainer.run(time_limit_s=0.0)
@@ -142,6 +148,10 @@ def test_a_damaged_checkpoint_is_named(setup, tmp_path):
         ("transition_rank", 33),
         ("learning_rate", 0.0),
         ("learning_rate", -1.0),
+        ("learning_rate", float("inf")),
+        ("refiner_learning_rate", float("nan")),
+        ("ridge_tokens", -1),
+        ("seed", -1),
     ],
 )
 def test_bad_settings(setup, tmp_path, field, value):

@@ -67,12 +67,16 @@ class TrainConfig:
         for name in ("num_offsets", "steps", "batch_size", "anchors", "held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        for name in ("ridge_tokens", "seed", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 0")
         if self.max_length <= self.num_offsets:
             raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
         if self.pack and self.keep_rows:
             raise ValueError("pack: got it with keep_rows, expected one of them: kept rows are computed once, unpacked")
-        if not 0 <= self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: got {self.learning_rate}, expected a finite number of at least 0")
+        for name in ("learning_rate", "transition_learning_rate", "refiner_learning_rate", "offset_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected a finite number of at least 0")
         if self.learning_rate == 0 and (self.start_from is None or not (self.transition_rank or self.refiner_width)):
             raise ValueError(
                 "learning_rate: got 0, which trains a transition or a refiner alone: expected start_from with it, and "

@@ -144,8 +144,11 @@ class Trainer:
             True when all steps are done; the predictor is then in `output`.
 
         Raises:
+            ValueError: a limit that is no number of seconds.
             OSError: the disk refuses a file (the last checkpoint stays), or another process trains in the same folder.
         """
+        if time_limit_s is not None and not time_limit_s >= 0:
+            raise ValueError(f"time_limit: got {time_limit_s:g}, expected at least 0 (seconds)")
         with ExitStack() as held:
             self.ranks.first(lambda: held.enter_context(locked(self.output)))
             return self._run(time_limit_s, checkpoint_every, evaluate_every)
