@@ -104,7 +104,7 @@ def test_a_list_of_tokens_is_that_of_the_start(setup, tmp_path):
 
 @pytest.mark.parametrize("limit", [-1.0, float("nan")])
 def test_a_limit_that_is_no_number_of_seconds_is_refused(setup, tmp_path, limit):
-    with pytest.raises(ValueError, match="time_limit: got .*, expected at least 0"):
+    with pytest.raises(ValueError, match=r"time_limit: got .*, expected at least 0"):
         Trainer(setup(), tmp_path / "run", progress=False).run(time_limit_s=limit)
 
 
