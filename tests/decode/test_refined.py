@@ -1,9 +1,13 @@
 """Drafts of a predictor with a refiner: for any weights, the output is the model's own."""
 
+import gc
+import weakref
+
 import firp
 import pytest
 import torch
 from firp.decoder.view import DecoderView
+from firp.drafting.drafters import Drafters
 from firp.drafting.refined import RefinedMarginals
 from models import refined_predictor, tiny_model
 
@@ -75,9 +79,13 @@ def test_greedy_tokens_are_the_models_own_where_few_can_be_drafted(family, token
         assert torch.equal(found, expected), tree
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("family", ["llama", "granite", "cohere"])
-def test_a_list_of_tokens_is_scored_as_the_whole_head_scores_them(family):
+def test_a_list_of_tokens_is_scored_as_the_whole_head_scores_them(family, bias):
     model = tiny_model(5, family, vocab=29, dtype=torch.float32)
+    if bias:
+        values = torch.randn(29, generator=torch.Generator().manual_seed(1))
+        model.get_output_embeddings().bias = torch.nn.Parameter(values, requires_grad=False)
     view, ops, root = DecoderView(model), firp_kernels.bind(None), torch.tensor([5, 11])
     states = torch.randn(2, 3, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     whole = RefinedMarginals(view, refined_predictor(model, 3), ops)
@@ -98,3 +106,36 @@ def test_the_predictor_is_left_where_it_is():
     predictor = refined_predictor(model, 1).double()
     firp.generate(model, prompts(1, 1, 29), predictor=predictor, tree=firp.TreeConfig(4, 2), do_sample=False, **OPTIONS)
     assert {parameter.dtype for parameter in predictor.parameters()} == {torch.float64}
+
+
+def test_weights_are_found_again_until_they_change():
+    model = tiny_model(6, vocab=29, dtype=torch.float32)
+    predictor = refined_predictor(model, 1, tokens=(3, 8, 20)).double()
+    view, ops = DecoderView(model), firp_kernels.bind(None)
+
+    def tensors():
+        drafters = Drafters(view, ops, predictor, 2, 9)
+        assert drafters.weight.shape[0] == 2
+        return drafters.weight, drafters.refined.refiner.inputs, drafters.refined.head.weight
+
+    def places():
+        return [tensor.data_ptr() for tensor in tensors()]
+
+    first, kept = places(), tensors()
+    assert places() == first
+    with torch.no_grad():
+        predictor.refiner_bias += 1
+    assert [a == b for a, b in zip(places(), first, strict=True)] == [True, False, False]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)
+    torch.testing.assert_close(tensors()[2], 2 * kept[2])
+
+
+def test_weights_die_with_their_predictor():
+    model = tiny_model(6, vocab=29, dtype=torch.float32)
+    predictor = refined_predictor(model, 1).double()
+    inputs = weakref.ref(Drafters(DecoderView(model), firp_kernels.bind(None), predictor, 3, 9).refined.refiner.inputs)
+    assert inputs() is not None
+    del predictor
+    gc.collect()
+    assert inputs() is None

@@ -227,14 +227,18 @@ class DecoderView:
     def scores_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Scores [B, n, m] float32 of tokens [B, m] for hidden rows [B, n, d] after the last layer.
 
-        Without the head's bias: for drafts, not for choices.
+        For drafts, not for choices.
         """
-        rows = self.head_rows(tokens)
-        return self.scaled(self.norm(hidden).float() @ rows.float().mT)
+        rows, bias = self.head_rows(tokens)
+        scores = self.norm(hidden).float() @ rows.float().mT
+        return self.scaled(scores if bias is None else scores + bias.float()[..., None, :])
 
-    def head_rows(self, tokens: Tensor) -> Tensor:
-        """The head's weight at tokens [m], [m, d], a copy."""
-        return rows_of(self.model.get_output_embeddings().weight, tokens).detach()
+    def head_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The head's weight [..., d] and bias [...] at tokens [...], copies; no bias is None."""
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        found = None if bias is None else rows_of(bias[:, None], tokens)[..., 0].detach()
+        return rows_of(head.weight, tokens).detach(), found
 
     def scaled(self, scores: Tensor) -> Tensor:
         """Products of the head's weight and normed rows, as the model scales its scores."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from firp.decoder.view import DecoderView
+from firp.drafting.kept import kept
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.refined import RefinedMarginals
 from firp.drafting.transition import token_tables
@@ -28,23 +29,28 @@ class Drafters:
 
     Args:
         view, ops: of the model.
-        predictor: made for that model.
+        predictor: made for that model, of which the first `num_offsets` offsets draft.
         max_rows: rows of one sequence in a step at most, N + P * k.
 
     Attributes:
-        num_offsets: k.
+        num_offsets: k, at most the predictor's.
         insertion_layer: t.
         weight: [k, d, d] in the model's dtype, on its device.
         transition: tables of the token transition, or None.
         refined: marginals by the predictor's refiner, or None.
     """
 
-    def __init__(self, view: DecoderView, ops: SimpleNamespace, predictor: FirpPredictor, max_rows: int) -> None:
+    def __init__(
+        self, view: DecoderView, ops: SimpleNamespace, predictor: FirpPredictor, num_offsets: int, max_rows: int
+    ) -> None:
         self.ops = ops
         self.max_rows = max_rows
-        self.num_offsets = predictor.num_offsets
+        self.num_offsets = num_offsets
         self.insertion_layer = predictor.insertion_layer
-        self.weight = predictor.weight.detach().to(view.device, view.dtype)
+        weight = predictor.weight.detach()
+        module, settings = view.decoder.embed_tokens, (view.dtype, view.device)
+        self.weight = kept(module, "maps", [predictor.weight], settings, lambda: weight.to(view.device, view.dtype))
+        self.weight = self.weight[:num_offsets]
         self.transition = token_tables(view, predictor.transition)
         self.refined = RefinedMarginals(view, predictor, ops) if predictor.refiner_width else None
         self._by_tree: dict[TreeConfig, Drafter] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from firp.decoder.view import DecoderView
+from firp.drafting.kept import kept
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.refiner import unit
+from firp.drafting.refiner import Refiner, unit
 
 
 class DraftHead:
@@ -21,20 +23,28 @@ class DraftHead:
         view: of the base model.
         tokens: [M] int64, ascending; None is all that have an embedding.
         linear: the function that multiplies rows [..., a] by a weight [b, a].
+        rows: the head's weight [M, d] and bias [M] or None, where they were read before.
     """
 
     def __init__(
-        self, view: DecoderView, tokens: Tensor | None, linear: Callable[[Tensor, Tensor], Tensor] = functional.linear
+        self,
+        view: DecoderView,
+        tokens: Tensor | None,
+        linear: Callable[[Tensor, Tensor], Tensor] = functional.linear,
+        rows: tuple[Tensor, Tensor | None] | None = None,
     ) -> None:
         self.view, self.linear = view, linear
         self.tokens = None if tokens is None else tokens.to(view.device)
-        self.weight = None if self.tokens is None else view.head_rows(self.tokens)
+        self.weight, self.bias = (None, None)
+        if self.tokens is not None:
+            self.weight, self.bias = rows or view.head_rows(self.tokens)
         self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Hidden rows [..., d] after the last layer to scores [..., M]; a head's bias is left out of a list's."""
+        """Hidden rows [..., d] after the last layer to scores [..., M]."""
         if self.weight is not None:
-            return self.view.scaled(self.linear(self.view.norm(hidden), self.weight))
+            scores = self.linear(self.view.norm(hidden), self.weight)
+            return self.view.scaled(scores if self.bias is None else scores + self.bias)
         scores = self.view.logits(hidden)
         # A padded head scores tokens that could not be drafted.
         return scores if scores.shape[-1] <= self.num_embeddings else scores[..., : self.num_embeddings].contiguous()
@@ -55,6 +65,14 @@ class DraftHead:
         return scores if self.tokens is None else scores[..., self.tokens]
 
 
+def _weights_of(view: DecoderView, predictor: FirpPredictor) -> tuple[Refiner, Tensor | None, tuple | None]:
+    """The refiner in the model's dtype, the tokens that are drafted, and the head's rows for them."""
+    tokens = predictor.draft_tokens
+    if tokens is not None:
+        tokens = tokens.to(view.device)
+    return predictor.refiner(view.device, view.dtype), tokens, None if tokens is None else view.head_rows(tokens)
+
+
 class RefinedMarginals:
     """Pseudo states and the token that is known to marginals given the token before, as `draft_tree` takes them.
 
@@ -66,9 +84,16 @@ class RefinedMarginals:
 
     def __init__(self, view: DecoderView, predictor: FirpPredictor, ops: SimpleNamespace) -> None:
         self.view, self.ops = view, ops
-        with torch.no_grad():
-            self.refiner = predictor.refiner(view.device, view.dtype, ops.linear)
-            self.head = DraftHead(view, predictor.draft_tokens, ops.linear)
+        output = view.model.get_output_embeddings()
+        refiner, tokens, rows = kept(
+            view.decoder.embed_tokens,
+            "refiner",
+            [*predictor.state_dict(keep_vars=True).values(), *output.parameters()],
+            (view.dtype, view.device),
+            lambda: _weights_of(view, predictor),
+        )
+        self.refiner = replace(refiner, linear=ops.linear)
+        self.head = DraftHead(view, tokens, ops.linear, rows)
 
     @torch.no_grad()
     def __call__(self, states: Tensor, root: Tensor, num_ranks: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

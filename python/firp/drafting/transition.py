@@ -8,16 +8,14 @@ neighbours.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from firp.decoder.modes import plain_tensors
-from firp.decoder.sharding import local
 from firp.decoder.view import DecoderView
+from firp.drafting.kept import kept
 
 TOKENS_AT_ONCE = 8192
 
@@ -38,19 +36,6 @@ class UnitEmbeddings:
         return self.view.embed(tokens).float() * self.scale
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Tables, and what they were made from: another tensor, or one written to since, makes others."""
-
-    transition: weakref.ref
-    state: tuple
-    tables: tuple[Tensor, Tensor]
-
-
-# By the module of the embeddings, so that tables die with their model.
-_made: weakref.WeakKeyDictionary[nn.Module, _Made] = weakref.WeakKeyDictionary()
-
-
 def token_tables(view: DecoderView, transition: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """The tables source and target [V, r], in the model's dtype, of a predictor's `transition` [2, d, r]; None has
     none. They are made once for a model and a predictor.
@@ -59,13 +44,7 @@ def token_tables(view: DecoderView, transition: Tensor | None) -> tuple[Tensor, 
         return None
     module = view.decoder.embed_tokens
     tensors = (*module.parameters(), transition)
-    if any(tensor.is_inference() for tensor in tensors):  # which do not tell whether they were written to
-        return _tables_of(view, transition)
-    state = view.dtype, view.device, *((id(t), local(t).data_ptr(), t._version) for t in tensors)
-    made = _made.get(module)
-    if made is None or made.transition() is not transition or made.state != state:
-        made = _made[module] = _Made(weakref.ref(transition), state, _tables_of(view, transition))
-    return made.tables
+    return kept(module, "tables", tensors, (view.dtype, view.device), lambda: _tables_of(view, transition))
 
 
 def _tables_of(view: DecoderView, transition: Tensor) -> tuple[Tensor, Tensor]:

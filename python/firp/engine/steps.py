@@ -55,7 +55,7 @@ class Steps:
             raise RuntimeError("steps: drafting without a predictor")
         key = num_offsets, max_rows, head
         if key not in self._made:
-            drafters = Drafters(self.view, self.ops, self.predictor.first_offsets(num_offsets), max_rows)
+            drafters = Drafters(self.view, self.ops, self.predictor, num_offsets, max_rows)
             self._made[key] = self._step(drafters, head)
         return self._made[key]
 

@@ -35,8 +35,9 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     return top.indices.masked_fill(~valid, 0), valid
 
 
-# Anchors that pass the head together: on a CPU, on a GPU.
+# Anchors that pass the head together: on a CPU, on a GPU; and as many times more where a list of tokens is scored.
 ANCHORS_AT_ONCE = (64, 1024)
+LISTED_TIMES = 4
 # One anchor in this many is seen again from one token further on.
 LATER_SHARE = 4
 
@@ -105,22 +106,24 @@ class _Part:
     Attributes:
         rows: [n, k, d] final states of their pseudo rows.
         before: [n, k] the text's token before each one's.
-        teacher: [n, k, V] the model's own scores there.
+        teacher: [n, k, M] the model's own scores there, of the tokens that may be drafted.
+        choice: [n, k] the model's choice, as a token.
         weights: [k] of a row in the loss.
     """
 
     rows: Tensor
     before: Tensor
     teacher: Tensor
+    choice: Tensor
     weights: Tensor
 
-    def first(self, count: int) -> _Part:
-        return _Part(self.rows[:count], self.before[:count], self.teacher[:count], self.weights)
-
     def later(self, levels: int) -> _Part:
-        """The same rows where the first `levels` of their tokens are decided."""
-        rows, before, teacher = (tensor[:, levels:] for tensor in (self.rows, self.before, self.teacher))
-        return _Part(rows, before, teacher, self.weights[: len(self.weights) - levels])
+        """Some of the rows where the first `levels` of their tokens are decided: one in LATER_SHARE^levels."""
+        if not levels:
+            return self
+        tensors = (self.rows, self.before, self.teacher, self.choice)
+        rows, before, teacher, choice = (tensor[:: LATER_SHARE**levels, levels:] for tensor in tensors)
+        return _Part(rows, before, teacher, choice, self.weights[: len(self.weights) - levels])
 
 
 def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
@@ -181,15 +184,17 @@ class Objective:
         count = max(len(chosen), 1) if count is None else count
         head = DraftHead(self.view, predictor.draft_tokens) if predictor.refiner_width else None
         weights, sums = self.offset_weights / count, torch.zeros(6, k, device=device)
-        parts = torch.tensor(chosen, dtype=torch.int64, device=device).split(ANCHORS_AT_ONCE[device.type == "cuda"])
-        for index in parts if chosen else ():
-            flat = index // anchors.shape[1] * length + anchors.flatten()[index]
+        places = torch.tensor(chosen, dtype=torch.int64, device=device)
+        # In the order of the text, so that neighbours share targets.
+        sources, order = (places // anchors.shape[1] * length + anchors.flatten()[places]).sort()
+        at_once = ANCHORS_AT_ONCE[device.type == "cuda"] * (LISTED_TIMES if head and head.tokens is not None else 1)
+        parts = zip(places[order].split(at_once), sources.split(at_once), strict=True)
+        for index, flat in parts if chosen else ():
             positions = flat[:, None] + offsets
             targets, inverse = positions.unique(return_inverse=True)
-            with torch.no_grad():
-                teacher = self.view.logits(real.final.flatten(0, 1)[targets])[inverse].float()
+            teacher, choice = self.teach(real.final.flatten(0, 1)[targets], head, want_gradient)
             leaf = rows.detach().flatten(0, 1)[index].requires_grad_(maps_learn)
-            part = _Part(leaf, tokens.flatten()[positions], teacher, weights)
+            part = _Part(leaf, tokens.flatten()[positions], teacher[inverse], choice[inverse], weights)
             if head is None:
                 sums += self.plain(predictor, part, [leaf] * maps_learn, want_gradient)
             else:
@@ -200,9 +205,21 @@ class Objective:
             rows.backward(gradient, inputs=[predictor.weight])
         return OffsetScores.of(sums, count)
 
+    @torch.no_grad()
+    def teach(self, final: Tensor, head: DraftHead | None, listed: bool) -> tuple[Tensor, Tensor]:
+        """The model's scores [n, M] of the tokens of `head`, and its choice [n] among all tokens or, `listed`, these.
+
+        Steps take the choice among a list, since the whole head would take a third of their time.
+        """
+        if head is None or not listed or head.tokens is None:
+            scores = self.view.logits(final).float()
+            return scores if head is None else head.among(scores), scores.argmax(-1)
+        scores = head(final).float()
+        return scores, head.tokens_at(scores.argmax(-1))
+
     def plain(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
         """Sums [6, k] of the rows as they are, and of the token transition if there is one."""
-        choice = part.teacher.argmax(-1)
+        choice = part.choice
         with torch.set_grad_enabled(bool(leaves)):
             student = self.view.logits(part.rows).float()
             divergence = divergence_of(student, part.teacher)
@@ -227,19 +244,16 @@ class Objective:
         """
         parameters = [predictor.refiner_inputs, predictor.refiner_bias, predictor.refiner_outputs]
         for levels in range(len(part.weights)):
-            seen = part.first(len(part.rows) // LATER_SHARE**levels).later(levels) if levels else part
-            if not len(seen.rows):
-                break
-            teacher = head.among(seen.teacher)
+            seen = part.later(levels)
             with torch.set_grad_enabled(want_gradient):
                 marginal, conditional = (head(rows).float() for rows in self._refine(predictor, seen))
-                loss = (divergence_of(marginal, teacher) * seen.weights).sum()
+                loss = (divergence_of(marginal, seen.teacher) * seen.weights).sum()
                 if conditional.shape[1]:
-                    loss = loss + (divergence_of(conditional, teacher[:, 1:]) * seen.weights[1:]).sum()
+                    loss = loss + (divergence_of(conditional, seen.teacher[:, 1:]) * seen.weights[1:]).sum()
             if want_gradient:
                 loss.backward(inputs=[*leaves, *parameters])
             if not levels:
-                sums = self._refined_sums(head, marginal.detach(), conditional.detach(), part.teacher)
+                sums = self._refined_sums(head, marginal.detach(), conditional.detach(), part)
             if not want_gradient:
                 break
         return sums
@@ -252,16 +266,16 @@ class Objective:
         deeper = [refiner(d, part.rows[:, d], before[:, 0], before[:, d]) for d in range(1, part.rows.shape[1])]
         return marginal, torch.stack(deeper, 1) if deeper else marginal[:, :0]
 
-    def _refined_sums(self, head: DraftHead, marginal: Tensor, conditional: Tensor, teacher: Tensor) -> Tensor:
+    def _refined_sums(self, head: DraftHead, marginal: Tensor, conditional: Tensor, part: _Part) -> Tensor:
         """Sums [6, k] of scores [n, k, M] given the first token, and [n, k - 1, M] given the token before too."""
         most = marginal.shape[-1]
-        choice = head.places_of(teacher.argmax(-1))
+        choice = head.places_of(part.choice)
         best = marginal.topk(min(MAX_RANKS, most), dim=-1)
         given = torch.cat([marginal[:, :1], conditional], 1).gather(-1, best.indices)
         found, place = (best.indices == choice[..., None]).max(-1)
         followed = rank_of(given, place).where(found, most)
         rank = rank_of(marginal, choice.clamp(max=most - 1)).where(choice < most, most)
-        return sums_of(divergence_of(marginal, head.among(teacher)), rank, followed)
+        return sums_of(divergence_of(marginal, part.teacher), rank, followed)
 
     def follow(self, transition: Tensor, student: Tensor, previous: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and rank of `choice` [n, k] after the tokens `previous` [n, k], given scores [n, k, V].
