@@ -27,7 +27,7 @@ NAMESPACE = "firp"
 IMPLEMENTATIONS = ("reference", "triton", "extension")
 TRITON_OPS = (
     "write_cache", "tree_attention", "write_and_attend", "predictor_projection", "verify_tree", "emit_tokens",
-    "top_marginals", "condition_marginals", "keep_top_p",
+    "top_marginals", "condition_marginals", "keep_top_p", "lookup_branch",
 )  # fmt: skip
 
 _library = torch.library.Library(NAMESPACE, "DEF")

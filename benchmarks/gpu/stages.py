@@ -20,7 +20,7 @@ COMPILE_TESTS = ("tests/kernels/test_compile.py", "tests/kernels/test_cuda_compi
 # Ops with a CUDA or Triton kernel of their own, the most important last: it takes the longest.
 MICRO_OPS = (
     "write_cache", "predictor_projection", "verify_tree", "commit_cache", "draft_tree", "condition_marginals",
-    "emit_tokens", "top_marginals", "keep_top_p", "write_and_attend", "tree_attention",
+    "lookup_branch", "emit_tokens", "top_marginals", "keep_top_p", "write_and_attend", "tree_attention",
 )  # fmt: skip
 MICRO_SHAPES = ("llama2-7b", "llama3-8b", "smollm2-135m")
 TREES = ((16, 16), (64, 64), (6, 2))

@@ -72,7 +72,7 @@ def test_an_engine_over_triton_kernels_equals_hugging_face(family, launches):
         model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False
     )
     assert out.stats.tau > 1.2
-    assert {*impl, "write_and_attend", "keep_top_p"} == set(registry.TRITON_OPS)
+    assert {*impl, "write_and_attend", "keep_top_p", "lookup_branch"} == set(registry.TRITON_OPS)
     for name, most in MOST_LAUNCHES.items():
         assert per_call[name] and per_call[name] <= set(range(1, most + 1)), (name, per_call[name])
     steps = calls["verify_tree"]

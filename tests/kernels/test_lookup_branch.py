@@ -77,3 +77,20 @@ def test_a_branch_joins_the_nodes_there_are(impl, device):
     assert tokens.tolist() == [[2, 3, 9, 4, 5, 1, 0]] and parents.tolist() == [[-1, 0, 1, 1, 3, 4, -1]]
     assert depths.tolist() == [[0, 1, 2, 2, 3, 4, 0]]
     assert ancestors.flatten().tolist() == [1, 3, 7, 0b1011, 0b11011, 0b111011, 0b1000000]
+
+
+@IMPLEMENTATIONS
+def test_a_long_text(impl, device):
+    """Matches of 3, 5 and 5 tokens, far apart and over a border of blocks: the latest of the longest counts."""
+    generator = torch.Generator().manual_seed(0)
+    history = torch.randint(100, 50_000, (2, 2600), generator=generator)
+    for b, last in enumerate((2500, 1023)):
+        root = torch.tensor([1, 2, 3, 4, 5])
+        for end, length in ((200, 5), (1022 if b == 0 else 700, 5), (last - 20, 3), (last, 5)):
+            history[b, end - length + 1 : end + 1] = root[-length:]
+    zeros = torch.zeros(2, 1, dtype=torch.int32)
+    args = [history, torch.tensor([2500, 1023]).int(), torch.full((2, 1), 5), torch.ones(2).long()]
+    args += [torch.full((2, 1), 5), zeros - 1, zeros, torch.ones(2, 1, 1).int(), 6, 2, 8]
+    tokens = run("lookup_branch", args, impl, device)[0]
+    assert tokens[0].tolist() == [5, *history[0, 1023:1029].tolist()]
+    assert tokens[1].tolist() == [5, *history[1, 701:707].tolist()]
