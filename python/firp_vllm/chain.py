@@ -114,8 +114,8 @@ class Chain:
         """
         batch, count, _ = states.shape
         previous = bonus.long().clamp(0, self.vocab_size - 1)
-        known = unit(self.embed(previous)) if self.refiner else previous
-        rows = self.refiner.marginal(states, known) if self.refiner else states
+        inner = self.refiner.inner(states, unit(self.embed(previous))) if self.refiner else states
+        rows = self.refiner.marginal(states, inner) if self.refiner else states
         scores = self.head(rows.flatten(0, 1))[:, : self.vocab_size].view(batch, count, -1)
         if self.tokens is not None:  # those that the predictor was trained to draft
             scores = scores[..., self.tokens]
@@ -129,7 +129,7 @@ class Chain:
                 source, target = self.tables
                 score = score + torch.einsum("br,bkr->bk", source[previous].float(), target[among].float())
             elif self.refiner and depth:
-                after = self.refiner(depth, states[:, depth], known, unit(self.embed(previous)))
+                after = self.refiner.updated(depth, states[:, depth], inner[:, depth], unit(self.embed(previous)))
                 score = self.head(after).gather(1, among)
             previous = among.gather(1, score.argmax(1, keepdim=True))[:, 0]
             tokens.append(previous)

@@ -59,7 +59,8 @@ def test_children_are_scored_given_their_parent():
         for depth in (1, 2):
             for c in range(7):
                 parent = candidates[b, depth - 1, c]
-                state = refiner(depth, states[b, depth], unit[root[b]], unit[parent])
+                inner = refiner.inner(states, unit[root])[b, depth]
+                state = refiner.updated(depth, states[b, depth], inner, unit[parent])
                 scores = view.logits(state[None, None])[0, 0, candidates[b, depth]]
                 expected = scores.softmax(-1) * probabilities[b, depth].sum()
                 torch.testing.assert_close(
@@ -96,7 +97,8 @@ def test_a_list_of_tokens_is_scored_as_the_whole_head_scores_them(family, bias):
     listed = RefinedMarginals(view, refined_predictor(model, 3, tokens=some), ops)
     probabilities, candidates, _ = listed(states, root, 4)
     unit = torch.nn.functional.rms_norm(view.embed(root), (model.config.hidden_size,), eps=1e-6)
-    best = view.logits(listed.refiner.marginal(states, unit))[..., list(some)].softmax(-1).topk(4)
+    rows = listed.refiner.marginal(states, listed.refiner.inner(states, unit))
+    best = view.logits(rows)[..., list(some)].softmax(-1).topk(4)
     torch.testing.assert_close(probabilities, best.values, rtol=1e-4, atol=1e-6)
     assert torch.equal(candidates, torch.tensor(some)[best.indices])
 

@@ -46,20 +46,26 @@ def test_outputs_of_zero_change_nothing(model, tokens):
     refined, bare = scores(model, predictor, tokens), scores(model, plain, tokens)
     assert torch.equal(refined.kl, bare.kl) and torch.equal(refined.top4, bare.top4)
     state, root = torch.randn(4, 3, model.config.hidden_size), torch.randn(4, model.config.hidden_size)
-    assert torch.equal(predictor.refiner("cpu", torch.float32).marginal(state, root), state)
+    refiner = predictor.refiner("cpu", torch.float32)
+    assert torch.equal(refiner.marginal(state, refiner.inner(state, root)), state)
 
 
 def test_states_are_updated_as_the_formula_says():
     torch.manual_seed(0)
     refiner = Refiner(torch.randn(2, 3, 5, 4).double(), torch.randn(2, 5).double(), torch.randn(2, 4, 5).double())
-    state, root, parent = torch.randn(3, 4).double(), torch.randn(4).double(), torch.randn(3, 4).double()
+    states, root, parent = torch.randn(3, 2, 4).double(), torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    inner = refiner.inner(states, root)
     for depth in range(2):
+        state = states[:, depth]
+        alone, found = (refiner.updated(depth, state, inner[:, depth], token) for token in (None, parent))
+        assert torch.equal(refiner.marginal(states, inner)[:, depth], alone)
         a, bias, b = refiner.inputs[depth], refiner.bias[depth], refiner.outputs[depth]
         for i in range(3):
             size = (state[i].pow(2).mean() + 1e-6).sqrt()
-            inner = a[0] @ (state[i] / size) + a[1] @ root + a[2] @ parent[i] + bias
-            expected = state[i] + size * (b @ (inner * torch.sigmoid(inner)))
-            torch.testing.assert_close(refiner(depth, state, root, parent)[i], expected, rtol=1e-6, atol=1e-6)
+            known = a[0] @ (state[i] / size) + a[1] @ root[i] + bias
+            for row, part in ((alone[i], known), (found[i], known + a[2] @ parent[i])):
+                expected = state[i] + size * (b @ (part * torch.sigmoid(part)))
+                torch.testing.assert_close(row, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(unit(state).pow(2).mean(-1), torch.ones(3).double(), rtol=1e-4, atol=1e-4)
 
 
@@ -135,21 +141,28 @@ def test_a_list_of_all_tokens_learns_as_no_list_does(model, tokens):
 
 
 def test_scores_over_a_list(model, tokens):
-    """The divergence is between the shares of listed tokens, and a choice that is not listed is no hit."""
+    """The divergence is between the shares of listed tokens, and a choice that is not listed is no hit. Steps that learn
+    take the choice among the listed ones."""
     some = [4, 7, 9, 15]
     predictor = made(model, spread=0.1, draft_vocabulary=len(some))
     predictor.draft_tokens = torch.tensor(some)
-    found = scores(model, predictor, tokens)
+    found, learning = scores(model, predictor, tokens), scores(model, predictor, tokens, want_gradient=True)
+    torch.testing.assert_close(learning.kl, found.kl, rtol=1e-5, atol=1e-5)
     view, anchors = DecoderView(model), torch.arange(3, 9).expand(len(tokens), -1)
     real = real_rows(view, tokens, 2)
     rows = pseudo_rows(view, predictor.weight, real, anchors, 2)
-    known = unit(view.embed(tokens[:, 4:10]))
+    known = unit(view.embed(tokens[:, 4:10])).flatten(0, 1)
+    refiner = predictor.refiner("cpu", torch.float32)
+    states = refiner.marginal(rows.flatten(0, 1), refiner.inner(rows.flatten(0, 1), known)).unflatten(
+        0, (len(tokens), -1)
+    )
     for j in range(3):
         teacher = view.logits(real.final[:, 4 + j : 10 + j])
-        updated = view.logits(predictor.refiner("cpu", torch.float32)(j, rows[:, :, j], known))[..., some]
+        updated = view.logits(states[:, :, j])[..., some]
         goal, student = teacher[..., some].log_softmax(-1), updated.log_softmax(-1)
         torch.testing.assert_close(found.kl[j], (goal.exp() * (goal - student)).sum(), rtol=1e-4, atol=1e-4)
         hits = torch.tensor(some)[student.argmax(-1)] == teacher.argmax(-1)
+        assert learning.top1[j] == (student.argmax(-1) == goal.argmax(-1)).sum()
         assert found.top1[j] == hits.sum() and found.top4[j] == torch.isin(teacher.argmax(-1), torch.tensor(some)).sum()
 
 

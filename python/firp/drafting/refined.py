@@ -110,19 +110,21 @@ class RefinedMarginals:
             above.
         """
         known = unit(self.view.embed(root[:, None]))[:, 0]
-        scores = self.head(self.refiner.marginal(states, known))
+        inner = self.refiner.inner(states, known)
+        scores = self.head(self.refiner.marginal(states, inner))
         rows = torch.arange(states.shape[1], device=states.device).expand(states.shape[:2])
         probabilities, places = self.ops.top_marginals(scores, rows, min(num_ranks, scores.shape[-1]))
         candidates = self.head.tokens_at(places)
-        return probabilities, candidates, self._conditioned(states, known, probabilities, candidates)
+        return probabilities, candidates, self._conditioned(states, inner, probabilities, candidates)
 
     def _conditioned(
-        self, states: Tensor, known: Tensor, probabilities: Tensor, candidates: Tensor
+        self, states: Tensor, inner: Tensor, probabilities: Tensor, candidates: Tensor
     ) -> tuple[Tensor, Tensor]:
         parents = unit(self.view.embed(candidates[:, :-1]))  # [B, k - 1, K, d]
         parts = [probabilities[:, :1, None].expand(-1, -1, candidates.shape[2], -1)]
         for depth in range(1, states.shape[1]):
-            after = self.refiner(depth, states[:, depth, None], known[:, None], parents[:, depth - 1])  # [B, K, d]
+            row = states[:, depth, None], inner[:, depth, None]
+            after = self.refiner.updated(depth, *row, parents[:, depth - 1])  # [B, K, d]
             scores = self.view.scores_of(after, candidates[:, depth])  # [B, K, K]
             share = torch.softmax(scores, -1).nan_to_num(nan=0.0)
             parts.append((share * probabilities[:, depth].sum(-1)[:, None, None])[:, None])

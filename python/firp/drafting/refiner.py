@@ -48,25 +48,40 @@ class Refiner:
     outputs: Tensor
     linear: Callable[[Tensor, Tensor], Tensor] = functional.linear
 
-    def __call__(self, depth: int, state: Tensor, root: Tensor, parent: Tensor | None = None) -> Tensor:
+    def inner(self, states: Tensor, root: Tensor) -> Tensor:
+        """What the root makes of rows of the first k' depths, before the parent's part.
+
+        Args:
+            states: [n, k', d] final states before the last norm; depth 0 has no drafted token between it and the root.
+            root: [n, d] `unit` embeddings of the token that is known.
+
+        Returns:
+            [n, k', w].
+        """
+        sized = unit(states)
+        parts = [
+            self.linear(sized[:, depth], self.inputs[depth, 0])
+            + self.linear(root, self.inputs[depth, 1])
+            + self.bias[depth]
+            for depth in range(states.shape[1])
+        ]
+        return torch.stack(parts, 1)
+
+    def updated(self, depth: int, state: Tensor, inner: Tensor, parent: Tensor | None = None) -> Tensor:
         """States of one depth, updated.
 
         Args:
-            depth: from 0, how many drafted tokens are between the root and the row's token.
-            state: [..., d] final states before the last norm.
-            root: [..., d] `unit` embeddings of the token that is known.
+            state, inner: [..., d] and [..., w] of the depth.
             parent: [..., d] `unit` embeddings of the token before; None where it is not known. It may have more rows
                 than `state`, which is then the same for all of them.
 
         Returns:
             [..., d].
         """
-        inner = self.linear(unit(state), self.inputs[depth, 0]) + self.linear(root, self.inputs[depth, 1])
-        inner = inner + self.bias[depth]
         if parent is not None:
             inner = inner + self.linear(parent, self.inputs[depth, 2])
         return state + root_mean_square(state) * self.linear(functional.silu(inner), self.outputs[depth])
 
-    def marginal(self, states: Tensor, root: Tensor) -> Tensor:
-        """States [n, k', d] of the first k' depths, updated with the root's embeddings [n, d] alone."""
-        return torch.stack([self(depth, states[:, depth], root) for depth in range(states.shape[1])], 1)
+    def marginal(self, states: Tensor, inner: Tensor) -> Tensor:
+        """States [n, k', d] of the first k' depths, updated with the root alone."""
+        return torch.stack([self.updated(d, states[:, d], inner[:, d]) for d in range(states.shape[1])], 1)

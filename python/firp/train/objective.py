@@ -48,7 +48,8 @@ class OffsetScores:
 
     Attributes:
         kl: from the model's distribution to the pseudo row's, updated by the refiner where there is one.
-        top1, top4, top10: how often the model's choice is among the row's first.
+        top1, top4, top10: how often the model's choice is among the row's first. Its choice among all tokens, but in a
+            step that learns over listed tokens, its choice among these.
         followed1, followed4: the same for the order of its best candidates given the tokens before, by the token
             transition or the refiner.
         count: anchors.
@@ -262,8 +263,10 @@ class Objective:
         """Rows [n, k', d] given the first token, and [n, k' - 1, d] of later depths given the token before too."""
         refiner = predictor.refiner(part.rows.device, part.rows.dtype)
         before = unit(self.view.embed(part.before))
-        marginal = refiner.marginal(part.rows, before[:, 0])
-        deeper = [refiner(d, part.rows[:, d], before[:, 0], before[:, d]) for d in range(1, part.rows.shape[1])]
+        rows = part.rows
+        inner = refiner.inner(rows, before[:, 0])
+        deeper = [refiner.updated(d, rows[:, d], inner[:, d], before[:, d]) for d in range(1, rows.shape[1])]
+        marginal = refiner.marginal(rows, inner)
         return marginal, torch.stack(deeper, 1) if deeper else marginal[:, :0]
 
     def _refined_sums(self, head: DraftHead, marginal: Tensor, conditional: Tensor, part: _Part) -> Tensor:
