@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from firp.drafting.context import root_mean_square
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.refiner import root_mean_square, unit
 from firp.drafting.transition import make_tables
 from firp.drafting.trees import MAX_RANKS
 from torch import Tensor
@@ -65,7 +65,7 @@ class Chain:
     """A predictor beside its target's embeddings and head.
 
     Args:
-        predictor: with a transition, a refiner, or neither.
+        predictor: with or without a transition.
         embed: tokens [...] to the target's embeddings [..., d].
         head: states [n, d] after the last layer to scores [n, V], the last norm included.
         vocab_size: V.
@@ -83,14 +83,11 @@ class Chain:
     ) -> None:
         self.embed, self.head, self.vocab_size = embed, head, vocab_size
         self.weight = predictor.weight.detach().to(device, dtype)
-        self.tables = self.refiner = self.tokens = None
+        self.tables = None
         if predictor.transition is not None:
             self.tables = make_tables(embed, vocab_size, predictor.transition, dtype, device)
-        if predictor.refiner_width:
-            with torch.no_grad():
-                self.refiner = predictor.refiner(device, dtype)
-        if predictor.draft_tokens is not None:
-            self.tokens = predictor.draft_tokens.to(device)
+        with torch.no_grad():
+            self.context = predictor.context(device, dtype)
 
     def pseudo_rows(self, hidden: Tensor, count: int) -> Tensor:
         """States [B, d] of the last accepted tokens at the insertion layer to finite pseudo rows [B * count, d].
@@ -114,23 +111,19 @@ class Chain:
         """
         batch, count, _ = states.shape
         previous = bonus.long().clamp(0, self.vocab_size - 1)
-        inner = self.refiner.inner(states, unit(self.embed(previous))) if self.refiner else states
-        rows = self.refiner.marginal(states, inner) if self.refiner else states
-        scores = self.head(rows.flatten(0, 1))[:, : self.vocab_size].view(batch, count, -1)
-        if self.tokens is not None:  # those that the predictor was trained to draft
-            scores = scores[..., self.tokens]
+        scores = self.head(states.flatten(0, 1))[:, : self.vocab_size].view(batch, count, -1)
         values, candidates = scores.topk(min(MAX_RANKS, scores.shape[2]))
-        candidates = candidates if self.tokens is None else self.tokens[candidates]
+        known = None if self.context is None else self.context.known(states, self.embed(previous))
         tokens = []
         for depth in range(count):
             among = candidates[:, depth]
             score = values[:, depth].float()
             if self.tables is not None:
                 source, target = self.tables
-                score = score + torch.einsum("br,bkr->bk", source[previous].float(), target[among].float())
-            elif self.refiner and depth:
-                after = self.refiner.updated(depth, states[:, depth], inner[:, depth], unit(self.embed(previous)))
-                score = self.head(after).gather(1, among)
+                query = source[previous]
+                if self.context is not None and known is not None:
+                    query = query + self.context.queries(known[:, depth], self.embed(previous)[:, None])[:, 0]
+                score = score + torch.einsum("br,bkr->bk", query.float(), target[among].float())
             previous = among.gather(1, score.argmax(1, keepdim=True))[:, 0]
             tokens.append(previous)
         return torch.stack(tokens, 1)

@@ -129,14 +129,10 @@ def tiny_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_
     return predictor
 
 
-def refined_predictor(
-    model: PreTrainedModel, seed: int, kind: str = "random", num_offsets: int = 3, layer: int = 2, tokens: tuple = ()
-):
-    """A predictor with a refiner, useful or hostile, that drafts `tokens` alone; () is all."""
-    sizes = {"refiner_width": 9, "draft_vocabulary": len(tokens)}
+def context_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_offsets: int = 3, layer: int = 2):
+    """A predictor whose transition has a context, useful or hostile."""
+    sizes = {"transition_rank": 5, "context_width": 9}
     predictor = firp.FirpPredictor.for_model(model, num_offsets, layer, **sizes).to(model.dtype)
-    if tokens:
-        predictor.draft_tokens = torch.tensor(tokens)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in predictor.named_parameters():

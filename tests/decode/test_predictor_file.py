@@ -10,7 +10,7 @@ import firp
 import pytest
 import torch
 from firp.drafting.predictor import SHIPPED, FirpPredictor
-from models import refined_predictor, tiny_model, tiny_predictor
+from models import context_predictor, tiny_model, tiny_predictor
 from predictor_file_cases import ABSENT, CONFIG, REFUSED, WEIGHTS, filled, load_file, recast, tensors
 
 
@@ -163,31 +163,20 @@ def test_predictors_in_memory_may_hold_anything(folder):
             firp.load_predictor(folder)
 
 
-BAD_TOKENS = {
-    "descending": (torch.tensor([1, 5, 4]), r"draft_tokens: got \[1, 5, 4\], expected ascending token ids in 0..10"),
-    "twice": (torch.tensor([1, 4, 4]), "draft_tokens: got"),
-    "negative": (torch.tensor([-1, 4, 5]), "draft_tokens: got"),
-    "past the vocabulary": (torch.tensor([1, 4, 11]), "draft_tokens: got"),
-    "numbers": (torch.tensor([1.0, 4.0, 5.0]), "draft_tokens: got dtype F32, expected one of int64, int32"),
-    "too many": (torch.tensor([1, 2, 4, 5]), r"draft_tokens: got shape \[4\], expected \[3\] by config.json"),
-    "none": (None, r"missing: draft_tokens; unknown: none"),
-}
+def test_a_context_stays_with_the_first_offsets(tmp_path):
+    predictor = context_predictor(tiny_model(1, vocab=11), 1).float()
+    predictor.save_pretrained(tmp_path)
+    fewer = firp.load_predictor(tmp_path).first_offsets(2)
+    assert fewer.context_width == 9
+    for name in ("context_inputs", "context_bias"):
+        assert torch.equal(getattr(fewer, name), getattr(predictor, name)[:2])
+    for name in ("context_parents", "context_outputs", "transition"):
+        assert torch.equal(getattr(fewer, name), getattr(predictor, name))
 
 
-@pytest.mark.parametrize("case", BAD_TOKENS)
-def test_bad_lists_of_tokens_are_refused(tmp_path, case):
+def test_a_context_needs_a_transition():
     model = tiny_model(1, vocab=11)
-    refined_predictor(model, 1, tokens=(1, 4, 5)).float().save_pretrained(tmp_path)
-    assert firp.load_predictor(tmp_path).draft_tokens.tolist() == [1, 4, 5]
-    given, message = BAD_TOKENS[case]
-    changed = {} if given is None else {"draft_tokens": given}
-    tensors(lambda found: {name: found[name] for name in found.keys() - {"draft_tokens"}} | changed)(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        firp.load_predictor(tmp_path)
-
-
-def test_a_list_of_tokens_stays_with_the_first_offsets(tmp_path):
-    predictor = refined_predictor(tiny_model(1, vocab=11), 1, tokens=(1, 4, 5)).float()
-    assert predictor.first_offsets(2).draft_tokens.tolist() == [1, 4, 5]
-    other = refined_predictor(tiny_model(1, vocab=11), 1, tokens=(1, 4, 6)).float()
-    assert predictor.fingerprint() != other.fingerprint()
+    with pytest.raises(ValueError, match=r"context_width: got 4, expected 0\.\.0 \(0 without a transition\)"):
+        firp.FirpPredictor.for_model(model, 2, 2, context_width=4)
+    with pytest.raises(ValueError, match="context_width: got -1, expected 0"):
+        firp.FirpPredictor.for_model(model, 2, 2, transition_rank=2, context_width=-1)

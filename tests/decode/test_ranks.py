@@ -124,7 +124,7 @@ def test_a_stop_at_every_depth_of_an_accepted_path(job):
     assert len(job[0]["stops"]["criterion 9"]["deep"]) == 3  # drafts of every depth were accepted
 
 
-def test_drop_in_and_a_refiner(job):
+def test_drop_in_and_a_context(job):
     alone = decoded(firp.Engine(model_of("llama")), {**ONE, "max_new_tokens": 8, "do_sample": False})["tokens"]
     assert [rank["drop_in"] for rank in job] == [[alone, alone]] * 2
 

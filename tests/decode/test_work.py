@@ -7,13 +7,13 @@ import torch
 from firp.bench.random_weights import build
 from firp.bench.step_cost import step_bytes
 from firp.decoder.view import DecoderView
-from firp.drafting.refined import RefinedMarginals
+from firp.drafting.drafters import Drafters
 from firp.drafting.trees import MAX_RANKS, TreeConfig
 from firp.engine.weights import weights_of
-from firp.engine.work import Draft, Sent, Work, break_even, product, refiner_work, step_work
+from firp.engine.work import Draft, Sent, Work, break_even, context_work, product, step_work
 from firp.tools.rates import DATASHEETS, Rates, find_rates
 from firp.tools.shapes import SHAPES, named_config
-from models import FAMILIES, refined_predictor, tiny_model, tiny_predictor
+from models import FAMILIES, context_predictor, tiny_model, tiny_predictor
 from torch.utils.flop_counter import FlopCounterMode
 
 import firp_kernels
@@ -196,18 +196,18 @@ def test_every_family_is_counted():
         assert work.read > 0 and work.operations > 0, family
 
 
-@pytest.mark.parametrize("tokens", [(), tuple(range(2, 29, 3))], ids=["whole", "listed"])
 @pytest.mark.parametrize("offsets", [1, 3])
-def test_operations_of_a_refiner_are_those_that_torch_counts(tokens, offsets):
+def test_operations_of_a_context_are_those_that_torch_counts(offsets):
     model = tiny_model(0, vocab=29, dtype=torch.float32)
-    predictor = refined_predictor(model, 1, num_offsets=offsets, tokens=tokens)
-    refined = RefinedMarginals(DecoderView(model), predictor, firp_kernels.bind("reference"))
+    predictor = context_predictor(model, 1, num_offsets=offsets)
+    conditioner = Drafters(DecoderView(model), firp_kernels.bind("reference"), predictor, offsets, 9).conditioner
     states, root = torch.randn(2, offsets, model.config.hidden_size), torch.tensor([4, 5])
+    candidates = torch.arange(MAX_RANKS).expand(2, offsets, -1)
     with FlopCounterMode(display=False) as counter:
-        refined(states, root, MAX_RANKS)
-    draft = Draft(TREE, offsets, INSERTION, predictor.refiner_width, len(tokens))
-    work = refiner_work(model.config, draft, 2, 4)
-    whole_head = 0 if tokens else 2 * 2 * offsets * 29 * model.config.hidden_size
-    assert work.operations + whole_head == counter.get_total_flops()
-    weights = sum(getattr(predictor, f"refiner_{name}").numel() for name in ("inputs", "outputs"))
-    assert work.read == 4 * (weights + len(tokens) * model.config.hidden_size)
+        known = conditioner.known(states, root)
+        conditioner.of_candidates(torch.rand(candidates.shape), candidates, known, root)
+    draft = Draft(TREE, offsets, INSERTION, predictor.transition_rank, predictor.context_width)
+    work = context_work(model.config, draft, 2, 4)
+    assert work.operations == counter.get_total_flops()
+    weights = (predictor.context_inputs, predictor.context_parents, predictor.context_outputs)
+    assert work.read == 4 * sum(weight.numel() for weight in weights)

@@ -60,7 +60,7 @@ def print_plan(console: Console, asked: Asked, rates: Rates) -> None:
     device = torch.device(rates.kind)
     planned_heads(config, asked.tp)  # before any weight is counted
     weights = weights_of(config, dtype, asked.tp)
-    draft, rank = _draft_of(asked, config, weights.architecture)
+    draft = _draft_of(asked, config, weights.architecture)
     steps = {
         name: step_work(config, weights, device, asked.batch_size, context, drafts, asked.tp)
         for name, drafts in (("plain", replace(draft, tree=None)), ("FIRP", draft))
@@ -84,9 +84,9 @@ def print_plan(console: Console, asked: Asked, rates: Rates) -> None:
         f"a step: plain {plain:.4g} ms, FIRP {firp:.4g} ms at least; FIRP breaks even at tau = "
         f"{break_even(steps['plain'], steps['FIRP'], rates):.3f} ({PAPER})"
     )
-    _print_memory(console, asked, config, dtype, context, draft, rank, weights, rates)
+    _print_memory(console, asked, config, dtype, context, draft, weights, rates)
     whole = weights if asked.tp == 1 else weights_of(config, dtype)
-    _print_training(console, config, whole, draft, rank, rates)
+    _print_training(console, config, whole, draft, rates)
 
 
 def _config_of(name: str) -> PreTrainedConfig:
@@ -106,8 +106,8 @@ def _config_of(name: str) -> PreTrainedConfig:
     return config
 
 
-def _draft_of(asked: Asked, config: PreTrainedConfig, architecture: str) -> tuple[Draft, int]:
-    """What a FIRP step drafts with, of a predictor or of sizes, and r of the token transition."""
+def _draft_of(asked: Asked, config: PreTrainedConfig, architecture: str) -> Draft:
+    """What a FIRP step drafts with, of a predictor or of sizes."""
     own_sizes = asked.num_offsets is not None or asked.insertion_layer is not None
     shipped = asked.model in {folder.name for folder in SHIPPED.iterdir()} and not own_sizes
     if asked.predictor is not None or shipped:
@@ -131,8 +131,8 @@ def _draft_of(asked: Asked, config: PreTrainedConfig, architecture: str) -> tupl
     tree = options.make_tree(predictor, asked.nodes, asked.lookahead, None) or predictor.tree
     if tree.num_nodes == 1:
         raise ValueError("nodes: got 1, which is plain decoding, expected at least 2")
-    refiner = predictor.refiner_width, predictor.draft_vocabulary
-    return Draft(tree, predictor.num_offsets, predictor.insertion_layer, *refiner), predictor.transition_rank
+    transition = predictor.transition_rank, predictor.context_width
+    return Draft(tree, predictor.num_offsets, predictor.insertion_layer, *transition)
 
 
 def _rates_in_words(rates: Rates, ranks: int) -> str:
@@ -185,14 +185,14 @@ def _print_collectives(console: Console, steps: dict[str, StepWork], rates: Rate
 
 
 def _print_memory(
-    console: Console, asked: Asked, config: PreTrainedConfig, dtype: torch.dtype, context: int, draft: Draft, rank: int,
+    console: Console, asked: Asked, config: PreTrainedConfig, dtype: torch.dtype, context: int, draft: Draft,
     weights: Weights, rates: Rates,
 ) -> None:  # fmt: skip
     device = torch.device(rates.kind)
     drafts = {
         "num_nodes": draft.nodes, "num_lookahead": draft.lookahead,
-        "num_offsets": draft.num_offsets, "transition_rank": rank,
-        "refiner_width": draft.refiner_width, "draft_vocabulary": draft.draft_vocabulary,
+        "num_offsets": draft.num_offsets, "transition_rank": draft.transition_rank,
+        "context_width": draft.context_width,
     }  # fmt: skip
     sizes = asked.batch_size, asked.tp, weights.bytes
     _, plain = plan_run(config, dtype, device, context, *sizes)
@@ -208,11 +208,10 @@ def _print_memory(
     console.print(f"{rates.device} has {gib(int(rates.memory))}: {fits}")
 
 
-def _print_training(
-    console: Console, config: PreTrainedConfig, weights: Weights, draft: Draft, rank: int, rates: Rates
-) -> None:
+def _print_training(console: Console, config: PreTrainedConfig, weights: Weights, draft: Draft, rates: Rates) -> None:
     tokens, anchors = TrainConfig.max_length, TrainConfig.anchors
-    work = training_work(config, weights, tokens, anchors, draft.num_offsets, draft.insertion_layer, rank)
+    sizes = draft.num_offsets, draft.insertion_layer, draft.transition_rank, draft.context_width
+    work = training_work(config, weights, tokens, anchors, *sizes)
     assert rates.operations is not None
     title = f"training, a million tokens in sequences of {tokens} with {anchors} anchors"
     table = _table("part", title, "PFLOP", "device hours")
@@ -221,8 +220,6 @@ def _print_training(
         each = operations * MILLION / tokens
         table.add_row(name, f"{each / 1e15:.4g}", f"{each / rates.operations / 3600:.4g}")
     console.print(table)
-    if draft.refiner_width:
-        console.print("what a refiner learns comes on top of this")
     kept = row_width(config, draft.insertion_layer) * weights.itemsize
     console.print(
         f"kept rows (--keep-rows): {kept / 1e3:,.1f} KB a token, {kept * MILLION / 1e9:,.1f} GB on disk a million "

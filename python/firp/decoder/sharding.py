@@ -11,14 +11,13 @@ import inspect
 from collections.abc import Iterable
 
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from firp.decoder.originals import is_own, library_of
 from firp.tools.ranks import ALONE, Ranks, check_version
 
 if distributed.is_available():
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import DTensor
 else:
     DTensor = None  # type: ignore[assignment, misc]
 
@@ -87,11 +86,3 @@ def ranks_of(meshes: Iterable) -> Ranks:
             f"{' and on others' if meshes else ''}, expected one dimension of tensor parallel ranks"
         )
     return Ranks(mesh.get_group())
-
-
-def rows_of(weight: Tensor, tokens: Tensor) -> Tensor:
-    """Rows [..., d] of a weight [V, d], sharded or whole, at token ids [...], which are the same on every rank."""
-    if not is_sharded(weight):
-        return weight[tokens]
-    replicated = DTensor.from_local(tokens, weight.device_mesh, [Replicate()], run_check=False)  # type: ignore[attr-defined]
-    return functional.embedding(replicated, weight).redistribute(placements=[Replicate()]).to_local()

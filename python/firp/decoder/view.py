@@ -21,7 +21,6 @@ from firp.decoder.model_check import check_model
 from firp.decoder.model_rules import head_counts, running_layers, windows
 from firp.decoder.rotary import FIXED_ROPE_TYPES, LENGTH_ROPE_TYPES, LengthRotary, rope_type_of
 from firp.decoder.seen import Seen
-from firp.decoder.sharding import rows_of
 from firp.tools.ranks import local_heads
 
 # Decoders that run embedding, layers, norm and head as Llama does; each is proven by a test.
@@ -223,22 +222,6 @@ class DecoderView:
                 firp_step=step,
             )
         return hidden
-
-    def scores_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Scores [B, n, m] float32 of tokens [B, m] for hidden rows [B, n, d] after the last layer.
-
-        For drafts, not for choices.
-        """
-        rows, bias = self.head_rows(tokens)
-        scores = self.norm(hidden).float() @ rows.float().mT
-        return self.scaled(scores if bias is None else scores + bias.float()[..., None, :])
-
-    def head_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The head's weight [..., d] and bias [...] at tokens [...], copies; no bias is None."""
-        head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        found = None if bias is None else rows_of(bias[:, None], tokens)[..., 0].detach()
-        return rows_of(head.weight, tokens).detach(), found
 
     def scaled(self, scores: Tensor) -> Tensor:
         """Products of the head's weight and normed rows, as the model scales its scores."""

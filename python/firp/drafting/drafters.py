@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from firp.decoder.view import DecoderView
+from firp.drafting.context import Conditioner
 from firp.drafting.kept import kept
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.refined import RefinedMarginals
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter, TreeConfig
 
@@ -37,7 +38,7 @@ class Drafters:
         insertion_layer: t.
         weight: [k, d, d] in the model's dtype, on its device.
         transition: tables of the token transition, or None.
-        refined: marginals by the predictor's refiner, or None.
+        conditioner: of a transition that has a context, or None.
     """
 
     def __init__(
@@ -51,8 +52,12 @@ class Drafters:
         module, settings = view.decoder.embed_tokens, (view.dtype, view.device)
         self.weight = kept(module, "maps", [predictor.weight], settings, lambda: weight.to(view.device, view.dtype))
         self.weight = self.weight[:num_offsets]
+        tensors = predictor.context_tensors
+        context = kept(module, "context", tensors, settings, lambda: predictor.context(view.device, view.dtype))
         self.transition = token_tables(view, predictor.transition)
-        self.refined = RefinedMarginals(view, predictor, ops) if predictor.refiner_width else None
+        self.conditioner = None
+        if context is not None and self.transition is not None:
+            self.conditioner = Conditioner(view, self.transition, replace(context, linear=ops.linear))
         self._by_tree: dict[TreeConfig, Drafter] = {}
 
     def of(self, tree: TreeConfig) -> Drafter | None:
@@ -60,5 +65,5 @@ class Drafters:
         if tree.num_nodes == 1:
             return None
         if tree not in self._by_tree:
-            self._by_tree[tree] = Drafter(tree, self.num_offsets, self.ops, self.transition, self.refined is not None)
+            self._by_tree[tree] = Drafter(tree, self.num_offsets, self.ops, self.transition)
         return self._by_tree[tree]

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from firp.drafting.context import Context
 from firp.drafting.predictor_file import OptionalFields, find_files, read_fields, read_tensors
-from firp.drafting.refiner import Refiner
 from firp.drafting.trees import MAX_NODES, TreeConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAX_WIDTH = 1 << 20
-MAX_REFINER_WIDTH = 1 << 14
+MAX_CONTEXT_WIDTH = 1 << 14
 MAX_VOCABULARY = (1 << 31) - 1
 SHIPPED = Path(__file__).parents[1] / "predictors"
 
@@ -54,16 +52,14 @@ class FirpPredictor(  # type: ignore[call-arg]
         num_lookahead: P, nodes that get pseudo rows.
         tree_kind: "dynamic" or "static".
         transition_rank: r of the token transition; 0 has none.
-        refiner_width: w of the refiner (`firp.drafting.refiner`); 0 has none. It replaces a transition.
-        draft_vocabulary: how many tokens a refiner's rows are scored for, those of `draft_tokens`; 0 is all.
+        context_width: w of the transition's context (`firp.drafting.context`); 0 has none.
 
     Attributes:
         weight: [k, d, d].
         transition: [2, d, r] maps from embeddings to the factors of a token as the one before and as the one that
             follows; zeros change nothing. None without a transition.
-        refiner_inputs, refiner_bias, refiner_outputs: [k, 3, w, d], [k, w], [k, d, w], as `Refiner` takes them. None
-            without a refiner.
-        draft_tokens: [draft_vocabulary] int64 buffer, ascending: no other token is drafted. None where all are.
+        context_inputs, context_bias, context_parents, context_outputs: [k, 2, w, d], [k, w], [w, d], [r, w], as
+            `Context` takes them. None without a context.
 
     Raises:
         ValueError: an argument out of range.
@@ -82,8 +78,7 @@ class FirpPredictor(  # type: ignore[call-arg]
         num_lookahead: int = 2,
         tree_kind: str = "dynamic",
         transition_rank: int = 0,
-        refiner_width: int = 0,
-        draft_vocabulary: int = 0,
+        context_width: int = 0,
     ) -> None:
         super().__init__()
         sizes = (
@@ -99,18 +94,9 @@ class FirpPredictor(  # type: ignore[call-arg]
             )
         if not 0 <= transition_rank <= hidden_size:
             raise ValueError(f"transition_rank: got {transition_rank}, expected 0..{hidden_size} (hidden_size)")
-        if not 0 <= refiner_width <= MAX_REFINER_WIDTH:
-            raise ValueError(f"refiner_width: got {refiner_width}, expected 0..{MAX_REFINER_WIDTH}")
-        if refiner_width and transition_rank:
-            raise ValueError(
-                f"refiner_width: got {refiner_width} beside transition_rank {transition_rank}, expected 0 for one of "
-                f"them"
-            )
-        most = vocab_size if refiner_width else 0
-        if not 0 <= draft_vocabulary <= most:
-            raise ValueError(
-                f"draft_vocabulary: got {draft_vocabulary}, expected 0..{most} (vocab_size; 0 without a refiner)"
-            )
+        most = MAX_CONTEXT_WIDTH if transition_rank else 0
+        if not 0 <= context_width <= most:
+            raise ValueError(f"context_width: got {context_width}, expected 0..{most} (0 without a transition)")
         TreeConfig(num_nodes, num_lookahead, tree_kind)
         self.num_offsets = num_offsets
         self.hidden_size = hidden_size
@@ -123,16 +109,15 @@ class FirpPredictor(  # type: ignore[call-arg]
         self.num_lookahead = num_lookahead
         self.tree_kind = tree_kind
         self.transition_rank = transition_rank
-        self.refiner_width = refiner_width
-        self.draft_vocabulary = draft_vocabulary
+        self.context_width = context_width
         self.folder: Path | None = None  # where it was loaded from, if a folder
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
         self.transition = nn.Parameter(torch.zeros(2, hidden_size, transition_rank)) if transition_rank else None
-        width = refiner_width
-        self.refiner_inputs = nn.Parameter(torch.zeros(num_offsets, 3, width, hidden_size)) if width else None
-        self.refiner_bias = nn.Parameter(torch.zeros(num_offsets, width)) if width else None
-        self.refiner_outputs = nn.Parameter(torch.zeros(num_offsets, hidden_size, width)) if width else None
-        self.register_buffer("draft_tokens", torch.arange(draft_vocabulary) if draft_vocabulary else None)
+        width = context_width
+        self.context_inputs = nn.Parameter(torch.zeros(num_offsets, 2, width, hidden_size)) if width else None
+        self.context_bias = nn.Parameter(torch.zeros(num_offsets, width)) if width else None
+        self.context_parents = nn.Parameter(torch.zeros(width, hidden_size)) if width else None
+        self.context_outputs = nn.Parameter(torch.zeros(transition_rank, width)) if width else None
 
     @property
     def tree(self) -> TreeConfig:
@@ -173,7 +158,7 @@ class FirpPredictor(  # type: ignore[call-arg]
                 predictor = cls(**fields)
         except ValueError as error:
             raise ValueError(f"predictor: {config}: {error}") from error
-        tensors = read_tensors(weights, predictor.state_dict(), predictor.vocab_size)
+        tensors = read_tensors(weights, {name: tensor.shape for name, tensor in predictor.state_dict().items()})
         predictor.load_state_dict(tensors, assign=True)
         return predictor.eval()
 
@@ -181,7 +166,7 @@ class FirpPredictor(  # type: ignore[call-arg]
     def for_model(
         cls, model: PreTrainedModel, num_offsets: int, insertion_layer: int, **others: Unpack[OptionalFields]
     ) -> FirpPredictor:
-        """An untrained (identity) predictor for `model`; `others` are a tree and a transition's rank."""
+        """An untrained (identity) predictor for `model`; `others` are a tree and sizes of a transition."""
         config = model.config
         name = config._name_or_path
         return cls(
@@ -199,18 +184,15 @@ class FirpPredictor(  # type: ignore[call-arg]
         """Hidden states [..., d] at the insertion layer to pseudo rows [..., k, d]."""
         return torch.einsum("kod,...d->...ko", self.weight, hidden)
 
-    def refiner(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        linear: Callable[[Tensor, Tensor], Tensor] = functional.linear,
-    ) -> Refiner:
-        """The refiner, which the predictor must have, with its weights on `device` in `dtype`, still of their graph."""
-        inputs, bias, outputs = (
-            tensor.to(device, dtype)  # type: ignore[union-attr]
-            for tensor in (self.refiner_inputs, self.refiner_bias, self.refiner_outputs)
-        )
-        return Refiner(inputs, bias, outputs, linear)
+    @property
+    def context_tensors(self) -> list[Tensor]:
+        """The context's weights, in the order of `Context`; none without a context."""
+        tensors = (self.context_inputs, self.context_bias, self.context_parents, self.context_outputs)
+        return [tensor for tensor in tensors if tensor is not None]
+
+    def context(self, device: torch.device, dtype: torch.dtype) -> Context | None:
+        """The context with its weights on `device` in `dtype`, still of their graph; None where there is none."""
+        return Context(*(tensor.to(device, dtype) for tensor in self.context_tensors)) if self.context_width else None
 
     def first_offsets(self, num_offsets: int) -> FirpPredictor:
         """This predictor with its first k offsets alone, over the same weights.
@@ -226,11 +208,12 @@ class FirpPredictor(  # type: ignore[call-arg]
             other = FirpPredictor(
                 num_offsets, self.hidden_size, self.insertion_layer, self.num_layers, self.vocab_size,
                 self.architecture, self.base_model, self.num_nodes, self.num_lookahead, self.tree_kind,
-                self.transition_rank, self.refiner_width, self.draft_vocabulary,
+                self.transition_rank, self.context_width,
             )  # fmt: skip
         other.weight = nn.Parameter(self.weight[:num_offsets].detach(), self.weight.requires_grad)
-        other.transition, other.draft_tokens = self.transition, self.draft_tokens
-        for name in ("refiner_inputs", "refiner_bias", "refiner_outputs") if self.refiner_width else ():
+        other.transition = self.transition
+        other.context_parents, other.context_outputs = self.context_parents, self.context_outputs
+        for name in ("context_inputs", "context_bias") if self.context_width else ():
             own = getattr(self, name)
             setattr(other, name, nn.Parameter(own[:num_offsets].detach(), own.requires_grad))
         return other.train(self.training)
@@ -241,8 +224,7 @@ class FirpPredictor(  # type: ignore[call-arg]
         for name, tensor in sorted(self.state_dict().items()):
             flat = tensor.flatten()
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            some = flat[:: max(1, flat.numel() // 4096)].cpu()
-            digest.update((some.half() if some.is_floating_point() else some).numpy().tobytes())
+            digest.update(flat[:: max(1, flat.numel() // 4096)].cpu().half().numpy().tobytes())
         return digest.hexdigest()
 
     def check_model(self, model: PreTrainedModel) -> None:

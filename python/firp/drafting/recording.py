@@ -18,9 +18,10 @@ from torch.nn import functional
 import firp_kernels
 from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
+from firp.drafting.context import Conditioner
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import ABSENT, NODES, AcceptanceProfile, columns, ranges
-from firp.drafting.refined import RefinedMarginals
+from firp.drafting.transition import token_tables
 from firp.drafting.trees import MAX_RANKS, Drafter, DraftTree, TreeConfig
 from firp_kernels import top_marginals
 
@@ -34,10 +35,10 @@ class Recording:
     Attributes:
         tokens: [n + 1] int64, the last prompt token (the first root), then n new tokens.
         probabilities: [n, k, K] float32; [i, j] is the top-K marginal of pseudo[i, j + 1], descending, where i counts
-            from the first root. It is for token i + j + 2. With a refiner [n, k, k, K]: [i, m] are those of offsets
-            m + 1 .. k given the token m positions after the next, zeros at the end.
-        candidates: int64 their tokens, of the same shape.
-        conditioned: with a refiner, probabilities and order [n, k, k, K, K] given the token before.
+            from the first root. It is for token i + j + 2.
+        candidates: [n, k, K] int64 their tokens.
+        conditioned: where the transition has a context, probabilities and order [n, k, 1 + K, K] given the token
+            before: the text's own, then each candidate of the offset before.
     """
 
     tokens: Tensor
@@ -57,32 +58,33 @@ def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: 
     layer, device = predictor.insertion_layer, view.device
     real = real_rows(view, tokens[None, :-1].to(device), layer)
     weight = predictor.weight.to(device, view.dtype)
-    refined = RefinedMarginals(view, predictor, firp_kernels.bind(None)) if predictor.refiner_width else None
+    tables, context = token_tables(view, predictor.transition), predictor.context(device, view.dtype)
+    conditioner = None if tables is None or context is None else Conditioner(view, tables, context)
+    own = functional.pad(tokens, (0, weight.shape[0])).to(device)  # what follows the text is never drafted
     parts: list[tuple[Tensor, ...]] = []
     positions = torch.arange(len(prompt) - 1, len(tokens) - 1, device=device)
     for anchors in positions.split(ANCHORS_AT_ONCE):
         rows = pseudo_rows(view, weight, real, anchors[None], layer)[0]
-        if refined is not None:
-            parts.append(_refined(refined, rows, tokens.to(device), anchors, num_ranks))
-            continue
         logits = view.logits(rows)
         offsets = torch.arange(logits.shape[1], device=device).expand(logits.shape[:2])
-        parts.append(top_marginals(logits, offsets, min(num_ranks, logits.shape[-1])))
+        found = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
+        if conditioner is not None:
+            known = conditioner.known(rows, own[anchors + 1])
+            parents = torch.cat([own[anchors[:, None] + 1 + offsets][..., None], found[1].roll(1, 1)], -1)
+            found = (*found, *conditioner(*found, known, parents))
+        parts.append(found)
     probabilities, candidates, *conditioned = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return Recording(tokens[len(prompt) - 1 :], probabilities, candidates, tuple(conditioned) or None)
 
 
-def _refined(
-    refined: RefinedMarginals, rows: Tensor, tokens: Tensor, anchors: Tensor, num_ranks: int
-) -> tuple[Tensor, ...]:
-    """Probabilities, candidates, and those given the token before with their order, for every number of levels."""
-    levels: list[tuple[Tensor, ...]] = []
-    for level in range(rows.shape[1]):
-        known = tokens[(anchors + level + 1).clamp(max=len(tokens) - 1)]
-        probabilities, candidates, conditioned = refined(rows[:, level:], known, num_ranks)
-        found = (probabilities, candidates, *conditioned)
-        levels.append(tuple(functional.pad(part, (0, 0) * (part.dim() - 2) + (0, level)) for part in found))
-    return tuple(torch.stack(part, 1) for part in zip(*levels, strict=True))
+def of_candidates(conditioned: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of rows [n, k', 1 + K, K] as a recording has them, those that a draft from k' offsets takes, [n, k', K, K]."""
+    first, deeper = (
+        [part[:, :1, :1].expand(-1, -1, part.shape[3], -1) for part in conditioned],
+        [part[:, 1:, 1:] for part in conditioned],
+    )
+    after, order = (torch.cat(pair, 1) for pair in zip(first, deeper, strict=True))
+    return after, order
 
 
 @torch.no_grad()
@@ -121,26 +123,25 @@ def _found(
     recording: Recording, num_offsets: int, transition: tuple[Tensor, Tensor] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`places` and `ranks` of one answer, as in `AcceptanceProfile`."""
-    ops, refined, known = firp_kernels.bind(None), recording.conditioned is not None, columns(num_offsets)
+    ops, known = firp_kernels.bind(None), columns(num_offsets)
     count = len(recording.probabilities)
     # Tokens past the answer: never drafted.
     tokens = functional.pad(recording.tokens, (0, num_offsets + 1), value=-1)
     places = np.full((count, len(NODES), len(known)), ABSENT, np.uint8)
     ranks = np.full((count, len(known)), ABSENT, np.uint8)
     for up, k in ranges(num_offsets):
-        part = (slice(None), up, slice(k - up)) if refined else (slice(None), slice(up, k))
-        probabilities, candidates = (p[part].contiguous() for p in (recording.probabilities, recording.candidates))
+        probabilities, candidates = (p[:, up:k].contiguous() for p in (recording.probabilities, recording.candidates))
         conditioned = None
         if recording.conditioned is not None:
-            after, order = (p[part].contiguous() for p in recording.conditioned)
-            conditioned = after, order
+            after, order = recording.conditioned
+            conditioned = of_candidates((after[:, up:k], order[:, up:k]))
         # The root is `up` levels after the position's next token.
         own = torch.stack([tokens[up + 1 + depth : up + 1 + depth + count] for depth in range(k - up + 1)], 1)
         roots, usable = own[:, 0].clamp(min=0), torch.full((count,), k - up, dtype=torch.int32)
         first = known[up, k, 1]
         target = slice(first, first + k - up)
         for i, num_nodes in enumerate(NODES):
-            drafter = Drafter(TreeConfig(num_nodes, num_nodes), k - up, ops, transition, refined)
+            drafter = Drafter(TreeConfig(num_nodes, num_nodes), k - up, ops, transition)
             given, among = (p[..., : drafter.num_ranks].contiguous() for p in (probabilities, candidates))
             tree = drafter.draft(given, among, roots, usable, conditioned)
             places[:, i, target] = _places(tree, own)
@@ -177,7 +178,7 @@ def _ranks(
     match = candidates == own[:, 1:, None]  # [n, depths, K]
     inside, index = match.any(2), match.int().argmax(2)
     order = None if conditioned is None else conditioned[1]
-    if transition is not None:
+    if order is None and transition is not None:
         roots = own[:, 0].clamp(min=0)
         order = ops.condition_marginals(probabilities, candidates, roots, *transition, candidates.shape[2])[1]
     if order is None:

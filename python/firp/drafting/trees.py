@@ -167,7 +167,6 @@ class Drafter:
         num_offsets: k.
         ops: the ops to use, from `firp_kernels.bind`.
         transition: tables of the predictor's token transition (`firp.drafting.transition`), if it has one.
-        refined: whether marginals come from a refiner, given the token before.
     """
 
     def __init__(
@@ -176,10 +175,8 @@ class Drafter:
         num_offsets: int,
         ops: SimpleNamespace,
         transition: tuple[Tensor, Tensor] | None = None,
-        refined: bool = False,
     ) -> None:
         self.config = config
-        self.refined = refined
         self.num_offsets = num_offsets
         self.ops = ops
         self.transition = transition
@@ -189,8 +186,7 @@ class Drafter:
     @property
     def num_ranks(self) -> int:
         """K, how many candidates of a depth to draft from; the token before can raise a low one."""
-        raised = self.transition is not None or self.refined
-        return max(MAX_RANKS, self._drafted_ranks) if raised else self._drafted_ranks
+        return self._drafted_ranks if self.transition is None else max(MAX_RANKS, self._drafted_ranks)
 
     @property
     def _drafted_ranks(self) -> int:
@@ -209,7 +205,8 @@ class Drafter:
     ) -> DraftTree:
         """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable.
 
-        `conditioned` are those of a refiner given the token before, [B, k, K, K], with their order.
+        `conditioned` are those given the token before, [B, k, K, K], with their order, where the transition has a
+        context (`firp.drafting.context.Conditioner`).
         """
         config, order = self.config, None
         ranks = min(self._drafted_ranks, candidates.shape[2])

@@ -17,7 +17,7 @@ from firp.drafting.choices import Choice, Rung, add_batches, choice_file, load_c
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile, load_profile
 from firp.drafting.trees import TreeConfig
-from firp.engine.costs import Curves, RowShares, StepClock
+from firp.engine.costs import Curves, StepClock
 from firp.engine.graphs import StepRunner
 from firp.engine.steps import Steps
 from firp.tools.hardware import machine_name, preemptions
@@ -211,7 +211,7 @@ class Automatic:
 
     def _estimate(self, clock: StepClock, offsets: list[int]) -> list[Plan]:
         """`_plans` by the cost of rows: the two best trees of a k, and the best of half and of more of their rows."""
-        shares = RowShares.of(self.predictor)
+        below = self.predictor.insertion_layer / self.predictor.num_layers
         largest = TreeConfig(NODES[-1], NODES[-1])
         most = {k: self._tau(largest, k) for k in offsets}
         found: dict[int, list[tuple[float, int, TreeConfig]]] = {}
@@ -222,11 +222,11 @@ class Automatic:
             for k in offsets:
                 found[k] = []
                 for tree in trees_within(min(curves.rows[-1], MOST_ROWS["cpu"]), k):
-                    seconds = curves.step(tree, k, shares)
+                    seconds = curves.step(tree, k, below)
                     if most[k] / seconds > best:
                         found[k].append((self._tau(tree, k) / seconds, tree.num_nodes + tree.num_lookahead * k, tree))
                         best = max(best, found[k][-1][0])
-            least = shares.below * curves.layers[0] + (1 - shares.below) * curves.layers[-1] + curves.head[0]
+            least = below * curves.layers[0] + (1 - below) * curves.layers[-1] + curves.head[0]
             return max(most.values()) / least < best
 
         curves = clock.curves(hopeless)
@@ -240,7 +240,7 @@ class Automatic:
             smaller = [entry for entry in ranked[k] if entry[1] <= rows / 2][:1]
             larger = [entry for entry in ranked[k] if entry[1] >= 1.5 * rows][:1]
             trees = list(dict.fromkeys(tree for _, _, tree in (*ranked[k][:2], *smaller, *larger)))
-            sizes = [(tree, k, shares) for tree in (TreeConfig(1, 1), *trees)]
+            sizes = [(tree, k, below) for tree in (TreeConfig(1, 1), *trees)]
             plans.append(Plan(k, trees, [Estimate(curves.step(*size), curves.branch(*size)) for size in sizes]))
         return plans
 

@@ -12,13 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from firp.drafting.lookup import MOST_BRANCH
-from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import MAX_NODES, DraftTree, TreeConfig, root_only
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers
 from firp.engine.chooser import Greedy
@@ -36,27 +34,6 @@ SWEEPS, SWEEP_SECONDS = 4, 1.0
 STEPS, STEP_SECONDS, WARM_UP_STEPS = 7, 0.9, 2
 
 
-class RowShares(NamedTuple):
-    """Which parts of the model the rows of a predictor's trees pass.
-
-    Attributes:
-        below: share of the layers that are below the insertion layer.
-        shared_rows: pseudo rows up to which they share the head's pass with the nodes.
-        drafted: share of the head's tokens that are scored for the rows of a tree that is drafted.
-    """
-
-    below: float
-    shared_rows: int = SHARED_PSEUDO_ROWS
-    drafted: float = 1.0
-
-    @classmethod
-    def of(cls, predictor: FirpPredictor) -> RowShares:
-        below = predictor.insertion_layer / predictor.num_layers
-        if not predictor.refiner_width:
-            return cls(below)
-        return cls(below, 0, (predictor.draft_vocabulary or predictor.vocab_size) / predictor.vocab_size)
-
-
 @dataclass(frozen=True)
 class Curves:
     """Seconds at each number of rows of a sequence.
@@ -70,23 +47,23 @@ class Curves:
     layers: tuple[float, ...]
     head: tuple[float, ...]
 
-    def step(self, tree: TreeConfig, num_offsets: int, shares: RowShares, branch: int = 0) -> float:
+    def step(self, tree: TreeConfig, num_offsets: int, below: float, branch: int = 0) -> float:
         """Seconds of a step, by interpolation between the rows. A tree of one node decodes plainly.
 
         Args:
+            below: share of the layers that are below the insertion layer.
             branch: nodes that are added to the tree.
         """
         nodes, pseudo = tree.num_nodes + branch, tree.num_lookahead * num_offsets if tree.num_nodes > 1 else 0
-        layers = shares.below * self._at(self.layers, nodes)
-        layers += (1 - shares.below) * self._at(self.layers, nodes + pseudo)
-        if pseudo <= shares.shared_rows:
+        layers = below * self._at(self.layers, nodes) + (1 - below) * self._at(self.layers, nodes + pseudo)
+        if pseudo <= SHARED_PSEUDO_ROWS:
             return layers + self._at(self.head, nodes + pseudo)
-        return layers + self._at(self.head, nodes) + shares.drafted * self._at(self.head, num_offsets)
+        return layers + self._at(self.head, nodes) + self._at(self.head, num_offsets)
 
-    def branch(self, tree: TreeConfig, num_offsets: int, shares: RowShares) -> tuple[float, ...]:
+    def branch(self, tree: TreeConfig, num_offsets: int, below: float) -> tuple[float, ...]:
         """Seconds that a branch of 1, 2, ... nodes adds to a step."""
         most = min(MOST_BRANCH, MAX_NODES - tree.num_nodes)
-        steps = [self.step(tree, num_offsets, shares, more) for more in range(most + 1)]
+        steps = [self.step(tree, num_offsets, below, more) for more in range(most + 1)]
         return tuple(max(seconds - steps[0], 0.0) for seconds in steps[1:])
 
     def _at(self, seconds: tuple[float, ...], rows: int) -> float:

@@ -24,8 +24,8 @@ class MemoryPlan:
 
     Attributes:
         weights: the model's parameters.
-        predictor: one d x d map per offset, two tables [V, r] of a token transition, four d x w matrices
-            per offset of a refiner.
+        predictor: one d x d map per offset, two tables [V, r] of a token transition, and the matrices of its context:
+            two d x w per offset, one d x w and one r x w.
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
@@ -60,8 +60,7 @@ def plan_memory(
     weights: int = 0,
     captures: bool = False,
     transition_rank: int = 0,
-    refiner_width: int = 0,
-    draft_vocabulary: int = 0,
+    context_width: int = 0,
     prefill_rows: int = CHUNK_TOKENS,
     tp_size: int = 1,
     local_heads: tuple[int, int] | None = None,
@@ -74,7 +73,7 @@ def plan_memory(
         weights: bytes of the model's parameters.
         captures: whether steps are captured as graphs.
         transition_rank: r of the predictor's token transition.
-        refiner_width: w of the predictor's refiner, and draft_vocabulary: tokens of its own copy of the head.
+        context_width: w of its context.
         prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
         tp_size: tensor parallel ranks; what one of them needs is planned.
         local_heads: query heads and key heads of a rank; None: all.
@@ -95,10 +94,10 @@ def plan_memory(
 
     steps, together = batch_size * rows * per_row, slots * batch_size
     captured = min(CAPTURED_ROWS, together)
-    maps = num_offsets * width * (width + 4 * refiner_width)
+    maps = num_offsets * width * (width + 2 * context_width) + context_width * (width + transition_rank)
     return MemoryPlan(
         weights=weights,
-        predictor=(maps + 2 * vocab * transition_rank + draft_vocabulary * width) * size,
+        predictor=(maps + 2 * vocab * transition_rank) * size,
         cache=config.num_hidden_layers * 2 * batch_size * slots * kv_heads * head_width * size,
         scores=logits + wide,
         scratch=max(steps, passing(min(prefill_rows, together), slots)),

@@ -106,8 +106,6 @@ class Step:
         num_nodes = tree.size[0]
         few = few_rows(hidden.device, hidden.shape[0], hidden.shape[1], num_nodes)
         shares_head = few if self.head is None else self.head == "one-pass"
-        if self.drafters is not None and self.drafters.refined is not None:
-            shares_head = False  # pseudo rows wait for the root
         logits = self.view.logits(hidden if shares_head else hidden[:, :num_nodes])
         return Scored(logits[:, :num_nodes], logits[:, num_nodes:] if shares_head else None, hidden[:, num_nodes:])
 
@@ -131,16 +129,27 @@ class Step:
             return state.tree.of_roots(emitted.root)
         if drafter is None or not scored.hidden.shape[1]:
             return first_tree(emitted.root, drafter, self.layer.compiled)
-        if self.drafters is not None and self.drafters.refined is not None:
-            states = gather_rows(scored.hidden, emitted.rows)  # [B, k, d]
-            refined = self.drafters.refined(states, emitted.root, drafter.num_ranks)
-            probabilities, candidates, conditioned = refined  # [B, k, K] and [B, k, K, K]
-            return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable, conditioned))
         scores, rows = self.pseudo_scores(scored, emitted.rows)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
         probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
-        return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable))
+        conditioned = self.conditioned(scored.hidden, emitted, probabilities, candidates)
+        return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable, conditioned))
+
+    def conditioned(
+        self, hidden: Tensor, emitted: Emitted, probabilities: Tensor, candidates: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Marginals [B, k, K, K] given the token before and their order, where the transition has a context."""
+        if self.drafters is None or self.drafters.conditioner is None:
+            return None
+        conditioner, k = self.drafters.conditioner, self.num_offsets
+        offset = emitted.rows % k  # [B, k], m + 1 .. k where the lookahead node is m levels up, in counting from 0
+        slot = emitted.rows[:, :1] - offset[:, :1]
+        states = gather_rows(hidden, slot + torch.arange(k, device=slot.device))  # [B, k, d]
+        # The token after the lookahead node: the m-th before the root.
+        after = emitted.tokens.gather(1, (emitted.counts[:, None] - 1 - offset[:, :1]).clamp(min=0))[:, 0]
+        known = conditioner.known(states, after.clamp(0, self.num_embeddings - 1))
+        return conditioner.of_candidates(probabilities, candidates, gather_rows(known, offset), emitted.root)
 
     def _agreed(self, tree: DraftTree) -> DraftTree:
         return tree if self.view.ranks.size == 1 else DraftTree(*self.view.ranks.agree(tuple(vars(tree).values())))

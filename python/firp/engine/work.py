@@ -44,15 +44,15 @@ class Draft:
         tree: N and P; None decodes plainly.
         num_offsets: k.
         insertion_layer: t; parts of a step are counted below and above it, of a plain one too.
-        refiner_width: w of a refiner; 0 has none.
-        draft_vocabulary: tokens that a refiner's rows are scored for; 0: all.
+        transition_rank: r of the token transition; counted with its context alone.
+        context_width: w of the context; 0 has none.
     """
 
     tree: TreeConfig | None
     num_offsets: int
     insertion_layer: int
-    refiner_width: int = 0
-    draft_vocabulary: int = 0
+    transition_rank: int = 0
+    context_width: int = 0
 
     @property
     def nodes(self) -> int:
@@ -154,10 +154,9 @@ def step_work(
     if draft.tree is not None:
         maps = draft.num_offsets * config.hidden_size**2
         step.add("predictor", Work(maps * size, 2 * batch_size * draft.lookahead * maps))
-        if draft.refiner_width:
-            step.add("refiner", refiner_work(config, draft, batch_size, size))
-            passes = [nodes] if draft.draft_vocabulary else [nodes, draft.num_offsets]
-        elif not few_rows(device, batch_size, draft.rows, nodes):
+        if draft.context_width:
+            step.add("context", context_work(config, draft, batch_size, size))
+        if not few_rows(device, batch_size, draft.rows, nodes):
             passes = [nodes, draft.num_offsets]
     for rows in passes:
         step.add("norm and head", product((*weights.norm, *weights.head), batch_size * rows, itemsize=size))
@@ -169,13 +168,12 @@ def step_work(
     return step
 
 
-def refiner_work(config: PreTrainedConfig, draft: Draft, batch_size: int, itemsize: int) -> Work:
-    """What a refiner adds, whole on every rank: its own weights, and its rows of the head where it lists tokens."""
-    k, w, d, listed = draft.num_offsets, draft.refiner_width, config.hidden_size, draft.draft_vocabulary
-    ranks = min(MAX_RANKS, listed or config.vocab_size)
-    given_root = k * 3 * w * d + k * listed * d
-    given_parent = (k - 1) * ((2 + 2 * ranks) * w * d + ranks * ranks * d)
-    return Work((k * 4 * w * d + listed * d) * itemsize, 2 * batch_size * (given_root + given_parent))
+def context_work(config: PreTrainedConfig, draft: Draft, batch_size: int, itemsize: int) -> Work:
+    """What a transition's context adds, whole on every rank: its own weights, and products with those of candidates."""
+    k, w, d, r = draft.num_offsets, draft.context_width, config.hidden_size, draft.transition_rank
+    parents = k * min(MAX_RANKS, config.vocab_size)
+    products = 2 * k * w * d + parents * (w * d + w * r + min(MAX_RANKS, config.vocab_size) * r)
+    return Work(w * ((2 * k + 1) * d + r) * itemsize, 2 * batch_size * products)
 
 
 def _exchange(step: StepWork, weights: Sequence[Weight], rows: int, itemsize: int) -> None:

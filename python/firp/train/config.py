@@ -20,13 +20,10 @@ class TrainConfig:
         anchors: anchors drawn from each sequence.
         max_length: sequences are cut to this many tokens.
         learning_rate: peak of AdamW's for the maps, after a linear warm-up of `warmup` steps; then a cosine to a tenth.
-            0 keeps the maps of `start_from` and trains the transition or the refiner alone.
+            0 keeps the maps of `start_from` and trains the transition alone.
         transition_rank: r of the token transition; 0 trains none.
-        transition_learning_rate: the same for the transition.
-        refiner_width: w of the refiner; 0 trains none. A predictor has a transition or a refiner, not both.
-        refiner_learning_rate: the same for the refiner.
-        draft_vocabulary: how many tokens a refiner's rows are scored for, the most frequent ones of the answers; 0 is
-            all.
+        transition_learning_rate: the same for the transition and its context.
+        context_width: w of the transition's context; 0 trains none.
         offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
         ridge_tokens: tokens of the closed-form start; 0 starts from the identity.
         start_from: folder or hub id of a predictor to go on from, instead of the closed form.
@@ -51,9 +48,7 @@ class TrainConfig:
     warmup: int = 20
     transition_rank: int = 64
     transition_learning_rate: float = 1e-3
-    refiner_width: int = 0
-    refiner_learning_rate: float = 1e-3
-    draft_vocabulary: int = 0
+    context_width: int = 0
     offset_decay: float = 0.8
     ridge_tokens: int = 100_000
     start_from: str | None = None
@@ -74,13 +69,12 @@ class TrainConfig:
             raise ValueError(f"max_length: got {self.max_length}, expected more than num_offsets ({self.num_offsets})")
         if self.pack and self.keep_rows:
             raise ValueError("pack: got it with keep_rows, expected one of them: kept rows are computed once, unpacked")
-        for name in ("learning_rate", "transition_learning_rate", "refiner_learning_rate", "offset_decay"):
+        for name in ("learning_rate", "transition_learning_rate", "offset_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected a finite number of at least 0")
-        if self.learning_rate == 0 and (self.start_from is None or not (self.transition_rank or self.refiner_width)):
+        if self.learning_rate == 0 and (self.start_from is None or not self.transition_rank):
             raise ValueError(
-                "learning_rate: got 0, which trains a transition or a refiner alone: expected start_from with it, and "
-                "transition_rank or refiner_width"
+                "learning_rate: got 0, which trains a transition alone, expected start_from and transition_rank with it"
             )
 
     @property

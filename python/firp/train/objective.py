@@ -13,8 +13,6 @@ from torch.nn import functional
 from firp.decoder.passes import RealRows, pseudo_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.refined import DraftHead
-from firp.drafting.refiner import unit
 from firp.drafting.transition import UnitEmbeddings
 from firp.drafting.trees import MAX_RANKS
 from firp.train.data import Batch, possible_anchors
@@ -35,11 +33,8 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     return top.indices.masked_fill(~valid, 0), valid
 
 
-# Anchors that pass the head together: on a CPU, on a GPU; and as many times more where a list of tokens is scored.
+# Anchors that pass the head together: on a CPU, on a GPU.
 ANCHORS_AT_ONCE = (64, 1024)
-LISTED_TIMES = 4
-# One anchor in this many is seen again from one token further on.
-LATER_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -47,11 +42,10 @@ class OffsetScores:
     """Sums over anchors, per offset [k].
 
     Attributes:
-        kl: from the model's distribution to the pseudo row's, updated by the refiner where there is one.
-        top1, top4, top10: how often the model's choice is among the row's first. Its choice among all tokens, but in a
-            step that learns over listed tokens, its choice among these.
+        kl: from the model's distribution to the pseudo row's.
+        top1, top4, top10: how often the model's choice is among the row's first.
         followed1, followed4: the same for the order of its best candidates given the tokens before, by the token
-            transition or the refiner.
+            transition.
         count: anchors.
     """
 
@@ -107,8 +101,8 @@ class _Part:
     Attributes:
         rows: [n, k, d] final states of their pseudo rows.
         before: [n, k] the text's token before each one's.
-        teacher: [n, k, M] the model's own scores there, of the tokens that may be drafted.
-        choice: [n, k] the model's choice, as a token.
+        teacher: [n, k, V] the model's own scores there.
+        choice: [n, k] the model's choice.
         weights: [k] of a row in the loss.
     """
 
@@ -117,14 +111,6 @@ class _Part:
     teacher: Tensor
     choice: Tensor
     weights: Tensor
-
-    def later(self, levels: int) -> _Part:
-        """Some of the rows where the first `levels` of their tokens are decided: one in LATER_SHARE^levels."""
-        if not levels:
-            return self
-        tensors = (self.rows, self.before, self.teacher, self.choice)
-        rows, before, teacher, choice = (tensor[:: LATER_SHARE**levels, levels:] for tensor in tensors)
-        return _Part(rows, before, teacher, choice, self.weights[: len(self.weights) - levels])
 
 
 def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
@@ -136,9 +122,8 @@ def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
 class Objective:
     """What a predictor is trained on, as sums over anchors and offsets, offset j weighing offset_weights[j].
 
-    The maps: KL(model at i + j || pseudo[i, j]). The token transition: cross-entropy of the model's own choice after
-    the text's tokens, over the pseudo row's best candidates; it leaves the maps alone. The refiner: the same KL of the
-    updated rows, given the first token after the anchor, and given the token before too; the maps learn with it.
+    The maps: KL(model at i + j || pseudo[i, j]). The token transition and its context: cross-entropy of the model's own
+    distribution after the text's tokens, over the pseudo row's best candidates alone; they leave the maps as they are.
 
     Attributes:
         view: the base model.
@@ -183,113 +168,60 @@ class Objective:
         k, length, device = len(self.offset_weights), tokens.shape[1], tokens.device
         offsets = torch.arange(1, k + 1, device=device)
         count = max(len(chosen), 1) if count is None else count
-        head = DraftHead(self.view, predictor.draft_tokens) if predictor.refiner_width else None
         weights, sums = self.offset_weights / count, torch.zeros(6, k, device=device)
         places = torch.tensor(chosen, dtype=torch.int64, device=device)
         # In the order of the text, so that neighbours share targets.
         sources, order = (places // anchors.shape[1] * length + anchors.flatten()[places]).sort()
-        at_once = ANCHORS_AT_ONCE[device.type == "cuda"] * (LISTED_TIMES if head and head.tokens is not None else 1)
+        at_once = ANCHORS_AT_ONCE[device.type == "cuda"]
         parts = zip(places[order].split(at_once), sources.split(at_once), strict=True)
         for index, flat in parts if chosen else ():
             positions = flat[:, None] + offsets
             targets, inverse = positions.unique(return_inverse=True)
-            teacher, choice = self.teach(real.final.flatten(0, 1)[targets], head, want_gradient)
+            with torch.no_grad():
+                teacher = self.view.logits(real.final.flatten(0, 1)[targets]).float()
             leaf = rows.detach().flatten(0, 1)[index].requires_grad_(maps_learn)
-            part = _Part(leaf, tokens.flatten()[positions], teacher[inverse], choice[inverse], weights)
-            if head is None:
-                sums += self.plain(predictor, part, [leaf] * maps_learn, want_gradient)
-            else:
-                sums += self.refined(predictor, head, part, [leaf] * maps_learn, want_gradient)
+            choice = teacher.argmax(-1)[inverse]
+            part = _Part(leaf, tokens.flatten()[positions], teacher[inverse], choice, weights)
+            sums += self.scored(predictor, part, [leaf] * maps_learn, want_gradient)
             if maps_learn:
                 gradient.view(-1, *leaf.shape[1:])[index] = leaf.grad
         if maps_learn:
             rows.backward(gradient, inputs=[predictor.weight])
         return OffsetScores.of(sums, count)
 
-    @torch.no_grad()
-    def teach(self, final: Tensor, head: DraftHead | None, listed: bool) -> tuple[Tensor, Tensor]:
-        """The model's scores [n, M] of the tokens of `head`, and its choice [n] among all tokens or, `listed`, these.
-
-        Steps take the choice among a list, since the whole head would take a third of their time.
-        """
-        if head is None or not listed or head.tokens is None:
-            scores = self.view.logits(final).float()
-            return scores if head is None else head.among(scores), scores.argmax(-1)
-        scores = head(final).float()
-        return scores, head.tokens_at(scores.argmax(-1))
-
-    def plain(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
+    def scored(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
         """Sums [6, k] of the rows as they are, and of the token transition if there is one."""
-        choice = part.choice
         with torch.set_grad_enabled(bool(leaves)):
             student = self.view.logits(part.rows).float()
             divergence = divergence_of(student, part.teacher)
         if leaves:
             (divergence * part.weights).sum().backward(inputs=leaves)
         student = student.detach()
-        rank = followed = rank_of(student, choice)
+        rank = followed = rank_of(student, part.choice)
         if self.embeddings is not None:
             with torch.set_grad_enabled(want_gradient):
-                loss, followed = self.follow(predictor.transition, student, part.before, choice)
+                loss, followed = self.follow(predictor, student, part)
             if want_gradient:
-                (loss * part.weights).sum().backward(inputs=[predictor.transition])
+                learning = [predictor.transition, *predictor.context_tensors]
+                (loss * part.weights).sum().backward(inputs=learning)
         return sums_of(divergence, rank, followed)
 
-    def refined(
-        self, predictor: FirpPredictor, head: DraftHead, part: _Part, leaves: list[Tensor], want_gradient: bool
-    ) -> Tensor:
-        """Sums [6, k] of the rows that the refiner updated, over the tokens of `head`.
+    def follow(self, predictor: FirpPredictor, student: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+        """Loss [n, k] and rank of the model's choice after the tokens before, given scores [n, k, V].
 
-        Some anchors are seen again from m tokens further on, as when the lookahead slot is m levels up: the rows of
-        offsets m + 1 .. k then follow the token m positions later.
-        """
-        parameters = [predictor.refiner_inputs, predictor.refiner_bias, predictor.refiner_outputs]
-        for levels in range(len(part.weights)):
-            seen = part.later(levels)
-            with torch.set_grad_enabled(want_gradient):
-                marginal, conditional = (head(rows).float() for rows in self._refine(predictor, seen))
-                loss = (divergence_of(marginal, seen.teacher) * seen.weights).sum()
-                if conditional.shape[1]:
-                    loss = loss + (divergence_of(conditional, seen.teacher[:, 1:]) * seen.weights[1:]).sum()
-            if want_gradient:
-                loss.backward(inputs=[*leaves, *parameters])
-            if not levels:
-                sums = self._refined_sums(head, marginal.detach(), conditional.detach(), part)
-            if not want_gradient:
-                break
-        return sums
-
-    def _refine(self, predictor: FirpPredictor, part: _Part) -> tuple[Tensor, Tensor]:
-        """Rows [n, k', d] given the first token, and [n, k' - 1, d] of later depths given the token before too."""
-        refiner = predictor.refiner(part.rows.device, part.rows.dtype)
-        before = unit(self.view.embed(part.before))
-        rows = part.rows
-        inner = refiner.inner(rows, before[:, 0])
-        deeper = [refiner.updated(d, rows[:, d], inner[:, d], before[:, d]) for d in range(1, rows.shape[1])]
-        marginal = refiner.marginal(rows, inner)
-        return marginal, torch.stack(deeper, 1) if deeper else marginal[:, :0]
-
-    def _refined_sums(self, head: DraftHead, marginal: Tensor, conditional: Tensor, part: _Part) -> Tensor:
-        """Sums [6, k] of scores [n, k, M] given the first token, and [n, k - 1, M] given the token before too."""
-        most = marginal.shape[-1]
-        choice = head.places_of(part.choice)
-        best = marginal.topk(min(MAX_RANKS, most), dim=-1)
-        given = torch.cat([marginal[:, :1], conditional], 1).gather(-1, best.indices)
-        found, place = (best.indices == choice[..., None]).max(-1)
-        followed = rank_of(given, place).where(found, most)
-        rank = rank_of(marginal, choice.clamp(max=most - 1)).where(choice < most, most)
-        return sums_of(divergence_of(marginal, part.teacher), rank, followed)
-
-    def follow(self, transition: Tensor, student: Tensor, previous: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and rank of `choice` [n, k] after the tokens `previous` [n, k], given scores [n, k, V].
-
-        A choice that is not among the candidates has no loss and the rank after the last.
+        A choice that is not among the candidates has the rank after the last.
         """
         best = student.topk(min(MAX_RANKS, student.shape[-1]), dim=-1)
-        source, target = transition
+        source, target = cast(Tensor, predictor.transition)
         embed = cast(UnitEmbeddings, self.embeddings)
-        factor = ((embed(previous) @ source)[..., None, :] * (embed(best.indices) @ target)).sum(-1)
+        query = embed(part.before) @ source
+        context = predictor.context(part.rows.device, torch.float32)
+        if context is not None:
+            before = self.view.embed(part.before).float()
+            known = context.known(part.rows.detach().float(), before[:, 0])
+            query = query + context.queries(known, before[:, :, None])[:, :, 0]
+        factor = (query[..., None, :] * (embed(best.indices) @ target)).sum(-1)
         scores = torch.log_softmax(best.values + factor, dim=-1)
-        found, place = (best.indices == choice[..., None]).max(-1)
-        loss = -scores.gather(-1, place[..., None])[..., 0].where(found, 0.0)
-        return loss, rank_of(scores.detach(), place).where(found, scores.shape[-1])
+        goal = torch.softmax(part.teacher.gather(-1, best.indices), dim=-1)
+        found, place = (best.indices == part.choice[..., None]).max(-1)
+        return -(goal * scores).sum(-1), rank_of(scores.detach(), place).where(found, scores.shape[-1])

@@ -45,7 +45,7 @@ class TrainingWork:
     Attributes:
         base: the base model's own rows; once in all with kept rows, else at every visit.
         targets: the head over the positions that anchors predict.
-        pseudo: pseudo rows through the maps, the layers above and the head, and the token transition.
+        pseudo: pseudo rows through the maps, the layers above and the head, and the token transition with its context.
         backward: gradients of the maps and the transition. The base model's weights get none.
     """
 
@@ -67,13 +67,14 @@ def training_work(
     num_offsets: int,
     insertion_layer: int,
     transition_rank: int,
+    context_width: int,
 ) -> TrainingWork:
     """Work for a sequence of so many tokens and anchors. Attention is counted in full, masked scores too; a position
     that several anchors predict, once for each.
 
     Args:
         weights: of the whole model.
-        num_offsets, insertion_layer, transition_rank: k, t, r.
+        num_offsets, insertion_layer, transition_rank, context_width: k, t, r, w.
     """
     heads, _, head_dim = head_counts(config)
     attended = 4 * heads * head_dim  # operations of a row and a position that it sees
@@ -88,6 +89,7 @@ def training_work(
     seen, chains = depth * rows * tokens * attended, depth * rows * num_offsets * attended
     candidates = min(MAX_RANKS, config.vocab_size)
     transition = 2 * rows * (1 + candidates) * config.hidden_size * transition_rank
+    transition += 2 * rows * context_width * (3 * config.hidden_size + transition_rank)
     return TrainingWork(
         base=base,
         targets=head,

@@ -49,11 +49,6 @@ class TrainingRanks(Ranks):
                 f"keep_rows: got it with {self.size} ranks, expected one: every epoch gives a sequence to another "
                 "rank, so each would keep the rows of all; leave it off"
             )
-        if config.refiner_width and self.size > 1:
-            raise ValueError(
-                f"refiner_width: got {config.refiner_width} with {self.size} ranks, expected 0 or one rank: which "
-                "anchors it learns from depends on how a batch is shared out"
-            )
         if config.batch_size < self.size:
             raise ValueError(
                 f"batch_size: got {config.batch_size}, expected at least {self.size}: a sequence for each rank"

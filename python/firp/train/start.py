@@ -7,30 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, load_predictor
 from firp.train.config import TrainConfig
-from firp.train.data import Batch, TextDataset, epoch_batches, frequent_tokens, make_batch
+from firp.train.data import Batch, TextDataset, epoch_batches, make_batch
 from firp.train.ranks import TrainingRanks
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
 
 SOURCE_SCALE = 0.01
-
-
-def new_predictor(
-    config: TrainConfig, model: PreTrainedModel, dataset: TextDataset, indices: np.ndarray
-) -> FirpPredictor:
-    """An untrained predictor; the tokens that a refiner drafts are those of the answers at `indices`, unless
-    `start_from` lists some."""
-    predictor = FirpPredictor.for_model(
-        model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank,
-        refiner_width=config.refiner_width, draft_vocabulary=config.draft_vocabulary,
-    )  # fmt: skip
-    if config.draft_vocabulary:
-        predictor.draft_tokens = frequent_tokens(dataset, indices, config.draft_vocabulary, predictor.vocab_size)
-    return predictor
+CONTEXT_SCALE = 0.7
 
 
 @torch.no_grad()
@@ -51,17 +37,14 @@ def set_start(
     generator = torch.Generator().manual_seed(config.seed)
     if predictor.transition is not None:
         predictor.transition[0] = torch.randn(predictor.transition.shape[1:], generator=generator) * SOURCE_SCALE
-    inputs = predictor.refiner_inputs
-    if inputs is not None:
-        spread = (inputs.shape[1] * inputs.shape[-1]) ** -0.5
-        inputs.copy_(torch.randn(inputs.shape, generator=generator) * spread)
+    for inputs in (predictor.context_inputs, predictor.context_parents):
+        if inputs is not None:
+            inputs.copy_(torch.randn(inputs.shape, generator=generator) * CONTEXT_SCALE * inputs.shape[-1] ** -0.5)
     if config.start_from is not None:
         start = start_of(config, view)
         for name, parameter in predictor.named_parameters():
             if getattr(start, name) is not None:
                 parameter.copy_(getattr(start, name))
-        if start.draft_tokens is not None:
-            predictor.draft_tokens = start.draft_tokens.to(predictor.weight.device)
     elif config.ridge_tokens:
         predictor.weight.copy_(solve_ridge(config, view, dataset, indices, ranks, progress))
     ranks.copy_first(predictor.parameters())
@@ -70,7 +53,7 @@ def set_start(
 def start_of(config: TrainConfig, view: DecoderView) -> FirpPredictor:
     """The predictor that `config.start_from` names.
 
-    It may have no transition, refiner or list of tokens yet, but not one of another size.
+    It may have no transition or context yet, but not one of another size.
 
     Raises:
         ValueError: it predicts other offsets, or at another layer; the field is named.
@@ -78,9 +61,7 @@ def start_of(config: TrainConfig, view: DecoderView) -> FirpPredictor:
     assert config.start_from is not None
     start = load_predictor(config.start_from)
     start.check_model(view.model)
-    kept = ["refiner_width"] * bool(start.refiner_width) + ["draft_vocabulary"] * bool(start.draft_vocabulary)
-    if not config.refiner_width:  # which replaces a transition
-        kept += ["transition_rank"] * bool(start.transition_rank)
+    kept = [name for name in ("transition_rank", "context_width") if getattr(start, name)]
     for name in ("insertion_layer", "num_offsets", *kept):
         if getattr(start, name) != getattr(config, name):
             raise ValueError(f"{name}: got {getattr(config, name)}, but start_from has {getattr(start, name)}")

@@ -28,7 +28,7 @@ from firp.train.objective import Objective, OffsetScores, sample_anchors
 from firp.train.ranks import TrainingRanks
 from firp.train.reporting import Reporter
 from firp.train.rows import RowStore
-from firp.train.start import new_predictor, set_start, start_of
+from firp.train.start import set_start, start_of
 from firp.train.worth import write_profile
 
 CHECKPOINT = "checkpoint.pt"
@@ -99,19 +99,22 @@ class Trainer:
 
     def make_predictor(self) -> FirpPredictor:
         """What is trained."""
-        return new_predictor(self.config, self.model, self.dataset, self.train_indices).to(self.device)
+        config = self.config
+        predictor = FirpPredictor.for_model(
+            self.model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank,
+            context_width=config.context_width,
+        )  # fmt: skip
+        return predictor.to(self.device)
 
     def parameter_groups(self) -> list[dict]:
         """Parameters of the optimizer, each group with its peak learning rate."""
         config = self.config
         groups: list[dict] = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
+        peak = config.transition_learning_rate
         if config.transition_rank:
-            groups += [
-                {"params": [self.predictor.transition], "peak": config.transition_learning_rate, "weight_decay": 0.05}
-            ]
-        if config.refiner_width:
-            refiner = [self.predictor.refiner_inputs, self.predictor.refiner_bias, self.predictor.refiner_outputs]
-            groups += [{"params": refiner, "peak": config.refiner_learning_rate, "weight_decay": 0.01}]
+            groups += [{"params": [self.predictor.transition], "peak": peak, "weight_decay": 0.05}]
+        if config.context_width:
+            groups += [{"params": self.predictor.context_tensors, "peak": peak, "weight_decay": 0.2}]
         return groups
 
     def make_objective(self) -> Objective:

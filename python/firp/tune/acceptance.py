@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import firp_kernels
-from firp.drafting.recording import Recording
+from firp.drafting.recording import Recording, of_candidates
 from firp.drafting.trees import Drafter, TreeConfig, root_only
 from firp.engine.state import DecodeStats
 
@@ -28,7 +28,6 @@ def replay(
     lengths = torch.tensor([len(recording.tokens) - 1 for recording in recordings])
     longest = int(lengths.max())
     tokens = torch.stack([functional.pad(r.tokens, (0, longest + k + 2 - len(r.tokens)), value=-1) for r in recordings])
-    refined = recordings[0].conditioned is not None
     kept = [(r.probabilities, r.candidates, *(r.conditioned or ())) for r in recordings]
     padded = [[functional.pad(p, (0, 0) * (p.dim() - 1) + (0, longest - len(p))) for p in parts] for parts in kept]
     probabilities, candidates, *conditioned = (torch.stack(parts) for parts in zip(*padded, strict=True))
@@ -36,7 +35,7 @@ def replay(
     if tree.num_nodes == 1:
         stats.add([1] * int(lengths.sum()))
         return stats
-    drafter = Drafter(tree, k, ops, transition, refined)
+    drafter = Drafter(tree, k, ops, transition)
     probabilities, candidates = (part[..., : drafter.num_ranks].contiguous() for part in (probabilities, candidates))
     root = torch.zeros(len(recordings), dtype=torch.long)
     draft = root_only(tokens[:, 0], num_lookahead=1)
@@ -55,10 +54,7 @@ def replay(
         offset = (torch.arange(k) + levels_up[:, None]).clamp(max=k - 1)
         rows = torch.arange(len(recordings))[:, None], source[:, None], offset
         usable = (k - levels_up).clamp(min=0).to(torch.int32)
-        if refined:
-            rows = torch.arange(len(recordings)), source, levels_up.clamp(0, k - 1).long()
-        # The first k of a recording's depths are those of the first k offsets.
-        first, among, *given = (part[rows][:, :k].contiguous() for part in (probabilities, candidates, *conditioned))
+        first, among, *given = (part[rows] for part in (probabilities, candidates, *conditioned))
         roots = tokens.gather(1, root[:, None])[:, 0]
-        draft = drafter.draft(first, among, roots, usable, (given[0], given[1]) if refined else None)
+        draft = drafter.draft(first, among, roots, usable, of_candidates((given[0], given[1])) if given else None)
     return stats

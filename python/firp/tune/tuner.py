@@ -17,7 +17,7 @@ from firp.drafting.predictor import FirpPredictor
 from firp.drafting.recording import Recording, record
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter
-from firp.engine.costs import RowShares, StepClock
+from firp.engine.costs import StepClock
 from firp.engine.engine import Engine
 from firp.generation.batch import greedy_answers
 from firp.tune.acceptance import replay
@@ -268,7 +268,7 @@ class Tuner:
         most = max(candidate.rows for candidate in last) + MOST_BRANCH
         curves = StepClock(engine.steps, most, engine.runner, batch_size).curves(lambda known: known.rows[-1] >= most)
         for c in last:
-            batch.branches[c] = curves.branch(c.tree, c.num_offsets, RowShares.of(predictor))
+            batch.branches[c] = curves.branch(c.tree, c.num_offsets, predictor.insertion_layer / predictor.num_layers)
 
     def choice(self) -> Choice:
         """What engines take from here: by batch size, plain decoding and the measured trees of the chosen k."""

@@ -1,0 +1,129 @@
+"""The context of a token transition: what it knows beside the token before.
+
+A pseudo row is computed before the token after its node is known. When a tree is drafted from it, that token is known,
+and so is the row's final state. Together with the token before a candidate they shift the factor of the transition:
+
+    known[j]  = inputs[j, 0] @ unit(state of offset j) + inputs[j, 1] @ unit(embedding of the first token) + bias[j]
+    query     = source[parent] + outputs @ silu(known[j] + parents @ unit(embedding of the parent))
+    p'(x)     proportional to p(x) * exp(query . target[x]), over the candidates of the row
+
+The first token is the one that follows the lookahead node, the parent is the candidate's own. Zeros in `outputs` leave
+the transition as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from firp.decoder.view import DecoderView
+
+EPSILON = 1e-6
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows [..., d] scaled to a mean square of 1."""
+    return rows / root_mean_square(rows)
+
+
+def root_mean_square(rows: Tensor) -> Tensor:
+    """[..., d] to [..., 1], in the rows' dtype."""
+    return rows.float().pow(2).mean(-1, keepdim=True).add(EPSILON).sqrt().to(rows.dtype)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Weights of a context, of one dtype, on one device.
+
+    Attributes:
+        inputs: [k, 2, w, d] maps of the state and of the first token's embedding.
+        bias: [k, w].
+        parents: [w, d] map of the parent's embedding.
+        outputs: [r, w].
+        linear: the function that multiplies rows [..., a] by a weight [b, a].
+    """
+
+    inputs: Tensor
+    bias: Tensor
+    parents: Tensor
+    outputs: Tensor
+    linear: Callable[[Tensor, Tensor], Tensor] = functional.linear
+
+    def known(self, states: Tensor, first: Tensor) -> Tensor:
+        """What does not depend on a candidate.
+
+        Args:
+            states: [n, k', d] final states of the pseudo rows of the first k' offsets, before the last norm.
+            first: [n, d] embeddings of the token after each anchor.
+
+        Returns:
+            [n, k', w].
+        """
+        states, first = unit(states), unit(first)
+        parts = [
+            self.linear(states[:, j], self.inputs[j, 0]) + self.linear(first, self.inputs[j, 1]) + self.bias[j]
+            for j in range(states.shape[1])
+        ]
+        return torch.stack(parts, 1)
+
+    def queries(self, known: Tensor, parents: Tensor) -> Tensor:
+        """What is added to the source factors of parents with embeddings [..., m, d], given known [..., w].
+
+        Returns:
+            [..., m, r].
+        """
+        inner = known[..., None, :] + self.linear(unit(parents), self.parents)
+        return self.linear(functional.silu(inner), self.outputs)
+
+
+class Conditioner:
+    """Marginals given the token before, by a transition that has a context.
+
+    Args:
+        view: of the base model.
+        tables: of the transition (`firp.drafting.transition.token_tables`).
+        context: its context, in the model's dtype.
+    """
+
+    def __init__(self, view: DecoderView, tables: tuple[Tensor, Tensor], context: Context) -> None:
+        self.view, self.context = view, context
+        self.source, self.target = tables
+
+    @torch.no_grad()
+    def known(self, states: Tensor, first: Tensor) -> Tensor:
+        """`Context.known` of states [n, k', d] and the tokens [n] after their anchors."""
+        return self.context.known(states, self.view.embed(first))
+
+    @torch.no_grad()
+    def __call__(
+        self, probabilities: Tensor, candidates: Tensor, known: Tensor, parents: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `firp_kernels.condition_marginals`, with all ranks and one row for each of the parents given.
+
+        Args:
+            probabilities, candidates: [n, k', K].
+            known: [n, k', w].
+            parents: [n, k', m] int64 tokens before those of the depth.
+
+        Returns:
+            probabilities and order [n, k', m, K].
+        """
+        query = self.source[parents] + self.context.queries(known, self.view.embed(parents))
+        factor = query.float() @ self.target[candidates].float().mT  # [n, k', m, K]
+        before = probabilities[:, :, None]
+        highest = factor.masked_fill(before == 0, float("-inf")).amax(-1, keepdim=True)
+        weight = torch.where(before > 0, before * (factor - highest).exp(), 0.0)
+        after = (weight / weight.sum(-1, keepdim=True) * before.sum(-1, keepdim=True)).nan_to_num(nan=0.0)
+        after, order = after.sort(dim=-1, descending=True, stable=True)
+        return after, order.to(torch.int32)
+
+    def of_candidates(
+        self, probabilities: Tensor, candidates: Tensor, known: Tensor, root: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Row c of a depth follows candidate c of the depth above, every row of the first one the root [n]."""
+        first = root[:, None, None].expand(-1, 1, candidates.shape[2])
+        return self(probabilities, candidates, known, torch.cat([first, candidates[:, :-1]], 1))

@@ -1,0 +1,87 @@
+"""The transition and its context: what they start from, and what they learn."""
+
+import firp
+import pytest
+import torch
+from firp.decoder.passes import pseudo_rows, real_rows
+from firp.decoder.view import DecoderView
+from firp.drafting.transition import UnitEmbeddings
+from firp.drafting.trees import MAX_RANKS
+from firp.train.objective import Objective
+from models import context_predictor, tiny_model
+
+ANCHORS = torch.arange(3, 9)
+
+
+def scores(model, predictor, tokens, want_gradient=False, trains_maps=True):
+    view = DecoderView(model)
+    weights = torch.tensor([1.0, 0.5, 0.25])[: predictor.num_offsets]
+    objective = Objective(view, 2, weights, UnitEmbeddings(view), trains_maps)
+    anchors = ANCHORS.expand(len(tokens), -1)
+    return objective(
+        predictor, tokens, real_rows(view, tokens, 2), anchors, torch.ones_like(anchors).bool(), want_gradient
+    )
+
+
+@pytest.fixture
+def model():
+    return tiny_model(2, vocab=23, dtype=torch.float32)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(4, 23, (3, 14), generator=torch.Generator().manual_seed(1))
+
+
+def own_loss(model, predictor, tokens):
+    """Cross-entropy of the model's distribution over the candidates, and how often its choice is first, row by row."""
+    view, embed = DecoderView(model), UnitEmbeddings(DecoderView(model))
+    real, context = real_rows(view, tokens, 2), predictor.context("cpu", torch.float32)
+    rows = pseudo_rows(view, predictor.weight, real, ANCHORS.expand(len(tokens), -1), 2)
+    source, target = predictor.transition
+    total, hits = torch.zeros(predictor.num_offsets), torch.zeros(predictor.num_offsets)
+    for b in range(len(tokens)):
+        for a, anchor in enumerate(ANCHORS.tolist()):
+            known = context.known(rows[b, a][None], view.embed(tokens[b, anchor + 1][None]))[0]
+            for j in range(predictor.num_offsets):
+                position = anchor + 1 + j
+                before = tokens[b, position]
+                best = view.logits(rows[b, a, j][None])[0].topk(min(MAX_RANKS, 23))
+                query = embed(before) @ source + context.queries(known[j], view.embed(before)[None])[0]
+                share = (best.values + embed(best.indices) @ target @ query).log_softmax(-1)
+                teacher = view.logits(real.final[b, position][None])[0]
+                total[j] -= (teacher[best.indices].softmax(-1) * share).sum()
+                hits[j] += best.indices[share.argmax()] == teacher.argmax()
+    return total, hits
+
+
+def test_the_loss_is_the_models_distribution_over_the_candidates(model, tokens):
+    """Its gradient is that of the loss summed row by row."""
+    predictor = context_predictor(model, 3)
+    with torch.no_grad():
+        for tensor in (*predictor.context_tensors, predictor.transition):
+            tensor.mul_(0.3)
+        assert torch.equal(scores(model, predictor, tokens).followed1, own_loss(model, predictor, tokens)[1])
+    scores(model, predictor, tokens, want_gradient=True, trains_maps=False)
+    weights = torch.tensor([1.0, 0.5, 0.25]) / (len(tokens) * len(ANCHORS))
+    learning = {name: tensor for name, tensor in predictor.named_parameters() if name != "weight"}
+    assert predictor.weight.grad is None
+    (own_loss(model, predictor, tokens)[0] * weights).sum().backward(inputs=[*learning.values()] or None)
+    for name, tensor in learning.items():
+        assert tensor.grad.any(), name
+    doubled = {name: tensor.grad.clone() for name, tensor in learning.items()}  # both gradients, added up
+    for tensor in learning.values():
+        tensor.grad = None
+    scores(model, predictor, tokens, want_gradient=True, trains_maps=False)
+    for name, tensor in learning.items():
+        torch.testing.assert_close(2 * tensor.grad, doubled[name], rtol=2e-3, atol=1e-5, msg=name)
+
+
+def test_a_context_leaves_the_maps_gradient_as_it_is(model, tokens):
+    predictor = context_predictor(model, 3)
+    plain = firp.FirpPredictor.for_model(model, 3, 2, transition_rank=5)
+    with torch.no_grad():
+        plain.weight.copy_(predictor.weight)
+    found, bare = (scores(model, one, tokens, want_gradient=True) for one in (predictor, plain))
+    assert torch.equal(predictor.weight.grad, plain.weight.grad)
+    assert torch.equal(found.kl, bare.kl) and torch.equal(found.top4, bare.top4)
