@@ -25,8 +25,9 @@ from firp.tools.environment import environment
 from firp.tools.files import locked, read_object, write_atomically
 from firp.train.config import TrainConfig
 from firp.train.data import Batch
-from firp.train.objective import ANCHORS_AT_ONCE, OffsetScores, divergence_of, rank_of, sums_of
+from firp.train.objective import ANCHORS_AT_ONCE, OffsetScores, sums_of
 from firp.train.start import solve_ridge
+from firp.train.targets import divergence_of, rank_of
 from firp.train.trainer import LOG, Trainer
 from torch import Tensor
 

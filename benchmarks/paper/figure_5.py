@@ -18,8 +18,8 @@ from firp.decoder.passes import RealRows, RecordingAttention, pseudo_rows
 from firp.decoder.view import DecoderView
 from firp.tools.files import write_atomically
 from firp.train.data import BatchOrder, load_dataset, make_batch
-from firp.train.objective import rank_of
 from firp.train.ridge import RidgeAccumulator
+from firp.train.targets import rank_of
 from torch import Tensor
 from tqdm import tqdm
 

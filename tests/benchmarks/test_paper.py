@@ -9,7 +9,7 @@ import pytest
 import torch
 from firp.decoder.view import DecoderView
 from firp.drafting.recording import record
-from firp.train.objective import rank_of
+from firp.train.targets import rank_of
 
 import benchmarks.paper.command as command_module
 import benchmarks.paper.setup as setups

@@ -5,7 +5,8 @@ import pytest
 import torch
 from firp.decoder.passes import real_rows
 from firp.decoder.view import DecoderView
-from firp.train.objective import Objective, rank_of
+from firp.train.objective import Objective
+from firp.train.targets import rank_of
 from models import tiny_model
 
 

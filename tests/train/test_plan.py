@@ -25,8 +25,8 @@ def counted(work):
     return found, counter.get_total_flops()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
-def test_operations_are_those_that_torch_counts(family, monkeypatch):
+@pytest.mark.parametrize("family, width", [("llama", 0), ("llama", 6), ("qwen3", 0), ("mistral", 0)])
+def test_operations_are_those_that_torch_counts(family, width, monkeypatch):
     """At anchors that predict other positions each, as the plan counts them."""
     model = tiny_model(1, family, vocab=23, dtype=torch.float32).requires_grad_(False)
     view = DecoderView(model)
@@ -37,7 +37,7 @@ def test_operations_are_those_that_torch_counts(family, monkeypatch):
             return rotary(*rows)
 
     monkeypatch.setattr(view, "rotary", uncounted)
-    predictor = FirpPredictor.for_model(model, OFFSETS, INSERTION, transition_rank=RANK)
+    predictor = FirpPredictor.for_model(model, OFFSETS, INSERTION, transition_rank=RANK, context_width=width)
     objective = Objective(view, INSERTION, torch.ones(OFFSETS), UnitEmbeddings(view), trains_maps=True)
     tokens = torch.randint(4, 23, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     anchors, valid = torch.tensor([[0, 3, 7]]), torch.ones(1, ANCHORS, dtype=torch.bool)
@@ -46,7 +46,7 @@ def test_operations_are_those_that_torch_counts(family, monkeypatch):
     _, forward = counted(lambda: objective(predictor, tokens, real, anchors, valid, want_gradient=False))
     _, both = counted(lambda: objective(predictor, tokens, real, anchors, valid, want_gradient=True))
     weights = weights_of(model.config, torch.float32)
-    work = training_work(model.config, weights, TOKENS, ANCHORS, OFFSETS, INSERTION, RANK)
+    work = training_work(model.config, weights, TOKENS, ANCHORS, OFFSETS, INSERTION, RANK, width)
     # The scores of the transition's candidates are sums of elementwise products, which neither counts.
     assert (work.base, work.targets + work.pseudo, work.backward) == (base, forward, both - forward)
     assert work.total == base + both

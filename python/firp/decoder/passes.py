@@ -20,14 +20,11 @@ class RealRows:
         inserted: [B, T, d] hidden states after the insertion layer.
         final: [B, T, d] hidden states after the last layer.
         recorded: keys and values [B, Hkv, T, D], key after rotary, of every layer above the insertion layer.
-        pseudo: [B, T, k, d] final states of each row's pseudo rows, where these were kept; `inserted` and `recorded`
-            are then of no meaning.
     """
 
     inserted: Tensor
     final: Tensor
     recorded: dict[int, tuple[Tensor, Tensor]]
-    pseudo: Tensor | None = None
 
 
 def expand_groups(rows: Tensor, num_heads: int) -> Tensor:
@@ -187,8 +184,6 @@ def pseudo_rows(view: DecoderView, weight: Tensor, real: RealRows, anchors: Tens
     """Predict at the anchors [B, A] and pass the pseudo rows through the layers above: [B, A, k, d]."""
     _batch, count = anchors.shape
     k = weight.shape[0]
-    if real.pseudo is not None:
-        return real.pseudo.gather(1, anchors[..., None, None].expand(-1, -1, *real.pseudo.shape[2:]))
     at_anchor = real.inserted.gather(1, anchors[..., None].expand(-1, -1, real.inserted.shape[-1]))
     rows = torch.einsum("kod,bad->bako", weight.to(at_anchor.dtype), at_anchor).flatten(1, 2)
     position_ids = (anchors[..., None] + torch.arange(1, k + 1, device=anchors.device)).flatten(1)

@@ -8,14 +8,13 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from firp.decoder.passes import RealRows, pseudo_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import UnitEmbeddings
-from firp.drafting.trees import MAX_RANKS
 from firp.train.data import Batch, possible_anchors
+from firp.train.targets import KeptRows, Targets, divergence_of, rank_of
 
 
 def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -33,8 +32,9 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     return top.indices.masked_fill(~valid, 0), valid
 
 
-# Anchors that pass the head together: on a CPU, on a GPU.
+# Anchors that pass the head together: on a CPU, on a GPU; and at once where no head is passed.
 ANCHORS_AT_ONCE = (64, 1024)
+KEPT_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -76,41 +76,20 @@ class OffsetScores:
         return {name: value / self.count for name, value in vars(self).items() if name != "count"}
 
 
-def divergence_of(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL per (anchor, offset)."""
-    teacher = torch.log_softmax(teacher_logits, dim=-1)
-    student = torch.log_softmax(student_logits, dim=-1)
-    return functional.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+def examine(view: DecoderView, rows: Tensor, final: Tensor, positions: Tensor) -> Targets:
+    """What the model teaches at pseudo rows [n, k, d], with the gradient of `kl` where they have one.
 
-
-def rank_of(scores: Tensor, choice: Tensor) -> Tensor:
-    """Place of `choice` [...] among scores [..., n] in the order of argmax: the highest first, the first of equals.
-
-    A choice whose score others share is a hit only where argmax would take it. NaN scores come before all others, and a
-    choice of score NaN after them.
+    Args:
+        final: [B, T, d] the model's own final states.
+        positions: [n, k] of these, counted over all sequences.
     """
-    own = scores.gather(-1, choice[..., None])
-    before = torch.arange(scores.shape[-1], device=scores.device) < choice[..., None]
-    return ((scores > own) | ((scores == own) & before) | scores.isnan() | own.isnan()).sum(-1)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some anchors of a batch.
-
-    Attributes:
-        rows: [n, k, d] final states of their pseudo rows.
-        before: [n, k] the text's token before each one's.
-        teacher: [n, k, V] the model's own scores there.
-        choice: [n, k] the model's choice.
-        weights: [k] of a row in the loss.
-    """
-
-    rows: Tensor
-    before: Tensor
-    teacher: Tensor
-    choice: Tensor
-    weights: Tensor
+    own, inverse = positions.unique(return_inverse=True)
+    with torch.no_grad():
+        teacher = view.logits(final.flatten(0, 1)[own])[inverse].float()
+    with torch.set_grad_enabled(rows.requires_grad):
+        student = view.logits(rows).float()
+        kl = divergence_of(student, teacher)
+    return Targets.of(kl, student.detach(), teacher)
 
 
 def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
@@ -143,7 +122,7 @@ class Objective:
         self,
         predictor: FirpPredictor,
         tokens: Tensor,
-        real: RealRows,
+        real: RealRows | KeptRows,
         anchors: Tensor,
         valid: Tensor,
         want_gradient: bool,
@@ -159,69 +138,60 @@ class Objective:
         over anchors is differentiated, and the gradients are added to the predictor's parameters.
         """
         maps_learn = want_gradient and self.trains_maps
-        with torch.set_grad_enabled(maps_learn):
-            rows = pseudo_rows(self.view, predictor.weight, real, anchors, self.insertion_layer)
+        if isinstance(real, KeptRows):
+            rows = real.pseudo[torch.arange(len(anchors), device=anchors.device)[:, None], anchors]
+        else:
+            with torch.set_grad_enabled(maps_learn):
+                rows = pseudo_rows(self.view, predictor.weight, real, anchors, self.insertion_layer)
         gradient = torch.zeros_like(rows)
         # Read back once: an index by a mask would wait for the device at every part.
         counts = valid.sum(1).tolist()
         chosen = [b * anchors.shape[1] + i for b, count in enumerate(counts) for i in range(count)]
         k, length, device = len(self.offset_weights), tokens.shape[1], tokens.device
-        offsets = torch.arange(1, k + 1, device=device)
         count = max(len(chosen), 1) if count is None else count
         weights, sums = self.offset_weights / count, torch.zeros(6, k, device=device)
         places = torch.tensor(chosen, dtype=torch.int64, device=device)
-        # In the order of the text, so that neighbours share targets.
+        # In the order of the text, so that neighbours share what the model's head scores.
         sources, order = (places // anchors.shape[1] * length + anchors.flatten()[places]).sort()
-        at_once = ANCHORS_AT_ONCE[device.type == "cuda"]
+        at_once = KEPT_AT_ONCE if isinstance(real, KeptRows) else ANCHORS_AT_ONCE[device.type == "cuda"]
         parts = zip(places[order].split(at_once), sources.split(at_once), strict=True)
         for index, flat in parts if chosen else ():
-            positions = flat[:, None] + offsets
-            targets, inverse = positions.unique(return_inverse=True)
-            with torch.no_grad():
-                teacher = self.view.logits(real.final.flatten(0, 1)[targets]).float()
+            positions = flat[:, None] + torch.arange(1, k + 1, device=device)
             leaf = rows.detach().flatten(0, 1)[index].requires_grad_(maps_learn)
-            choice = teacher.argmax(-1)[inverse]
-            part = _Part(leaf, tokens.flatten()[positions], teacher[inverse], choice, weights)
-            sums += self.scored(predictor, part, [leaf] * maps_learn, want_gradient)
+            if isinstance(real, KeptRows):
+                targets = Targets.unpacked(real.targets.flatten(0, 1)[flat])
+            else:
+                targets = examine(self.view, leaf, real.final, positions)
             if maps_learn:
+                (targets.kl * weights).sum().backward(inputs=[leaf])
                 gradient.view(-1, *leaf.shape[1:])[index] = leaf.grad
+            followed = targets.rank
+            if self.embeddings is not None:
+                with torch.set_grad_enabled(want_gradient):
+                    loss, followed = self.follow(predictor, leaf.detach(), tokens.flatten()[positions], targets)
+                if want_gradient:
+                    (loss * weights).sum().backward(inputs=[predictor.transition, *predictor.context_tensors])
+            sums += sums_of(targets.kl, targets.rank, followed)
         if maps_learn:
             rows.backward(gradient, inputs=[predictor.weight])
         return OffsetScores.of(sums, count)
 
-    def scored(self, predictor: FirpPredictor, part: _Part, leaves: list[Tensor], want_gradient: bool) -> Tensor:
-        """Sums [6, k] of the rows as they are, and of the token transition if there is one."""
-        with torch.set_grad_enabled(bool(leaves)):
-            student = self.view.logits(part.rows).float()
-            divergence = divergence_of(student, part.teacher)
-        if leaves:
-            (divergence * part.weights).sum().backward(inputs=leaves)
-        student = student.detach()
-        rank = followed = rank_of(student, part.choice)
-        if self.embeddings is not None:
-            with torch.set_grad_enabled(want_gradient):
-                loss, followed = self.follow(predictor, student, part)
-            if want_gradient:
-                learning = [predictor.transition, *predictor.context_tensors]
-                (loss * part.weights).sum().backward(inputs=learning)
-        return sums_of(divergence, rank, followed)
-
-    def follow(self, predictor: FirpPredictor, student: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
-        """Loss [n, k] and rank of the model's choice after the tokens before, given scores [n, k, V].
+    def follow(self, predictor: FirpPredictor, rows: Tensor, before: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Loss [n, k] and rank of the model's choice after the text's tokens before [n, k].
 
         A choice that is not among the candidates has the rank after the last.
         """
-        best = student.topk(min(MAX_RANKS, student.shape[-1]), dim=-1)
         source, target = cast(Tensor, predictor.transition)
         embed = cast(UnitEmbeddings, self.embeddings)
-        query = embed(part.before) @ source
-        context = predictor.context(part.rows.device, torch.float32)
+        query = embed(before) @ source
+        context = predictor.context(rows.device, torch.float32)
         if context is not None:
-            before = self.view.embed(part.before).float()
-            known = context.known(part.rows.detach().float(), before[:, 0])
-            query = query + context.queries(known, before[:, :, None])[:, :, 0]
-        factor = (query[..., None, :] * (embed(best.indices) @ target)).sum(-1)
-        scores = torch.log_softmax(best.values + factor, dim=-1)
-        goal = torch.softmax(part.teacher.gather(-1, best.indices), dim=-1)
-        found, place = (best.indices == part.choice[..., None]).max(-1)
-        return -(goal * scores).sum(-1), rank_of(scores.detach(), place).where(found, scores.shape[-1])
+            parents = self.view.embed(before).float()
+            known = context.known(rows.float(), parents[:, 0])
+            query = query + context.queries(known, parents[:, :, None])[:, :, 0]
+        factor = (query[..., None, :] * (embed(targets.best) @ target)).sum(-1)
+        scores = torch.log_softmax(targets.scores + factor, dim=-1)
+        loss = -(torch.softmax(targets.goal, dim=-1) * scores).sum(-1)
+        most = scores.shape[-1]
+        rank = rank_of(scores.detach(), targets.place.clamp(max=most - 1))
+        return loss, rank.where(targets.place < most, most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedConfig
 
 from firp.decoder.model_rules import head_counts
@@ -15,7 +16,7 @@ from firp.engine.work import product
 from firp.train.config import TrainConfig
 from firp.train.data import TextDataset
 from firp.train.ranks import TrainingRanks
-from firp.train.rows import row_width
+from firp.train.rows import kept_width, row_width
 
 
 def needs(
@@ -24,8 +25,9 @@ def needs(
     """Lines to print before a run; what a step computes on the way comes on top."""
     model = sum(tensor.numel() * tensor.element_size() for tensor in view.model.parameters())
     trained = sum(tensor.numel() * tensor.element_size() for tensor in predictor.parameters())
-    frozen = config.num_offsets if config.keeps_pseudo_rows else 0
-    token = row_width(view.config, config.insertion_layer, frozen) * view.dtype.itemsize
+    token = row_width(view.config, config.insertion_layer) * view.dtype.itemsize
+    if config.keeps_pseudo_rows:
+        token = kept_width(view.config, config.num_offsets) * torch.float32.itemsize
     share = -(-config.batch_size // ranks.size) * config.max_length
     tokens = sum(min(dataset.length(i), config.max_length) for i in range(len(dataset)))
     lines = [
@@ -89,11 +91,12 @@ def training_work(
     seen, chains = depth * rows * tokens * attended, depth * rows * num_offsets * attended
     candidates = min(MAX_RANKS, config.vocab_size)
     transition = 2 * rows * (1 + candidates) * config.hidden_size * transition_rank
-    transition += 2 * rows * context_width * (3 * config.hidden_size + transition_rank)
+    context = 2 * rows * context_width * (3 * config.hidden_size + transition_rank)
+    outputs = 2 * rows * context_width * transition_rank  # whose input has a gradient too
     return TrainingWork(
         base=base,
         targets=head,
-        pseudo=maps + above + head + seen + chains + transition,
+        pseudo=maps + above + head + seen + chains + transition + context,
         # Of a frozen product only its input's gradient; both inputs of a chain's own scores have one.
-        backward=maps + above + head + seen + 2 * chains + transition,
+        backward=maps + above + head + seen + 2 * chains + transition + context + outputs,
     )

@@ -21,16 +21,21 @@ from firp.decoder.passes import RealRows, pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.tools.files import explained, read_object, write_atomically
 from firp.train.data import TextDataset, make_batch, possible_anchors
+from firp.train.objective import examine
+from firp.train.targets import KeptRows, packed_width
 
 ANCHORS_AT_ONCE = 64
 
 
-def row_width(config: PreTrainedConfig, insertion_layer: int, frozen_offsets: int = 0) -> int:
-    """Numbers that training needs of one token: 2 d + 2 (L - t) Hkv D, or (1 + k) d where the k maps never change."""
-    if frozen_offsets:
-        return (1 + frozen_offsets) * config.hidden_size
+def row_width(config: PreTrainedConfig, insertion_layer: int) -> int:
+    """Numbers that training needs of one token: 2 d + 2 (L - t) Hkv D."""
     _, heads, head_dim = head_counts(config)
     return 2 * config.hidden_size + 2 * (config.num_hidden_layers - insertion_layer) * heads * head_dim
+
+
+def kept_width(config: PreTrainedConfig, num_offsets: int) -> int:
+    """The same where the k maps never change: k (d + 3 + 3 K), K candidates of a pseudo row; always float32."""
+    return num_offsets * (config.hidden_size + packed_width(config.vocab_size))
 
 
 class RowStore:
@@ -38,7 +43,7 @@ class RowStore:
 
     A record holds the hidden state at the insertion layer, the final one, and each upper layer's key and value, in the
     base model's dtype: SmolLM2-135M at t = 20 takes 10 KB a token in bfloat16, LLaMA-2-7B at t = 16 about 280 KB.
-    Where the maps never change, a record is the final state and those of the k pseudo rows: 4.6 KB and 32 KB.
+    Where the maps never change, a record is what `KeptRows` has of it, in float32: 7.5 KB and 50 KB.
 
     Args:
         path: the file; `path` + ".json" beside it says what it was made from, how far it is, and its checksum so far.
@@ -78,9 +83,10 @@ class RowStore:
         self.order = np.argsort(lengths, kind="stable")
         self.key_shape = head_counts(view.config)[1:]
         self.layers = range(insertion_layer, view.num_layers)
-        width = row_width(view.config, insertion_layer, 0 if maps is None else len(maps))
+        width = row_width(view.config, insertion_layer) if maps is None else kept_width(view.config, len(maps))
+        dtype = view.dtype if maps is None else torch.float32
         size = int(self.starts[-1]) * width
-        num_bytes = size * view.dtype.itemsize
+        num_bytes = size * dtype.itemsize
         self.done, self.checksum = self._progress(num_bytes)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +94,7 @@ class RowStore:
         if not self.done:
             self._save_progress()  # before the file: one without its record is not ours to overwrite
         self._reserve(num_bytes)
-        self.rows = torch.from_file(str(path), shared=True, size=size, dtype=view.dtype).view(-1, width)
+        self.rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, width)
         if self._checksum(self.order[: self.done], 0) != self.checksum:
             raise self._foreign("got rows of another checksum")
 
@@ -166,7 +172,7 @@ class RowStore:
                 parts = [real.inserted, real.final]
                 parts += [rows.transpose(1, 2).flatten(2) for layer in self.layers for rows in real.recorded[layer]]
             else:
-                parts = [real.final, self._pseudo(real, batch.answers).flatten(2)]
+                parts = self._kept(real, batch.answers)
             rows = torch.cat(parts, -1).cpu()
             for i, index in enumerate(indices):
                 self.rows[self.starts[index] : self.starts[index + 1]] = rows[i, : batch.lengths[i]]
@@ -180,28 +186,38 @@ class RowStore:
         return self.done == len(order)
 
     @torch.no_grad()
-    def _pseudo(self, real: RealRows, answers: Tensor) -> Tensor:
-        """Final states [B, T, k, d] of the pseudo rows of every possible anchor; of no meaning elsewhere."""
+    def _kept(self, real: RealRows, answers: Tensor) -> list[Tensor]:
+        """Final states and targets of the pseudo rows of every possible anchor, [B, T, k * d] and [B, T, k * n]; of no
+        meaning elsewhere."""
         assert self.maps is not None
         k, (batch, length, width) = len(self.maps), real.final.shape
-        found = real.final.new_zeros(batch, length, k, width)
+        more = packed_width(self.view.config.vocab_size)
+        states, targets = (real.final.new_zeros(batch, length, k * n, dtype=torch.float32) for n in (width, more))
         allowed = possible_anchors(answers, k)
         most = int(allowed.sum(1).max())
-        if most:
-            anchors = allowed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most].to(found.device)
-            for some in anchors.split(ANCHORS_AT_ONCE, dim=1):  # scores of attention are [B, H, A * k, T]
-                rows = pseudo_rows(self.view, self.maps, real, some, self.insertion_layer)
-                found.scatter_(1, some[..., None, None].expand(rows.shape), rows)
-        return found
+        anchors = allowed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most].to(states.device)
+        first = torch.arange(batch, device=states.device)[:, None] * length
+        for some in anchors.split(ANCHORS_AT_ONCE, dim=1):  # scores of attention are [B, H, A * k, T]
+            rows = pseudo_rows(self.view, self.maps, real, some, self.insertion_layer).flatten(0, 1)
+            # What is past the end belongs to no possible anchor.
+            after = (some[..., None] + torch.arange(1, k + 1, device=some.device)).clamp(max=length - 1)
+            positions = (first[..., None] + after).flatten(0, 1)
+            parts = zip(rows.split(ANCHORS_AT_ONCE), positions.split(ANCHORS_AT_ONCE), strict=True)
+            found = torch.cat([examine(self.view, rows, real.final, own).packed() for rows, own in parts])
+            places = (first + some).flatten()
+            states.view(-1, k * width)[places] = rows.flatten(1).float()
+            targets.view(-1, k * more)[places] = found.flatten(1)
+        return [states, targets]
 
-    def read(self, indices: np.ndarray) -> RealRows:
+    def read(self, indices: np.ndarray) -> RealRows | KeptRows:
         """Rows of the sequences at `indices`, padded on the right with zeros."""
         sequences = [self.rows[self.starts[index] : self.starts[index + 1]] for index in indices]
         rows = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(self.view.device)
         size, heads = self.view.config.hidden_size, self.key_shape[0] * self.key_shape[1]
         if self.maps is not None:
-            final, pseudo = rows.split([size, len(self.maps) * size], dim=-1)
-            return RealRows(final, final, {}, pseudo.unflatten(-1, (-1, size)))
+            k = len(self.maps)
+            pseudo, targets = rows.split([k * size, rows.shape[-1] - k * size], dim=-1)
+            return KeptRows(pseudo.unflatten(-1, (k, size)), targets.unflatten(-1, (k, -1)))
         inserted, final, *rest = rows.split([size, size] + [heads] * (2 * len(self.layers)), dim=-1)
         rest = [part.unflatten(-1, self.key_shape).transpose(1, 2) for part in rest]
         return RealRows(inserted, final, dict(zip(self.layers, zip(rest[::2], rest[1::2], strict=True), strict=True)))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from firp.decoder.passes import Packing, RealRows, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
+from firp.drafting.predictor_file import OptionalFields
 from firp.drafting.profile import FILE_NAME as PROFILE
 from firp.drafting.transition import UnitEmbeddings
 from firp.generation.batch import stop_ids
@@ -29,6 +30,7 @@ from firp.train.ranks import TrainingRanks
 from firp.train.reporting import Reporter
 from firp.train.rows import RowStore
 from firp.train.start import set_start, start_of
+from firp.train.targets import KeptRows
 from firp.train.worth import write_profile
 
 CHECKPOINT = "checkpoint.pt"
@@ -100,21 +102,17 @@ class Trainer:
     def make_predictor(self) -> FirpPredictor:
         """What is trained."""
         config = self.config
-        predictor = FirpPredictor.for_model(
-            self.model, config.num_offsets, config.insertion_layer, transition_rank=config.transition_rank,
-            context_width=config.context_width,
-        )  # fmt: skip
-        return predictor.to(self.device)
+        sizes: OptionalFields = {"transition_rank": config.transition_rank, "context_width": config.context_width}
+        made = FirpPredictor.for_model(self.model, config.num_offsets, config.insertion_layer, **sizes)
+        return made.to(self.device)
 
     def parameter_groups(self) -> list[dict]:
         """Parameters of the optimizer, each group with its peak learning rate."""
         config = self.config
         groups: list[dict] = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
-        peak = config.transition_learning_rate
-        if config.transition_rank:
-            groups += [{"params": [self.predictor.transition], "peak": peak, "weight_decay": 0.05}]
-        if config.context_width:
-            groups += [{"params": self.predictor.context_tensors, "peak": peak, "weight_decay": 0.2}]
+        for tensors, decay in (([self.predictor.transition], 0.05), (self.predictor.context_tensors, 0.2)):
+            if tensors and tensors[0] is not None:
+                groups += [{"params": tensors, "peak": config.transition_learning_rate, "weight_decay": decay}]
         return groups
 
     def make_objective(self) -> Objective:
@@ -232,7 +230,7 @@ class Trainer:
         self.ranks.sum([sums])
         return OffsetScores.of(sums, count)
 
-    def real_rows(self, indices: np.ndarray) -> RealRows:
+    def real_rows(self, indices: np.ndarray) -> RealRows | KeptRows:
         """The base model's own rows of the sequences at `indices`, kept or computed."""
         if self.store is not None:
             return self.store.read(indices)
