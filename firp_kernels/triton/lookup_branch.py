@@ -25,7 +25,7 @@ def longest_match_block(p_text, s_text, last, most_match, slots, o_s):
     for i in range(most_match):
         own = tl.load(p_text + tl.maximum(last - i, 0) * s_text)  # []
         m_s = b_alive & (o_s >= i)
-        b_text = tl.load(p_text + (o_s - i) * s_text, mask=m_s, other=0)
+        b_text = tl.load(p_text + (o_s - i) * s_text, mask=m_s, other=0)  # [BLOCK_S]
         b_alive = m_s & (b_text == own)
         b_length += b_alive.to(tl.int64)
     return tl.max(tl.where(b_length > 0, b_length * slots + o_s, 0), 0)

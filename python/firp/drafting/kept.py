@@ -31,7 +31,7 @@ def kept(module: nn.Module, name: str, tensors: Iterable[Tensor], settings: tupl
 
     Args:
         module: of the base model; what was made lives as long, and as long as the tensors.
-        tensors: what `make` reads: other tensors, or one that was written to since, make anew.
+        tensors: what `make` reads: other tensors, or one that was written to since, make it again.
         settings: what else decides the result.
     """
     tensors = tuple(tensors)
