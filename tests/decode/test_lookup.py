@@ -7,7 +7,7 @@ import pytest
 import torch
 from firp.drafting.choices import Rung
 from firp.drafting.lookup import LEAST_MATCH, MOST_BRANCH, MOST_MATCH, Lookup, Text
-from firp.engine.costs import Curves, RowShares
+from firp.engine.costs import Curves
 from models import EOS, PREDICTORS, hf_alone, new_tokens, ragged_runs, tiny_model, tiny_predictor
 from profiles import engine_with
 
@@ -135,7 +135,7 @@ def test_the_largest_trees_have_what_room_is_left(tmp_path, monkeypatch, num_nod
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     expected = hf_alone(model, ids, torch.ones_like(ids), **options)
     assert new_tokens(firp.generate(model, ids, engine=engine, **options), 8) == expected
-    assert len(Curves((1, 2), (1.0, 1.0), (1.0, 1.0)).branch(rungs[1].tree, 3, RowShares(0.5, 16))) == 256 - num_nodes
+    assert len(Curves((1, 2), (1.0, 1.0), (1.0, 1.0)).branch(rungs[1].tree, 3, 0.5)) == 256 - num_nodes
 
 
 def test_explicit_trees_plain_runs_and_engines_without_figures_look_nothing_up(tmp_path, monkeypatch):

@@ -136,17 +136,18 @@ def test_trees_of_another_k_are_timed_beside_the_first(predictor, monkeypatch, f
 
 def test_a_branch_adds_what_its_rows_take():
     curves = Curves((1, 2, 4, 8), (1.0, 1.0, 2.0, 4.0), (0.5, 0.5, 1.0, 2.0))
-    branch = curves.branch(firp.TreeConfig(1, 1), 0, below=0.5, shared_rows=16)
+    branch = curves.branch(firp.TreeConfig(1, 1), 0, below=0.5)
     assert branch[:3] == (0.0, 0.75, 1.5) and branch[6] == 4.5 and branch[7] == pytest.approx(4.5 + 4.5 / 7)
-    assert curves.branch(firp.TreeConfig(2, 1), 2, below=1.0, shared_rows=16)[1] == 1.0 + 0.5
+    assert curves.branch(firp.TreeConfig(2, 1), 2, below=1.0)[1] == 1.0 + 0.5
 
 
-def test_estimates_go_up_with_rows_and_meet_what_was_timed():
+def test_estimates_go_up_with_rows_and_meet_what_was_timed(monkeypatch):
     curves = Curves((1, 2, 4, 8), (1.0, 1.0, 2.0, 4.0), (0.5, 0.5, 1.0, 2.0))
-    assert curves.step(firp.TreeConfig(2, 1), 2, below=1.0, shared_rows=16) == 1.0 + 1.0
-    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=16) == (2.0 + 4.0) / 2 + 2.0
-    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5, shared_rows=3) == (2.0 + 4.0) / 2 + 1.0 + 0.5
-    assert curves.step(firp.TreeConfig(3, 1), 3, below=0.0, shared_rows=16) == 3.0 + 1.5
+    assert curves.step(firp.TreeConfig(2, 1), 2, below=1.0) == 1.0 + 1.0
+    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5) == (2.0 + 4.0) / 2 + 2.0
+    assert curves.step(firp.TreeConfig(3, 1), 3, below=0.0) == 3.0 + 1.5
+    monkeypatch.setattr("firp.engine.costs.SHARED_PSEUDO_ROWS", 3)
+    assert curves.step(firp.TreeConfig(4, 2), 2, below=0.5) == (2.0 + 4.0) / 2 + 1.0 + 0.5
 
 
 def test_kept_trees_of_many_rows_have_room(predictor):
