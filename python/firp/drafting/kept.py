@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from firp.decoder.modes import plain_tensors
 from firp.decoder.sharding import local
@@ -35,7 +36,8 @@ def kept(module: nn.Module, name: str, tensors: Iterable[Tensor], settings: tupl
         settings: what else decides the result.
     """
     tensors = tuple(tensors)
-    if any(tensor.is_inference() for tensor in tensors):  # which do not tell whether they were written to
+    # Which do not tell whether they were written to.
+    if any(tensor.is_inference() or isinstance(tensor, FakeTensor) for tensor in tensors):
         return plain_tensors(make)()
     state = *settings, *((local(tensor).data_ptr(), tensor._version) for tensor in tensors)
     by_name = _made.setdefault(module, {})
