@@ -58,7 +58,7 @@ def test_candidates_are_scored_as_the_formula_says():
     candidates = torch.stack([torch.randperm(29, generator=generator)[:7] for _ in range(6)]).view(2, 3, 7)
     probabilities = torch.rand(2, 3, 7, generator=generator) / 10
     first, root = torch.tensor([3, 9]), torch.tensor([5, 11])
-    found, order = conditioner.of_candidates(probabilities, candidates, conditioner.known(states, first), root)
+    found, order = conditioner(probabilities, candidates, conditioner.known(states, first), root)
     source, target = conditioner.source, conditioner.target
     rows = torch.nn.functional.rms_norm(view.embed(torch.arange(29)), (model.config.hidden_size,), eps=1e-6)
     states = torch.nn.functional.rms_norm(states, states.shape[-1:], eps=1e-6)
@@ -87,7 +87,7 @@ def test_outputs_of_zero_leave_the_transition_as_it_is():
     candidates = torch.arange(21).view(1, 3, 7)
     given, root = torch.rand(1, 3, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([28])
     known = conditioner.known(torch.ones(1, 3, model.config.hidden_size, dtype=torch.float64), root)
-    found, order = conditioner.of_candidates(given, candidates, known, root)
+    found, order = conditioner(given, candidates, known, root)
     tables = conditioner.source, conditioner.target
     expected, ranks = firp_kernels.condition_marginals(given, candidates, root, *tables, 7)
     assert torch.equal(order, ranks)

@@ -205,7 +205,7 @@ def test_operations_of_a_context_are_those_that_torch_counts(offsets):
     candidates = torch.arange(MAX_RANKS).expand(2, offsets, -1)
     with FlopCounterMode(display=False) as counter:
         known = conditioner.known(states, root)
-        conditioner.of_candidates(torch.rand(candidates.shape), candidates, known, root)
+        conditioner(torch.rand(candidates.shape), candidates, known, root)
     draft = Draft(TREE, offsets, INSERTION, predictor.transition_rank, predictor.context_width)
     work = context_work(model.config, draft, 2, 4)
     assert work.operations == counter.get_total_flops()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -87,10 +88,13 @@ class Conditioner:
         view: of the base model.
         tables: of the transition (`firp.drafting.transition.token_tables`).
         context: its context, in the model's dtype.
+        ops: from `firp_kernels.bind`.
     """
 
-    def __init__(self, view: DecoderView, tables: tuple[Tensor, Tensor], context: Context) -> None:
-        self.view, self.context = view, context
+    def __init__(
+        self, view: DecoderView, tables: tuple[Tensor, Tensor], context: Context, ops: SimpleNamespace
+    ) -> None:
+        self.view, self.context, self.ops = view, context, ops
         self.source, self.target = tables
 
     @torch.no_grad()
@@ -99,31 +103,26 @@ class Conditioner:
         return self.context.known(states, self.view.embed(first))
 
     @torch.no_grad()
-    def __call__(
-        self, probabilities: Tensor, candidates: Tensor, known: Tensor, parents: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As `firp_kernels.condition_marginals`, with all ranks and one row for each of the parents given.
+    def __call__(self, probabilities: Tensor, candidates: Tensor, known: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        """As `firp_kernels.condition_marginals`, with all ranks.
 
         Args:
             probabilities, candidates: [n, k', K].
             known: [n, k', w].
-            parents: [n, k', m] int64 tokens before those of the depth.
+            root: [n] int64 the token before the first depth's.
 
         Returns:
-            probabilities and order [n, k', m, K].
+            probabilities and order [n, k', K, K]; row c of a depth follows candidate c of the depth above.
         """
-        query = self.source[parents] + self.context.queries(known, self.view.embed(parents))
-        factor = query.float() @ self.target[candidates].float().mT  # [n, k', m, K]
-        before = probabilities[:, :, None]
-        highest = factor.masked_fill(before == 0, float("-inf")).amax(-1, keepdim=True)
-        weight = torch.where(before > 0, before * (factor - highest).exp(), 0.0)
-        after = (weight / weight.sum(-1, keepdim=True) * before.sum(-1, keepdim=True)).nan_to_num(nan=0.0)
-        after, order = after.sort(dim=-1, descending=True, stable=True)
-        return after, order.to(torch.int32)
-
-    def of_candidates(
-        self, probabilities: Tensor, candidates: Tensor, known: Tensor, root: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Row c of a depth follows candidate c of the depth above, every row of the first one the root [n]."""
-        first = root[:, None, None].expand(-1, 1, candidates.shape[2])
-        return self(probabilities, candidates, known, torch.cat([first, candidates[:, :-1]], 1))
+        count, depths, ranks = candidates.shape
+        parents = torch.cat([root[:, None], candidates[:, :-1].flatten(1)], 1)  # [n, 1 + (k' - 1) K]
+        depth = torch.arange(parents.shape[1], device=parents.device).add(ranks - 1).div(ranks, rounding_mode="floor")
+        query = self.context.queries(known[:, depth], self.view.embed(parents)[:, :, None])[:, :, 0]
+        query = query + self.source[parents]  # [n, 1 + (k' - 1) K, r]
+        # The op reads factors by token: here each parent and each candidate is a token of its own.
+        rows = torch.cat([query, query.new_zeros(count, ranks, query.shape[2])], 1).flatten(0, 1)
+        target = torch.cat([self.target[root][:, None], self.target[candidates].flatten(1, 2)], 1).flatten(0, 1)
+        places = torch.arange(len(rows), device=root.device).view(count, 1 + depths * ranks)
+        return self.ops.condition_marginals(
+            probabilities, places[:, 1:].reshape(candidates.shape), places[:, 0].contiguous(), rows, target, ranks
+        )

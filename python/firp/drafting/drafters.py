@@ -57,7 +57,7 @@ class Drafters:
         self.transition = token_tables(view, predictor.transition)
         self.conditioner = None
         if context is not None and self.transition is not None:
-            self.conditioner = Conditioner(view, self.transition, replace(context, linear=ops.linear))
+            self.conditioner = Conditioner(view, self.transition, replace(context, linear=ops.linear), ops)
         self._by_tree: dict[TreeConfig, Drafter] = {}
 
     def of(self, tree: TreeConfig) -> Drafter | None:

@@ -59,7 +59,9 @@ def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: 
     real = real_rows(view, tokens[None, :-1].to(device), layer)
     weight = predictor.weight.to(device, view.dtype)
     tables, context = token_tables(view, predictor.transition), predictor.context(device, view.dtype)
-    conditioner = None if tables is None or context is None else Conditioner(view, tables, context)
+    conditioner = (
+        None if tables is None or context is None else Conditioner(view, tables, context, firp_kernels.bind(None))
+    )
     own = functional.pad(tokens, (0, weight.shape[0])).to(device)  # what follows the text is never drafted
     parts: list[tuple[Tensor, ...]] = []
     positions = torch.arange(len(prompt) - 1, len(tokens) - 1, device=device)
@@ -67,14 +69,27 @@ def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: 
         rows = pseudo_rows(view, weight, real, anchors[None], layer)[0]
         logits = view.logits(rows)
         offsets = torch.arange(logits.shape[1], device=device).expand(logits.shape[:2])
-        found = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
+        found: tuple[Tensor, ...] = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
         if conditioner is not None:
             known = conditioner.known(rows, own[anchors + 1])
-            parents = torch.cat([own[anchors[:, None] + 1 + offsets][..., None], found[1].roll(1, 1)], -1)
-            found = (*found, *conditioner(*found, known, parents))
+            found = (*found, *_conditioned(conditioner, found[0], found[1], known, own[anchors[:, None] + 1 + offsets]))
         parts.append(found)
     probabilities, candidates, *conditioned = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return Recording(tokens[len(prompt) - 1 :], probabilities, candidates, tuple(conditioned) or None)
+
+
+def _conditioned(
+    conditioner: Conditioner, probabilities: Tensor, candidates: Tensor, known: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rows [n, k, 1 + K, K] given the text's own tokens before [n, k] and each candidate of the offset before."""
+    given = conditioner(probabilities, candidates, known, before[:, 0].contiguous())
+    alone = [
+        conditioner(*(part[:, j : j + 1].contiguous() for part in (probabilities, candidates, known)), own)
+        for j, own in enumerate(before.unbind(1))
+    ]
+    own = (torch.cat(parts, 1)[:, :, :1] for parts in zip(*alone, strict=True))
+    after, order = (torch.cat(pair, 2) for pair in zip(own, given, strict=True))
+    return after, order
 
 
 def of_candidates(conditioned: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

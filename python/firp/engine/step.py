@@ -149,7 +149,7 @@ class Step:
         # The token after the lookahead node: the m-th before the root.
         after = emitted.tokens.gather(1, (emitted.counts[:, None] - 1 - offset[:, :1]).clamp(min=0))[:, 0]
         known = conditioner.known(states, after.clamp(0, self.num_embeddings - 1))
-        return conditioner.of_candidates(probabilities, candidates, gather_rows(known, offset), emitted.root)
+        return conditioner(probabilities, candidates, gather_rows(known, offset), emitted.root)
 
     def _agreed(self, tree: DraftTree) -> DraftTree:
         return tree if self.view.ranks.size == 1 else DraftTree(*self.view.ranks.agree(tuple(vars(tree).values())))

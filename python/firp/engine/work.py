@@ -171,8 +171,8 @@ def step_work(
 def context_work(config: PreTrainedConfig, draft: Draft, batch_size: int, itemsize: int) -> Work:
     """What a transition's context adds, whole on every rank: its own weights, and products with those of candidates."""
     k, w, d, r = draft.num_offsets, draft.context_width, config.hidden_size, draft.transition_rank
-    parents = k * min(MAX_RANKS, config.vocab_size)
-    products = 2 * k * w * d + parents * (w * d + w * r + min(MAX_RANKS, config.vocab_size) * r)
+    ranks = min(MAX_RANKS, config.vocab_size)
+    products = 2 * k * w * d + (1 + (k - 1) * ranks) * w * (d + r) + k * ranks * ranks * r
     return Work(w * ((2 * k + 1) * d + r) * itemsize, 2 * batch_size * products)
 
 
