@@ -10,7 +10,7 @@ from firp.engine.graphs import STEP_OPS
 from firp.sampling.choosers import Vectorised
 from firp.sampling.processors import ON_DEVICE
 from firp.sampling.typical import Typical, TypicalAcceptance
-from models import EXPERTS, FAMILIES, tiny_model, tiny_predictor
+from models import EXPERTS, FAMILIES, context_predictor, tiny_model, tiny_predictor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as hf
@@ -22,11 +22,11 @@ WAITS = (DataDependentOutputException, DynamicOutputShapeException)
 WITH_EXPERTS = sorted(name for name, (_, extra) in FAMILIES.items() if EXPERTS.items() <= extra.items())
 
 
-def step(monkeypatch, family="llama", tree=TREE, dtype=torch.float32, experts=None, **options):
+def step(monkeypatch, family="llama", tree=TREE, dtype=torch.float32, experts=None, make=tiny_predictor, **options):
     model = tiny_model(1, family, vocab=50, dtype=dtype)
     if experts is not None:
         model.set_experts_implementation(experts)
-    return watch_step(monkeypatch, model, None if tree is None else tiny_predictor(model, 1), tree, **options)
+    return watch_step(monkeypatch, model, None if tree is None else make(model, 1), tree, **options)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(WITH_EXPERTS)))
@@ -62,6 +62,12 @@ def test_eager_experts_read_values(monkeypatch, family):
 )
 def test_every_tree_and_head(monkeypatch, tree, options):
     assert not step(monkeypatch, tree=tree, **options).faults
+
+
+@pytest.mark.parametrize("tree", [TREE, firp.TreeConfig(8, 3, "static"), firp.TreeConfig(33, 33)], ids=str)
+def test_a_transition_with_a_context(monkeypatch, tree):
+    again = tree.kind == "static"  # whose shape is made once
+    assert not step(monkeypatch, tree=tree, make=context_predictor, again=again).faults
 
 
 PROCESSORS = {

@@ -84,3 +84,18 @@ def test_rows_of_other_settings_are_refused(parts, tmp_path, field):
     open_store(parts, tmp_path).fill(4, progress=False)
     with pytest.raises(ValueError, match=field):
         open_store(parts, tmp_path, **{field: "other"})
+
+
+def test_sequences_without_an_anchor_are_kept_too(tmp_path):
+    """Answers that are shorter than the offsets, a whole batch of them and one beside a longer answer."""
+    view = DecoderView(tiny_model(1, vocab=23, dtype=torch.float32))
+    tokens, offsets = np.arange(4, 22).astype(np.uint16), np.array([0, 4, 8, 18])
+    dataset = TextDataset(tokens, offsets, np.array([3, 3, 2], np.int32))
+    maps = torch.eye(view.config.hidden_size).repeat(3, 1, 1)
+    for size in (1, 2, 3):
+        store = RowStore(tmp_path / f"{size}.bin", view, dataset, 2, 16, {}, maps)
+        assert store.fill(size, progress=False)
+        kept = store.read(np.array([0, 1, 2]))
+        assert kept.pseudo.shape == (3, 10, 3, view.config.hidden_size)
+        anchors = slice(1, 6)  # of the third
+        assert bool(kept.pseudo[2, anchors].isfinite().all()) and bool(kept.targets[2, anchors, :, 0].gt(0).all())

@@ -116,8 +116,8 @@ class Conditioner:
         """
         count, depths, ranks = candidates.shape
         parents = torch.cat([root[:, None], candidates[:, :-1].flatten(1)], 1)  # [n, 1 + (k' - 1) K]
-        depth = torch.arange(parents.shape[1], device=parents.device).add(ranks - 1).div(ranks, rounding_mode="floor")
-        query = self.context.queries(known[:, depth], self.view.embed(parents)[:, :, None])[:, :, 0]
+        known = torch.cat([known[:, :1], known[:, 1:].repeat_interleave(ranks, 1)], 1)
+        query = self.context.queries(known, self.view.embed(parents)[:, :, None])[:, :, 0]
         query = query + self.source[parents]  # [n, 1 + (k' - 1) K, r]
         # The op reads factors by token: here each parent and each candidate is a token of its own.
         rows = torch.cat([query, query.new_zeros(count, ranks, query.shape[2])], 1).flatten(0, 1)

@@ -50,8 +50,8 @@ class Drafters:
         self.insertion_layer = predictor.insertion_layer
         weight = predictor.weight.detach()
         module, settings = view.decoder.embed_tokens, (view.dtype, view.device)
-        self.weight = kept(module, "maps", [predictor.weight], settings, lambda: weight.to(view.device, view.dtype))
-        self.weight = self.weight[:num_offsets]
+        maps = kept(module, "maps", [predictor.weight], settings, lambda: weight.to(view.device, view.dtype))
+        self.weight = maps[:num_offsets]
         tensors = predictor.context_tensors
         context = kept(module, "context", tensors, settings, lambda: predictor.context(view.device, view.dtype))
         self.transition = token_tables(view, predictor.transition)

@@ -197,7 +197,7 @@ class RowStore:
         most = int(allowed.sum(1).max())
         anchors = allowed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most].to(states.device)
         first = torch.arange(batch, device=states.device)[:, None] * length
-        for some in anchors.split(ANCHORS_AT_ONCE, dim=1):  # scores of attention are [B, H, A * k, T]
+        for some in anchors.split(ANCHORS_AT_ONCE, dim=1) if most else ():  # scores of attention are [B, H, A * k, T]
             rows = pseudo_rows(self.view, self.maps, real, some, self.insertion_layer).flatten(0, 1)
             # What is past the end belongs to no possible anchor.
             after = (some[..., None] + torch.arange(1, k + 1, device=some.device)).clamp(max=length - 1)
