@@ -9,6 +9,7 @@ and the settings; `KIND/heads.safetensors` are the heads.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from firp.cli.options import choose_device
@@ -24,12 +26,14 @@ from firp.decoder.view import DecoderView
 from firp.tools.environment import environment
 from firp.tools.files import locked, read_object, write_atomically
 from firp.train.config import TrainConfig
-from firp.train.data import Batch
+from firp.train.data import Batch, TextDataset
 from firp.train.objective import ANCHORS_AT_ONCE, OffsetScores, sums_of
+from firp.train.rows import RowStore
 from firp.train.start import solve_ridge
 from firp.train.targets import divergence_of, rank_of
-from firp.train.trainer import LOG, Trainer
+from firp.train.trainer import LOG, ROWS, Trainer
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.baselines.heads import CURVES, KINDS, Heads
 from benchmarks.commands import run
@@ -43,13 +47,17 @@ class HeadConfig(TrainConfig):
 
     Attributes:
         kind: of `KINDS`.
+        loss_vocabulary: the loss is over so many tokens, the most frequent ones of the answers; 0: over all.
     """
 
     transition_rank: int = 0
     kind: str = KINDS[0]
+    loss_vocabulary: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss_vocabulary < 0:
+            raise ValueError(f"loss_vocabulary: got {self.loss_vocabulary}, expected at least 0 (0: all tokens)")
         if self.kind not in KINDS:
             raise ValueError(f"kind: got {self.kind!r}, expected one of {', '.join(KINDS)}")
         for name, value in (("transition_rank", 0), ("context_width", 0), ("start_from", None)):
@@ -63,10 +71,12 @@ class HeadObjective:
 
     Attributes:
         view: the base model.
+        loss_view: the same, or with a head of fewer tokens: both distributions of the loss are over its tokens.
         offset_weights: [k].
     """
 
     view: DecoderView
+    loss_view: DecoderView
     offset_weights: Tensor
 
     def __call__(
@@ -79,10 +89,12 @@ class HeadObjective:
         want_gradient: bool,
         count: int | None = None,
     ) -> OffsetScores:
-        """As `firp.train.objective.Objective`."""
+        """As `firp.train.objective.Objective`; without a gradient over all tokens."""
+        view = self.loss_view if want_gradient else self.view
         length, device = tokens.shape[1], tokens.device
         k = len(self.offset_weights)
         flat = (torch.arange(len(anchors), device=device)[:, None] * length + anchors)[valid]
+        flat = flat.sort().values  # in the order of the text, so that neighbours share what the model's head scores
         states = real.final if heads.kind == "medusa" else real.inserted
         sums = torch.zeros(6, k, device=device)
         count = max(len(flat), 1) if count is None else count
@@ -90,9 +102,9 @@ class HeadObjective:
             positions = index[:, None] + torch.arange(1, k + 1, device=device)
             targets, inverse = positions.unique(return_inverse=True)
             with torch.no_grad():
-                teacher = self.view.logits(real.final.flatten(0, 1)[targets])[inverse].float()
+                teacher = view.logits(real.final.flatten(0, 1)[targets])[inverse].float()
             with torch.set_grad_enabled(want_gradient):
-                scores = heads.scores(self.view, states.flatten(0, 1)[index]).float()
+                scores = heads.scores(view, states.flatten(0, 1)[index]).float()
                 divergence = divergence_of(scores, teacher)
                 loss = (divergence * self.offset_weights).sum() / count
             if want_gradient:
@@ -100,6 +112,22 @@ class HeadObjective:
             rank = rank_of(scores.detach(), teacher.argmax(-1))
             sums += sums_of(divergence, rank, rank)
         return OffsetScores.of(sums, count)
+
+
+def most_frequent(dataset: TextDataset, indices: np.ndarray, count: int) -> Tensor:
+    """The `count` most frequent tokens [n] of the answers of some sequences, in ascending order."""
+    answers = [dataset.sequence(index)[dataset.answer_mask(index)] for index in indices]
+    counts = torch.bincount(torch.cat(answers))
+    return counts.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+def with_head_of(view: DecoderView, tokens: Tensor) -> DecoderView:
+    """The view with those rows of its head alone, tokens [n]."""
+    narrow, head = copy.copy(view), view.model.get_output_embeddings()
+    weight, bias = head.weight[tokens], getattr(head, "bias", None)
+    bias = None if bias is None else bias[tokens]
+    narrow.head = lambda hidden: functional.linear(hidden, weight, bias)
+    return narrow
 
 
 def exit_rows(view: DecoderView, batch: Batch, layer: int) -> tuple[Tensor, ...]:
@@ -131,7 +159,18 @@ class HeadTrainer(Trainer):
     def make_objective(self) -> HeadObjective:  # type: ignore[override]
         config = self.config
         weights = config.offset_decay ** torch.arange(config.num_offsets, device=self.device)
-        return HeadObjective(self.view, weights)
+        loss_view = self.view
+        if config.loss_vocabulary:
+            tokens = most_frequent(self.dataset, self.train_indices, config.loss_vocabulary)
+            loss_view = with_head_of(self.view, tokens.to(self.device))
+        return HeadObjective(self.view, loss_view, weights)
+
+    def open_store(self) -> RowStore:
+        """Rows in the folder above: all runs of a command read the same."""
+        config = self.config
+        made_from = {name: getattr(config, name) for name in ("model", "data", "dtype")}
+        path = self.output.parent / ROWS
+        return RowStore(path, self.view, self.dataset, config.insertion_layer, config.max_length, made_from)
 
     @torch.no_grad()
     def set_start(self) -> None:
@@ -204,10 +243,13 @@ def main(
     max_length: Annotated[int, typer.Option(help="Sequences are cut to this many tokens.")] = 512,
     ridge_tokens: Annotated[int, typer.Option(help="Tokens of an early exit's closed-form start.")] = 100_000,
     held_out: Annotated[int, typer.Option(help="Sequences kept for accuracy.")] = 64,
+    loss_vocabulary: Annotated[
+        int, typer.Option(help="Loss over so many tokens, the most frequent of the answers; 0: all.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the data order and of the anchors.")] = 0,
     dtype: Annotated[str, typer.Option(help="dtype of the base model.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
-    keep_rows: Annotated[bool, typer.Option(help="Keep the base model's rows in each run's folder.")] = False,
+    keep_rows: Annotated[bool, typer.Option(help="Keep the base model's rows beside the runs.")] = False,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
 ) -> None:
     """Train Medusa-1 and early-exit heads; defaults are those of `firp train`."""
@@ -221,6 +263,7 @@ def main(
         HeadConfig(
             model, data, insertion_layer, num_offsets, steps, batch_size, anchors, max_length, rates[0],
             ridge_tokens=ridge_tokens, held_out=held_out, seed=seed, dtype=dtype, keep_rows=keep_rows, kind=kind,
+            loss_vocabulary=loss_vocabulary,
         )
         for kind in kinds.split(",")
     ]  # fmt: skip

@@ -1,7 +1,9 @@
 """Draft heads: the output is the model's own, training resumes exactly, a file is read strictly."""
 
+import copy
 import json
 import random
+from dataclasses import replace
 
 import firp
 import numpy as np
@@ -208,6 +210,45 @@ def test_the_gradient_is_that_of_the_loss(setup, tmp_path, kind):
     assert slope.item() == pytest.approx(weight.grad.norm().item(), rel=0.02)
 
 
+def test_a_loss_over_frequent_tokens_leaves_the_others_out(setup, tmp_path):
+    """The oracle: the whole loss where a rare token's scores are masked out of both distributions."""
+    trainer = HeadTrainer(setup(kind="medusa", loss_vocabulary=5, keep_rows=True), tmp_path / "run", progress=False)
+    answers = [trainer.dataset.sequence(i)[4:].tolist() for i in trainer.train_indices]
+    ordered = sorted(range(11), key=lambda token: (-sum(row.count(token) for row in answers), token))
+    kept = torch.zeros(11, dtype=torch.bool)
+    kept[ordered[:5]] = True
+
+    class Masked:
+        def __call__(self, hidden):
+            return trainer.model.lm_head(hidden).masked_fill(~kept, -1e4)
+
+    assert trainer.store.fill(4, progress=False)
+    indices, weight = trainer.train_indices[:4], trainer.predictor.weight
+    found = trainer.score(indices, seed=1, want_gradient=True)
+    gradient, weight.grad = weight.grad, None
+    view = copy.copy(trainer.view)
+    view.head = Masked()
+    trainer.objective = replace(trainer.objective, loss_view=view)
+    expected = trainer.score(indices, seed=1, want_gradient=True)
+    torch.testing.assert_close(found.kl, expected.kl)
+    torch.testing.assert_close(gradient, weight.grad)
+    assert gradient.any()
+
+
+def test_runs_of_a_command_share_their_rows(setup, tmp_path):
+    for name, kind in (("a", "medusa"), ("b", "early-exit")):
+        trainer = HeadTrainer(setup(kind=kind, keep_rows=True), tmp_path / name, progress=False)
+        assert trainer.store.path == tmp_path / "rows.bin" and trainer.store.done == (0 if name == "a" else 40)
+        assert trainer.run()
+        kept, made = (
+            load_heads(tmp_path / name),
+            HeadTrainer(setup(kind=kind), tmp_path / f"{name}-made", progress=False),
+        )
+        assert made.run()
+        for a, b in zip(kept.parameters(), load_heads(tmp_path / f"{name}-made").parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_batches_and_anchors_are_those_of_firp_train(setup, tmp_path, monkeypatch):
     from firp.train.config import TrainConfig
     from firp.train.trainer import Trainer
@@ -216,7 +257,7 @@ def test_batches_and_anchors_are_those_of_firp_train(setup, tmp_path, monkeypatc
     for name, make in (("heads", HeadTrainer), ("maps", Trainer)):
         config = setup()
         if name == "maps":
-            fields = {key: value for key, value in vars(config).items() if key != "kind"}
+            fields = {key: value for key, value in vars(config).items() if key not in ("kind", "loss_vocabulary")}
             config = TrainConfig(**fields)
         trainer = make(config, tmp_path / name, progress=False)
         calls = seen[name] = []
@@ -246,6 +287,8 @@ def test_heads_have_neither_transition_nor_context(setup):
             setup(**changes)
     with pytest.raises(ValueError, match="kind: got 'hydra'"):
         setup(kind="hydra")
+    with pytest.raises(ValueError, match="loss_vocabulary: got -1, expected at least 0"):
+        setup(loss_vocabulary=-1)
 
 
 def test_families_used_here_exist():
