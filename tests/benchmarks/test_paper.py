@@ -11,6 +11,7 @@ from firp.decoder.view import DecoderView
 from firp.drafting.recording import record
 from firp.train.targets import rank_of
 
+import benchmarks.closed_form as closed_form
 import benchmarks.paper.command as command_module
 import benchmarks.paper.setup as setups
 from benchmarks.baselines import compare
@@ -136,19 +137,20 @@ def test_figure_5_solves_the_maps_of_firp_train(setup):
 
     made = setup(ridge_tokens=10_000)
     dataset = load_dataset(made.data)
-    maps = figure_5._maps(made, dataset, made.out / "partial.pt")
-    assert list(maps) == figure_5.depths(4) == [1, 2, 3]
+    assert figure_5.depths(4) == [1, 2, 3]
     order = figure_5.BatchOrder(dataset, np.arange(20), figure_5.BATCH, figure_5.SEED)
+    sources = {"two": closed_form.Source((2,)), "three": closed_form.Source((3,))}
+    maps = closed_form.solve(made.view, dataset, order, sources, 1, 10_000, made.out / "partial.pt", [])
     accumulator, step = RidgeAccumulator(1, 32, torch.device("cpu")), 0
     while accumulator.count < 10_000:
         batch = make_batch(dataset, order.at(step), 512)
         accumulator.add(hidden_at_insertion(made.view, batch, 2), batch.lengths)
         step += 1
-    torch.testing.assert_close(maps[2], accumulator.solve())
+    torch.testing.assert_close(maps["two"], accumulator.solve())
 
 
 def test_figure_5_goes_on_where_it_was_cut_off(setup, monkeypatch):
-    made, add, calls = setup(ridge_tokens=3000), figure_5.RidgeAccumulator.add, []
+    made, add, calls = setup(ridge_tokens=3000), closed_form.RidgeAccumulator.add, []
     cut_at = [None]
 
     def note(self, *rows):
@@ -157,7 +159,7 @@ def test_figure_5_goes_on_where_it_was_cut_off(setup, monkeypatch):
             raise KeyboardInterrupt
         add(self, *rows)
 
-    monkeypatch.setattr(figure_5.RidgeAccumulator, "add", note)
+    monkeypatch.setattr(closed_form.RidgeAccumulator, "add", note)
     figure_5.measure(made)
     whole, count = figures(made, figure_5), len(calls)
     (made.out / "figure-5.json").unlink()
@@ -168,12 +170,13 @@ def test_figure_5_goes_on_where_it_was_cut_off(setup, monkeypatch):
     calls.clear()
     cut_at[0] = None
     figure_5.measure(setup(ridge_tokens=3000))
-    assert len(calls) == count - 3 * figure_5.BATCHES_BETWEEN_FILES
+    assert len(calls) == count - 3 * closed_form.BATCHES_BETWEEN_FILES
     again = figures(made, figure_5)
     assert {n: p["figures"] for n, p in again["parts"].items()} == {n: p["figures"] for n, p in whole["parts"].items()}
-    (made.out / "bad.pt").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"bad\.pt: cannot be read: .*; remove it to begin again"):
-        figure_5._maps(made, figure_5.load_dataset(made.data), made.out / "bad.pt")
+    (made.out / "figure-5.json").unlink()
+    (made.out / "figure-5.partial.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"partial\.pt: cannot be read: .*; remove it to begin again"):
+        figure_5.measure(setup(ridge_tokens=3000))
 
 
 def test_answers_that_end_at_once_have_no_positions(setup):

@@ -20,16 +20,20 @@ class RidgeAccumulator:
     Args:
         num_offsets: k.
         hidden_size: d.
+        source_size: s of the rows that the maps read; default d.
     """
 
-    def __init__(self, num_offsets: int, hidden_size: int, device: torch.device) -> None:
-        self.covariance = torch.zeros(hidden_size, hidden_size, dtype=torch.float64, device=device)
-        self.cross = torch.zeros(num_offsets, hidden_size, hidden_size, dtype=torch.float64, device=device)
+    def __init__(
+        self, num_offsets: int, hidden_size: int, device: torch.device, source_size: int | None = None
+    ) -> None:
+        size = hidden_size if source_size is None else source_size
+        self.covariance = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self.cross = torch.zeros(num_offsets, hidden_size, size, dtype=torch.float64, device=device)
         self.count = 0
 
     @torch.no_grad()
     def add(self, hidden: Tensor, lengths: Tensor, targets: Tensor | None = None) -> None:
-        """Add hidden states [B, T, d], of which the first `lengths` [B] rows of each sequence are real.
+        """Add hidden states [B, T, s], of which the first `lengths` [B] rows of each sequence are real.
 
         `targets` [B, T, d] are the rows that the maps shall give at later positions; None: the hidden states.
         """
@@ -51,7 +55,7 @@ class RidgeAccumulator:
         return int((rows - k)[rows > k].sum())
 
     def solve(self, strength: float = 1e-3) -> Tensor:
-        """Return weight [k, d, d] in float32; the penalty is `strength` times the mean variance."""
+        """Return weight [k, d, s] in float32; the penalty is `strength` times the mean variance."""
         if self.count == 0:
             raise ValueError("data: no sequence is long enough for the ridge start")
         size = len(self.covariance)
