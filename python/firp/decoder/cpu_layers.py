@@ -6,7 +6,6 @@ that what stands in for them computes the same. The model's own modules stay as 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from firp.decoder.few_row_modules import FewRowAttention, FewRowLayer, FewRowLinear, FewRowMLP, FewRowNorm
-from firp.decoder.view import replace_submodule
+from firp.decoder.view import replace_submodule, shallow
 from firp_kernels import registry
 
 FEW_ROW_DTYPES = (torch.bfloat16, torch.float32)
@@ -30,9 +29,13 @@ ATTENTIONS = (llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attenti
 LAYERS = (llama.LlamaDecoderLayer, mistral.MistralDecoderLayer, qwen2.Qwen2DecoderLayer)
 
 
+# An engine asks this of every module of a layer. `vars` is past `nn.Module.__getattr__`, which would take most of it.
+
+
 def _plain(module: nn.Module) -> bool:
     """Nothing is attached to the module."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    own = vars(module)
+    return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
 def _supported(weight: Tensor) -> bool:
@@ -45,40 +48,44 @@ def _supported(weight: Tensor) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and _plain(module) and _supported(module.weight)
+    return type(module) is nn.Linear and _plain(module) and _supported(vars(module)["_parameters"]["weight"])
+
+
+def _has_bias(linear: nn.Module) -> bool:
+    return vars(linear)["_parameters"].get("bias") is not None
 
 
 def _is_norm(module: nn.Module, dtype: torch.dtype) -> bool:
-    return type(module) in NORMS and _plain(module) and _supported(module.weight) and module.weight.dtype == dtype
+    if type(module) not in NORMS or not _plain(module):
+        return False
+    weight = vars(module)["_parameters"]["weight"]
+    return _supported(weight) and weight.dtype == dtype
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:
-    return (
-        type(module) in GATED_MLPS
-        and _plain(module)
-        and type(module.act_fn) in (nn.SiLU, SiLUActivation)
-        and all(
-            _is_linear(child) and child.bias is None for child in (module.gate_proj, module.up_proj, module.down_proj)
-        )
-    )
+    if type(module) not in GATED_MLPS or not _plain(module):
+        return False
+    own = vars(module)["_modules"]
+    linears = own["gate_proj"], own["up_proj"], own["down_proj"]
+    activation = type(own["act_fn"]) in (nn.SiLU, SiLUActivation)
+    return activation and all(_is_linear(child) and not _has_bias(child) for child in linears)
 
 
 def _is_attention(module: nn.Module) -> bool:
     if type(module) not in ATTENTIONS or not _plain(module):
         return False
-    joined = [module.q_proj, module.k_proj, module.v_proj]
-    biases = sum(getattr(projection, "bias", None) is not None for projection in joined)
-    return all(_is_linear(projection) for projection in [*joined, module.o_proj]) and biases in (0, len(joined))
+    own = vars(module)["_modules"]
+    joined = [own["q_proj"], own["k_proj"], own["v_proj"]]
+    linear = all(_is_linear(projection) for projection in [*joined, own["o_proj"]])
+    return linear and sum(map(_has_bias, joined)) in (0, len(joined))
 
 
 def _is_layer(module: nn.Module, dtype: torch.dtype) -> bool:
-    return (
-        type(module) in LAYERS
-        and _plain(module)
-        and _is_attention(module.self_attn)
-        and _is_gated_mlp(module.mlp)
-        and all(_is_norm(norm, dtype) for norm in (module.input_layernorm, module.post_attention_layernorm))
-    )
+    if type(module) not in LAYERS or not _plain(module):
+        return False
+    own = vars(module)["_modules"]
+    norms = own["input_layernorm"], own["post_attention_layernorm"]
+    return _is_attention(own["self_attn"]) and _is_gated_mlp(own["mlp"]) and all(_is_norm(n, dtype) for n in norms)
 
 
 def _adapt_block(block: nn.Module, dtype: torch.dtype, ops: SimpleNamespace) -> nn.Module:
@@ -91,7 +98,7 @@ def _adapt_block(block: nn.Module, dtype: torch.dtype, ops: SimpleNamespace) -> 
     linears = {name: child for name, child in block.named_children() if _is_linear(child)}
     if not linears:
         return block
-    view = copy.copy(block)
+    view = shallow(block)
     for name, child in linears.items():
         replace_submodule(view, name, FewRowLinear(child, ops))
     return view

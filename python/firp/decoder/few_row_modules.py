@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.models.mistral.modeling_mistral import MistralAttention
 
 from firp.decoder.attention import AttentionStep, check_heads, check_window
+
+Parameters = dict[str, Any]
+
+
+def parameters_of(block: nn.Module, *names: str) -> list[Parameters]:
+    """Those of some children, past `nn.Module.__getattr__`: an engine asks for some hundred."""
+    children = vars(block)["_modules"]
+    return [vars(children[name])["_parameters"] for name in names]
 
 
 class FewRowLinear(nn.Module):
@@ -68,10 +77,11 @@ class FewRowAttention(nn.Module):
 
     def __init__(self, attention: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        *projections, output = parameters_of(attention, "q_proj", "k_proj", "v_proj", "o_proj")
+        weights = [own["weight"] for own in projections]
         holder = attention.config if isinstance(attention, MistralAttention) else attention
         window, width = getattr(holder, "sliding_window", None), attention.head_dim
-        heads, kv_heads, _ = (projection.weight.shape[0] // width for projection in projections)
+        heads, kv_heads, _ = (weight.shape[0] // width for weight in weights)
         check_window(attention, window)
         check_heads(attention, heads, kv_heads, width)
         # All at once: a module takes 5 us for each attribute, and an engine has some hundred of these.
@@ -81,9 +91,9 @@ class FewRowAttention(nn.Module):
             head_dim=width,
             scaling=attention.scaling,
             sliding_window=window,
-            weights=[projection.weight for projection in projections],
-            biases=[projection.bias for projection in projections if projection.bias is not None],
-            output=(attention.o_proj.weight, attention.o_proj.bias),
+            weights=weights,
+            biases=[own["bias"] for own in projections if own["bias"] is not None],
+            output=(output["weight"], output["bias"]),
             rotated=[heads + kv_heads, kv_heads],
             heads=[heads, kv_heads],
             parts=[heads, kv_heads, kv_heads],
@@ -109,19 +119,20 @@ class FewRowLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
-        before, after, mlp = layer.input_layernorm, layer.post_attention_layernorm, layer.mlp
-        attention = FewRowAttention(layer.self_attn, ops)
+        children = vars(layer)["_modules"]
+        before, after, mlp = (children[name] for name in ("input_layernorm", "post_attention_layernorm", "mlp"))
+        attention = FewRowAttention(children["self_attn"], ops)
+        norms = parameters_of(layer, "input_layernorm", "post_attention_layernorm")
+        linears = parameters_of(mlp, "gate_proj", "up_proj", "down_proj")
         self.__dict__.update(
             ops=ops,
             attention=attention,  # no submodule: nothing is attached to it, and a call of a module is a slow one
-            before=(before.weight, before.variance_epsilon),
+            before=(norms[0]["weight"], before.variance_epsilon),
             after=(
                 *attention.output,
-                after.weight,
+                norms[1]["weight"],
                 after.variance_epsilon,
-                mlp.gate_proj.weight,
-                mlp.up_proj.weight,
-                mlp.down_proj.weight,
+                *(own["weight"] for own in linears),
             ),
         )
 

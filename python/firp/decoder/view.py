@@ -32,6 +32,13 @@ SUPPORTED_MODEL_TYPES = (
 SUPPORTED_ROPE_TYPES = FIXED_ROPE_TYPES + LENGTH_ROPE_TYPES
 
 
+def shallow(module: nn.Module) -> Any:
+    """A shallow copy, in a tenth of the time that `copy.copy` takes: an engine makes two for each layer."""
+    view = object.__new__(type(module))
+    view.__dict__.update(module.__dict__)
+    return view
+
+
 def replace_submodule(view: nn.Module, name: str, submodule: nn.Module) -> None:
     """Put `submodule` into the shallow copy `view` without touching the module it was copied from."""
     view._modules = {**view._modules, name: submodule}
@@ -55,10 +62,10 @@ def make_layer_view(
         heads: query heads and key heads that this process holds, and the width of each.
         config: from `view_config` of the layer's own.
     """
-    attention = copy.copy(layer.self_attn)
-    attention.config = config
-    attention.layer_idx, attention.firp_window, attention.firp_heads = place, window, heads
-    view = copy.copy(layer)
+    attention = shallow(layer.self_attn)
+    # Past `nn.Module.__setattr__`, which takes as long as all else here.
+    attention.__dict__.update(config=config, layer_idx=place, firp_window=window, firp_heads=heads)
+    view = shallow(layer)
     replace_submodule(view, "self_attn", attention)
     return view
 

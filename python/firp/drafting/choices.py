@@ -6,6 +6,7 @@ measured elsewhere never matches. `Engine` writes an entry at first use, `firp t
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -121,6 +122,12 @@ def profile_file(predictor: FirpPredictor) -> Path:
     return cache_dir() / "profiles" / f"{predictor.fingerprint()}.npz"
 
 
+@functools.lru_cache(maxsize=16)
+def _fingerprint_at(path: Path, modified: int) -> str:
+    """`profile_fingerprint` of a file that was written last at `modified`."""
+    return profile_fingerprint(path)
+
+
 def find_profile(predictor: FirpPredictor) -> Path | None:
     """The file of a user's own profile, or of the one beside the predictor; None where there is neither.
 
@@ -131,7 +138,7 @@ def find_profile(predictor: FirpPredictor) -> Path | None:
         paths.insert(0, profile_file(predictor))
     for path in paths:
         if os.path.lexists(path):
-            found, own = profile_fingerprint(path), predictor.fingerprint()
+            found, own = _fingerprint_at(path, path.stat().st_mtime_ns if path.exists() else 0), predictor.fingerprint()
             if found == own:
                 return path
             print(f"firp: {path} is the profile of a predictor {found[:8]}, expected {own[:8]}", file=sys.stderr)
