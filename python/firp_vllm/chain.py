@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from firp.drafting.context import root_mean_square
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import make_tables
 from firp.drafting.trees import MAX_RANKS
@@ -96,7 +95,8 @@ class Chain:
         """
         own = hidden.nan_to_num(0, 0, 0)[:, None].expand(-1, count, -1)
         pseudo = torch.einsum("kod,bd->bko", self.weight[:count], hidden)
-        sane = root_mean_square(pseudo) <= LARGEST_GROWTH * root_mean_square(own)
+        size, usual = (rows.float().norm(dim=-1, keepdim=True) for rows in (pseudo, own))
+        sane = size <= LARGEST_GROWTH * usual
         return finite_or(torch.where(sane, pseudo, own), own).flatten(0, 1)
 
     def choose(self, states: Tensor, bonus: Tensor) -> Tensor:

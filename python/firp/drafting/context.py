@@ -3,7 +3,7 @@
 A pseudo row is computed before the token after its node is known. When a tree is drafted from it, that token is known,
 and so is the row's final state. Together with the token before a candidate they shift the factor of the transition:
 
-    known[j]  = inputs[j, 0] @ unit(state of offset j) + inputs[j, 1] @ unit(embedding of the first token) + bias[j]
+    known[j]  = inputs[j] @ (unit(state of offset j), unit(embedding of the first token)) + bias[j]
     query     = source[parent] + outputs @ silu(known[j] + parents @ unit(embedding of the parent))
     p'(x)     proportional to p(x) * exp(query . target[x]), over the candidates of the row
 
@@ -28,12 +28,7 @@ EPSILON = 1e-6
 
 def unit(rows: Tensor) -> Tensor:
     """Rows [..., d] scaled to a mean square of 1."""
-    return rows / root_mean_square(rows)
-
-
-def root_mean_square(rows: Tensor) -> Tensor:
-    """[..., d] to [..., 1], in the rows' dtype."""
-    return rows.float().pow(2).mean(-1, keepdim=True).add(EPSILON).sqrt().to(rows.dtype)
+    return functional.rms_norm(rows, rows.shape[-1:], eps=EPSILON)
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Context:
     """Weights of a context, of one dtype, on one device.
 
     Attributes:
-        inputs: [k, 2, w, d] maps of the state and of the first token's embedding.
+        inputs: [k, w, 2 d] maps of the state and of the first token's embedding, side by side.
         bias: [k, w].
         parents: [w, d] map of the parent's embedding.
         outputs: [r, w].
@@ -65,11 +60,10 @@ class Context:
             [n, k', w].
         """
         states, first = unit(states), unit(first)
-        parts = [
-            self.linear(states[:, j], self.inputs[j, 0]) + self.linear(first, self.inputs[j, 1]) + self.bias[j]
-            for j in range(states.shape[1])
-        ]
-        return torch.stack(parts, 1)
+        parts = []
+        for j in range(states.shape[1]):
+            parts.append(self.linear(torch.cat([states[:, j], first], 1), self.inputs[j]))
+        return torch.stack(parts, 1) + self.bias[: states.shape[1]]
 
     def queries(self, known: Tensor, parents: Tensor) -> Tensor:
         """What is added to the source factors of parents with embeddings [..., m, d], given known [..., w].

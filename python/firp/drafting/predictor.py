@@ -58,8 +58,8 @@ class FirpPredictor(  # type: ignore[call-arg]
         weight: [k, d, d].
         transition: [2, d, r] maps from embeddings to the factors of a token as the one before and as the one that
             follows; zeros change nothing. None without a transition.
-        context_inputs, context_bias, context_parents, context_outputs: [k, 2, w, d], [k, w], [w, d], [r, w], as
-            `Context` takes them. None without a context.
+        context_inputs, context_bias, context_parents, context_outputs: [k, 2, w, d], [k, w], [w, d], [r, w], of
+            a `Context`, the maps of its inputs apart. None without a context.
 
     Raises:
         ValueError: an argument out of range.
@@ -192,7 +192,10 @@ class FirpPredictor(  # type: ignore[call-arg]
 
     def context(self, device: torch.device, dtype: torch.dtype) -> Context | None:
         """The context with its weights on `device` in `dtype`, still of their graph; None where there is none."""
-        return Context(*(tensor.to(device, dtype) for tensor in self.context_tensors)) if self.context_width else None
+        if not self.context_width:
+            return None
+        inputs, *others = (tensor.to(device, dtype) for tensor in self.context_tensors)
+        return Context(inputs.transpose(1, 2).flatten(2), *others)
 
     def first_offsets(self, num_offsets: int) -> FirpPredictor:
         """This predictor with its first k offsets alone, over the same weights.
