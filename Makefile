@@ -33,7 +33,8 @@ $(VENV)/documented: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/firp generate --compare
 
-test: lint ctest
+test: $(VENV)/tested
+	$(MAKE) --jobs 2 lint ctest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # Every test with the versions of the GPU machine: a copy of the sources, its environment (7 GB), CUDA code where nvcc is.

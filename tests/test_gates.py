@@ -40,7 +40,7 @@ def test_make_lint_runs_each_tool_and_no_other():
 
 
 def test_make_test_runs_lint():
-    assert re.search(r"^test:.*\blint\b", MAKEFILE, flags=re.MULTILINE)
+    assert re.search(r"^test:.*\n(\t.*\n)*\t\$\(MAKE\) --jobs 2 .*\blint\b", MAKEFILE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", TOOLS)

@@ -154,13 +154,13 @@ class Biased(Typical):
 def test_a_biased_rule_fails_this_test(model, expected, monkeypatch, chain):
     engine = firp.Engine(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
     watched = Watched(engine)
-    assert chi_square(draw(engine, 20_000, **CHAINS[chain]), expected[chain]) > 1e-4
+    assert chi_square(draw(engine, 10_000, **CHAINS[chain]), expected[chain]) > 1e-4
 
     def biased(engine, processors, seed, acceptance, out, prompts, pad_token):
         return Biased(watched, engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)
 
     monkeypatch.setattr(importlib.import_module("firp.generation.generate"), "_chooser", biased)
-    assert chi_square(draw(engine, 20_000, **CHAINS[chain]), expected[chain]) < 1e-12
+    assert chi_square(draw(engine, 10_000, **CHAINS[chain]), expected[chain]) < 1e-12
 
 
 def test_typical_acceptance_is_lossy_as_it_says(model, expected):

@@ -172,7 +172,7 @@ def test_strided_inputs(impl, device, dtype):
 @pytest.mark.parametrize("impl, device", AVAILABLE[1:])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_implementations_agree(impl, device, dtype):
-    for seed in implementations.seeds(24, impl, device):
+    for seed in implementations.seeds(8, impl, device):
         args = random_case(seed, dtype)
         expected, order = run(*args, 16, impl="reference", device="cpu")
         returned, same_order = run(*args, 16, impl=impl, device=device)

@@ -95,8 +95,8 @@ def test_any_case(seed, window, dtype):
 @pytest.mark.parametrize("head_dim", [8, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_widths_and_groups(poisoned_outputs, dtype, head_dim, group, impl, device):
-    for num_nodes, slots in ((1, 0), (1, 1), (7, 2)):
-        args = case(num_nodes, [70, 5], slots=slots, offsets=2, kv_heads=2, group=group, head_dim=head_dim, dtype=dtype)
+    for num_nodes, slots, lens in ((1, 1, [5]), (7, 2, [70])):
+        args = case(num_nodes, lens, slots=slots, offsets=2, kv_heads=2, group=group, head_dim=head_dim, dtype=dtype)
         assert_exact(run(args, impl, device), args)
 
 
@@ -105,9 +105,9 @@ def test_widths_and_groups(poisoned_outputs, dtype, head_dim, group, impl, devic
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_trees(poisoned_outputs, dtype, tree, impl, device):
     """Several mask words and several tiles of rows, chains of pseudo rows across a tile's edge."""
-    for num_nodes, slots, offsets, group in ((256, 0, 1, 1), (65, 21, 3, 3), (256, 40, 3, 1))[
-        : 2 if dtype == torch.float32 else 3
-    ]:
+    shapes = [(65, 21, 3, 3), (256, 0, 1, 1), (256, 40, 3, 1)]
+    # Tiles of float32 are small: the interpreter takes ten times as long.
+    for num_nodes, slots, offsets, group in shapes[:1] if dtype == torch.float32 else shapes:
         args = case(num_nodes, [45], slots=slots, offsets=offsets, group=group, dtype=dtype, tree=tree)
         assert_exact(run(args, impl, device), args)
 

@@ -38,9 +38,10 @@ def _plain(module: nn.Module) -> bool:
     return not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
-def _supported(weight: Tensor) -> bool:
+def _supported(weight: Tensor | None) -> bool:
     return (
-        type(weight) is nn.Parameter
+        isinstance(weight, nn.Parameter)
+        and type(weight) is nn.Parameter
         and weight.device.type == "cpu"
         and weight.dtype in FEW_ROW_DTYPES
         and registry.owner("linear", "cpu") == "extension"
@@ -48,7 +49,7 @@ def _supported(weight: Tensor) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and _plain(module) and _supported(vars(module)["_parameters"]["weight"])
+    return type(module) is nn.Linear and _plain(module) and _supported(vars(module)["_parameters"].get("weight"))
 
 
 def _has_bias(linear: nn.Module) -> bool:
@@ -58,7 +59,7 @@ def _has_bias(linear: nn.Module) -> bool:
 def _is_norm(module: nn.Module, dtype: torch.dtype) -> bool:
     if type(module) not in NORMS or not _plain(module):
         return False
-    weight = vars(module)["_parameters"]["weight"]
+    weight = vars(module)["_parameters"].get("weight")
     return _supported(weight) and weight.dtype == dtype
 
 
