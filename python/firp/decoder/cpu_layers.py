@@ -40,7 +40,7 @@ def _plain(module: nn.Module) -> bool:
 
 def _supported(weight: Tensor | None) -> bool:
     return (
-        isinstance(weight, nn.Parameter)
+        weight is not None
         and type(weight) is nn.Parameter
         and weight.device.type == "cpu"
         and weight.dtype in FEW_ROW_DTYPES
