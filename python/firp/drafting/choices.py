@@ -123,8 +123,8 @@ def profile_file(predictor: FirpPredictor) -> Path:
 
 
 @functools.lru_cache(maxsize=16)
-def _fingerprint_at(path: Path, modified: int) -> str:
-    """`profile_fingerprint` of a file that was written last at `modified`."""
+def _fingerprint_at(path: Path, version: tuple[int, ...]) -> str:
+    """`profile_fingerprint` of a file as it was written last."""
     return profile_fingerprint(path)
 
 
@@ -138,7 +138,9 @@ def find_profile(predictor: FirpPredictor) -> Path | None:
         paths.insert(0, profile_file(predictor))
     for path in paths:
         if os.path.lexists(path):
-            found, own = _fingerprint_at(path, path.stat().st_mtime_ns if path.exists() else 0), predictor.fingerprint()
+            facts = path.stat() if path.exists() else None  # of a broken link the reader tells
+            version = (facts.st_mtime_ns, facts.st_ino) if facts else ()
+            found, own = _fingerprint_at(path, version), predictor.fingerprint()
             if found == own:
                 return path
             print(f"firp: {path} is the profile of a predictor {found[:8]}, expected {own[:8]}", file=sys.stderr)
