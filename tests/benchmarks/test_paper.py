@@ -19,6 +19,8 @@ from benchmarks.paper import figure_1a, figure_1b, figure_3, figure_4, figure_5,
 from benchmarks.paper.command import command, plot
 from benchmarks.paper.figures import FIGURES, MODULES
 
+DRAFTERS = ("firp", "firp-maps", "early-exit", "medusa")
+
 
 def figures(setup, figure):
     return json.loads((setup.out / f"{figure.NAME}.json").read_text())
@@ -228,12 +230,12 @@ def test_the_page_shows_the_committed_figures():
         name: json.loads((command_module.OUT / f"{name}.json").read_text())["parts"]
         for name in ("figure-1b", "figure-3", "figure-4", "figure-5")
     }
-    drafters = [parts["figure-1b"][name]["figures"] for name in ("firp", "firp-maps")]
+    drafters = [parts["figure-1b"][name]["figures"] for name in DRAFTERS]
     for size, rows in drafters[0]["rows"].items():
         assert f"| {size} | {rows} | {' | '.join(cut(d['tau'][size], 3) for d in drafters)} |\n" in page
     for drafter in drafters:
         assert " | ".join(cut(tau["16"], 2) for _, tau in sorted(drafter["categories"].items())) + " |\n" in page
-    for name in ("firp", "firp-maps"):
+    for name in DRAFTERS:
         for step, top in enumerate(parts["figure-3"][name]["figures"]["top"], start=1):
             assert f"| {step} | {' | '.join(cut(100 * top[n - 1], 1) for n in (1, 2, 3, 4, 5, 10))} |\n" in page
     states = parts["figure-4"]["firp"]["figures"]
