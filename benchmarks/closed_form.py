@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from firp.decoder.passes import RecordingAttention
 from firp.decoder.view import DecoderView
+from firp.drafting.context import unit
 from firp.tools.files import write_atomically
 from firp.train.data import BatchOrder, TextDataset, make_batch
 from firp.train.ridge import RidgeAccumulator
@@ -40,17 +41,12 @@ class Source:
         norm = first.norm(dim=-1, keepdim=True)
         parts = [first] + [other * (norm / other.norm(dim=-1, keepdim=True)) for other in others]
         if self.units is not None:
-            parts.append(functional.silu(unit_norm(first) @ self.units.T))
+            parts.append(functional.silu(unit(first) @ self.units.T))
         return torch.cat(parts, -1)
 
     def width(self, hidden_size: int) -> int:
         """s."""
         return len(self.layers) * hidden_size + (0 if self.units is None else len(self.units))
-
-
-def unit_norm(hidden: Tensor) -> Tensor:
-    """Rows [..., d] of root mean square 1."""
-    return functional.rms_norm(hidden, hidden.shape[-1:])
 
 
 def states_after(view: DecoderView, tokens: Tensor, layers: Sequence[int], attention: RecordingAttention) -> dict:

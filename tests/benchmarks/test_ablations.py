@@ -8,6 +8,7 @@ import pytest
 import torch
 from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
+from firp.drafting.context import unit
 from firp.train.data import BatchOrder, load_dataset
 from models import tiny_model
 
@@ -15,7 +16,7 @@ import benchmarks.ablations.held_out as held_out_module
 from benchmarks.ablations.__main__ import main
 from benchmarks.ablations.held_out import HeldOut
 from benchmarks.ablations.units import gather, train_units
-from benchmarks.closed_form import Source, solve, unit_norm
+from benchmarks.closed_form import Source, solve
 
 
 @pytest.fixture
@@ -42,8 +43,8 @@ def test_a_source_scales_further_states_to_the_first(model):
     assert found.shape == (2, 3, 71) and Source((2, 0), units).width(32) == 71
     torch.testing.assert_close(found[..., :32], states[2])
     torch.testing.assert_close(found[..., 32:64].norm(dim=-1), states[2].norm(dim=-1))
-    torch.testing.assert_close(unit_norm(found[..., 32:64]), unit_norm(states[0]))
-    torch.testing.assert_close(found[..., 64:], torch.nn.functional.silu(unit_norm(states[2]) @ units.T))
+    torch.testing.assert_close(unit(found[..., 32:64]), unit(states[0]))
+    torch.testing.assert_close(found[..., 64:], torch.nn.functional.silu(unit(states[2]) @ units.T))
 
 
 def test_accuracy_is_that_of_the_models_own_choice(model, data):
