@@ -20,7 +20,7 @@ using at::Tensor;
 std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_branch(
     const Tensor& history, const Tensor& context_lens, const Tensor& emitted, const Tensor& counts, const Tensor& tokens,
     const Tensor& parents, const Tensor& depths, const Tensor& ancestors, int64_t num_branch, int64_t least_match,
-    int64_t most_match) {
+    int64_t most_match, int64_t num_replaced) {
   const std::pair<const char*, const Tensor&> wide[] = {
       {"history", history}, {"emitted", emitted}, {"counts", counts}, {"tokens", tokens}};
   const std::pair<const char*, const Tensor&> integers[] = {
@@ -28,14 +28,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_branch(
   for (const auto& [name, tensor] : wide) check_same_device({{"history", history}, {name, tensor}});
   for (const auto& [name, tensor] : integers) check_same_device({{"history", history}, {name, tensor}});
   check_shape("tokens", tokens, {kAny, kAny});
-  const int64_t batch = tokens.size(0), count = tokens.size(1), nodes = count + num_branch;
+  const int64_t batch = tokens.size(0), count = tokens.size(1), most_replaced = std::min(num_branch, count - 1);
   TORCH_CHECK_VALUE(
-      num_branch >= 0 && count >= 1 && nodes <= cpu::kMaxNodes, "num_branch: got ", num_branch, " for a tree of ", count,
-      ", expected 1..", cpu::kMaxNodes, " together");
+      num_branch >= 0 && count >= 1 && count + num_branch <= cpu::kMaxNodes, "num_branch: got ", num_branch,
+      " for a tree of ", count, ", expected 1..", cpu::kMaxNodes, " together");
+  TORCH_CHECK_VALUE(
+      num_replaced >= 0 && num_replaced <= most_replaced, "num_replaced: got ", num_replaced, ", expected 0..",
+      most_replaced, " (num_branch, and not the root)");
   TORCH_CHECK_VALUE(
       least_match >= 1 && least_match <= most_match, "least_match: got ", least_match, ", expected 1..", most_match,
       " (most_match)");
-  const int64_t old_words = (count + 31) / 32, words = (nodes + 31) / 32;
+  const int64_t nodes = count + num_branch - num_replaced, old_words = (count + 31) / 32, words = (nodes + 31) / 32;
   check_shape("history", history, {batch, kAny});
   check_shape("context_lens", context_lens, {batch});
   check_shape("emitted", emitted, {batch, kAny});
@@ -86,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_branch(
       else
         row[node / 32] = static_cast<int32_t>(1u << (node % 32));
     }
-    cpu::lookup_branch(own, last, num_branch, least_match, most_match, tree);
+    cpu::lookup_branch(own, last, num_branch, least_match, most_match, num_replaced, tree);
   }
   if (!text.is_same(history)) history.copy_(text);
   return {out_tokens, out_parents, out_depths, out_ancestors};

@@ -12,9 +12,9 @@ struct Grown {
   std::vector<int32_t> parents{-1, 0, -7, -7, -7, -7}, depths{0, 1, -7, -7, -7, -7}, ancestors{1, 3, 4, 8, 16, 32};
   int64_t num_nodes = 0;
 
-  Grown(const std::vector<int64_t>& history, int64_t num_branch, int64_t least, int64_t most) {
+  Grown(const std::vector<int64_t>& history, int64_t num_branch, int64_t least, int64_t most, int64_t replaced = 0) {
     cpu::GrownTree tree{tokens.data(), parents.data(), depths.data(), ancestors.data(), 2, 1};
-    cpu::lookup_branch(history.data(), static_cast<int64_t>(history.size()) - 1, num_branch, least, most, tree);
+    cpu::lookup_branch(history.data(), static_cast<int64_t>(history.size()) - 1, num_branch, least, most, replaced, tree);
     num_nodes = tree.num_nodes;
   }
 };
@@ -37,10 +37,18 @@ void grows() {
   CHECK(Grown({1, 2, 6, 1, 2}, 0, 2, 8).num_nodes == 2 && Grown({1, 2, 6, 1, 2}, 4, 3, 8).num_nodes == 2);
 }
 
+void replaces() {
+  const Grown other({1, 2, 6, 6, 1, 2}, 2, 2, 8, 1), same({1, 2, 3, 1, 2}, 1, 2, 8, 1), none({1, 2, 3, 4}, 4, 2, 8, 1);
+  CHECK(other.num_nodes == 3 && other.tokens[1] == 6 && other.parents[1] == 0 && other.ancestors[1] == 3);
+  CHECK(other.tokens[2] == 6 && other.parents[2] == 1 && other.ancestors[2] == 7);
+  CHECK(same.num_nodes == 2 && same.tokens[1] == 3 && none.num_nodes == 2 && none.tokens[1] == 3);
+}
+
 }  // namespace
 }  // namespace firp::test
 
 int main() {
   firp::test::matches();
   firp::test::grows();
+  firp::test::replaces();
 }

@@ -10,7 +10,7 @@ from firp_kernels.bitmask import num_words
 
 SCHEMA = (
     "(Tensor(a!) history, Tensor context_lens, Tensor emitted, Tensor counts, Tensor tokens, Tensor parents, "
-    "Tensor depths, Tensor ancestors, SymInt num_branch, SymInt least_match, SymInt most_match) "
+    "Tensor depths, Tensor ancestors, SymInt num_branch, SymInt least_match, SymInt most_match, SymInt num_replaced=0) "
     "-> (Tensor tokens, Tensor parents, Tensor depths, Tensor ancestors)"
 )
 
@@ -19,7 +19,8 @@ GrownTree = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def lookup_branch(
     history: Tensor, context_lens: Tensor, emitted: Tensor, counts: Tensor, tokens: Tensor, parents: Tensor,
-    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int, impl: str | None = None,
+    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int, num_replaced: int = 0,
+    impl: str | None = None,
 ) -> GrownTree:  # fmt: skip
     """Note what a step emitted, find the root's tokens earlier in the text, and add to the tree what followed there.
 
@@ -29,6 +30,9 @@ def lookup_branch(
     a child holds already (the first of equal siblings) leads to that child, any other one becomes a new node after the
     N nodes. Where the text ends, its tokens from e + 1 on follow again, as in a loop.
 
+    With `num_replaced` a tree keeps its size: a branch that adds any node begins R places earlier, and the last R nodes
+    of the tree are gone. One that adds none leaves the tree as it is.
+
     Args:
         history: [B, S] int64, changed in place: the first `counts` tokens of `emitted` become the last of the text.
         context_lens: [B] int32 committed tokens after the step, at least `counts` - 1 and below S.
@@ -37,9 +41,10 @@ def lookup_branch(
         num_branch: D, new nodes at most; N + D is at most 256.
         least_match: a shorter match adds nothing, 1..most_match.
         most_match: tokens that are compared at most.
+        num_replaced: R, 0..D and below N. The nodes before the last R must not follow one of these.
 
     Returns:
-        tokens, parents, depths [B, N + D] and ancestors [B, N + D, ceil((N + D) / 32)]; places without a node are
+        tokens, parents, depths [B, M] and ancestors [B, M, ceil(M / 32)] with M = N + D - R; places without a node are
         padding at the end.
 
     Raises:
@@ -59,22 +64,22 @@ def lookup_branch(
     """
     return registry.call(
         "lookup_branch", impl, history, context_lens, emitted, counts, tokens, parents, depths, ancestors, num_branch,
-        least_match, most_match,
+        least_match, most_match, num_replaced,
     )  # fmt: skip
 
 
 def fake(
     history: Tensor, context_lens: Tensor, emitted: Tensor, counts: Tensor, tokens: Tensor, parents: Tensor,
-    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int,
+    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int, num_replaced: int = 0,
 ) -> GrownTree:  # fmt: skip
-    batch, nodes = tokens.shape[0], tokens.shape[1] + num_branch
+    batch, nodes = tokens.shape[0], tokens.shape[1] + num_branch - num_replaced
     integers = (parents.new_empty(batch, nodes) for _ in range(2))
     return tokens.new_empty(batch, nodes), *integers, ancestors.new_empty(batch, nodes, num_words(nodes))
 
 
 def check(
     history: Tensor, context_lens: Tensor, emitted: Tensor, counts: Tensor, tokens: Tensor, parents: Tensor,
-    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int,
+    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int, num_replaced: int = 0,
 ) -> None:  # fmt: skip
     checks.same_device(
         history=history, context_lens=context_lens, emitted=emitted, counts=counts, tokens=tokens, parents=parents,
@@ -84,6 +89,10 @@ def check(
     batch, nodes = tokens.shape
     if num_branch < 0 or not 1 <= nodes <= checks.MAX_NODES - num_branch:
         raise ValueError(f"num_branch: got {num_branch} for a tree of {nodes}, expected 1..{checks.MAX_NODES} together")
+    if not 0 <= num_replaced <= min(num_branch, nodes - 1):
+        raise ValueError(
+            f"num_replaced: got {num_replaced}, expected 0..{min(num_branch, nodes - 1)} (num_branch, and not the root)"
+        )
     if not 1 <= least_match <= most_match:
         raise ValueError(f"least_match: got {least_match}, expected 1..{most_match} (most_match)")
     checks.shape("history", history, batch, None)
@@ -107,13 +116,13 @@ def check(
 
 def reference(
     history: Tensor, context_lens: Tensor, emitted: Tensor, counts: Tensor, tokens: Tensor, parents: Tensor,
-    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int,
+    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int, num_replaced: int = 0,
 ) -> GrownTree:  # fmt: skip
-    sizes = num_branch, least_match, most_match
+    sizes = num_branch, least_match, most_match, num_replaced
     check(history, context_lens, emitted, counts, tokens, parents, depths, ancestors, *sizes)
     batch, slots = history.shape
     count, device = tokens.shape[1], tokens.device
-    nodes = count + num_branch
+    kept, nodes = count - num_replaced, count + num_branch - num_replaced
     sequence, last = torch.arange(batch, device=device), context_lens.long()
 
     place = last[:, None] + 1 - counts[:, None] + torch.arange(emitted.shape[1], device=device)
@@ -138,7 +147,7 @@ def reference(
     found = length[sequence, end] >= least_match
 
     def grown(tensor: Tensor, value: int) -> Tensor:
-        return torch.nn.functional.pad(tensor, (0, num_branch), value=value)
+        return torch.nn.functional.pad(tensor, (0, nodes - count), value=value)
 
     tokens, parents, depths = grown(tokens, 0), grown(parents, -1), grown(depths, 0)
     own = torch.zeros(batch, nodes, num_words(nodes), dtype=torch.int32, device=device)
@@ -146,8 +155,10 @@ def reference(
     index = torch.arange(nodes, device=device)
     bit = torch.where(index % 32 == 31, -(2**31), 1 << (index % 32)).to(torch.int32)
     own[:, index[count:], index[count:] // 32] = bit[count:]
+    alone = torch.zeros(nodes, own.shape[2], dtype=torch.int32, device=device)
+    alone[index, index // 32] = bit
 
-    node, used = torch.zeros_like(last), torch.full_like(last, count)
+    node, used = torch.zeros_like(last), torch.full_like(last, kept)
     for depth in range(num_branch):
         token = history[sequence, (end + 1 + depth % (last - end).clamp(min=1)).clamp(max=slots - 1)]
         children = (parents == node[:, None]) & (tokens == token[:, None]) & (index < used[:, None]) & (index > 0)
@@ -158,7 +169,9 @@ def reference(
         tokens[sequence, to] = torch.where(adds, token, tokens[sequence, to])
         parents[sequence, to] = torch.where(adds, node.to(torch.int32), parents[sequence, to])
         depths[sequence, to] = torch.where(adds, depths[sequence, node] + 1, depths[sequence, to])
-        own[sequence, to] |= torch.where(adds[:, None], own[sequence, node], 0)
+        own[sequence, to] = torch.where(adds[:, None], own[sequence, node] | alone[to], own[sequence, to])
         used = used + adds.long()
         node = torch.where(found, to, node)
-    return tokens, parents, depths, own
+    gone = (index >= used[:, None]) & (used > kept)[:, None]
+    tokens, depths = (part.masked_fill(gone, 0) for part in (tokens, depths))
+    return tokens, parents.masked_fill(gone, -1), depths, torch.where(gone[..., None], alone, own)

@@ -32,12 +32,14 @@ def longest_match_block(p_text, s_text, last, most_match, slots, o_s):
 
 
 @triton.jit(
-    do_not_specialize=["slots", "width", "count", "num_branch", "least_match", "most_match", "words", "old_words"]
-)
+    do_not_specialize=[
+        "slots", "width", "count", "num_branch", "least_match", "most_match", "num_replaced", "words", "old_words"
+    ]
+)  # fmt: skip
 def lookup_branch_kernel(
     history, context_lens, emitted, counts, tokens, parents, depths, ancestors,
     out_tokens, out_parents, out_depths, out_ancestors,
-    s_text_b, s_text_s, slots, width, count, num_branch, least_match, most_match, words, old_words,
+    s_text_b, s_text_s, slots, width, count, num_branch, least_match, most_match, num_replaced, words, old_words,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """out = the tree and the nodes that follow its root where the text occurred before: one sequence a program."""
@@ -60,7 +62,7 @@ def lookup_branch_kernel(
     loop = tl.maximum(last - end, 1)
 
     o_n, o_w = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
-    m_n, nodes = o_n < count, count + num_branch
+    m_n, nodes = o_n < count, count + num_branch - num_replaced
     b_token = tl.load(tokens + i_b * count + o_n, mask=m_n, other=0)  # [BLOCK_N]
     b_parent = tl.load(parents + i_b * count + o_n, mask=m_n, other=-1)  # [BLOCK_N]
     b_depth = tl.load(depths + i_b * count + o_n, mask=m_n, other=0)  # [BLOCK_N]
@@ -69,7 +71,8 @@ def lookup_branch_kernel(
     b_self = tl.where(o_n[:, None] // 32 == o_w[None, :], 1 << (o_n[:, None] % 32), 0)
     b_mask = tl.where(m_n[:, None], tl.load(p_old, mask=m_old, other=0), b_self)  # [BLOCK_N, BLOCK_W]
 
-    node, used = tl.zeros((), tl.int32), count
+    kept = count - num_replaced
+    node, used = tl.zeros((), tl.int32), kept
     for depth in range(num_branch):
         place = tl.minimum(end + 1 + depth % loop, slots - 1)
         token = tl.load(p_text + place * s_text_s)  # []
@@ -83,9 +86,13 @@ def lookup_branch_kernel(
         b_token = tl.where(m_to, token, b_token)
         b_parent = tl.where(m_to, node, b_parent)
         b_depth = tl.where(m_to, level, b_depth)
-        b_mask = tl.where(m_to[:, None], b_mask | b_above[None, :], b_mask)
+        b_mask = tl.where(m_to[:, None], b_self | b_above[None, :], b_mask)
         used += adds.to(tl.int32)
         node = tl.where(found, to, node)
+
+    m_gone = (o_n >= used) & (used > kept)
+    b_token, b_depth = tl.where(m_gone, 0, b_token), tl.where(m_gone, 0, b_depth)
+    b_parent, b_mask = tl.where(m_gone, -1, b_parent), tl.where(m_gone[:, None], b_self, b_mask)
 
     p_out, m_out = i_b * nodes + o_n, o_n < nodes
     tl.store(out_tokens + p_out, b_token, mask=m_out)
@@ -104,30 +111,32 @@ def launch_config(width: int, nodes: int, words: int) -> LaunchConfig:
 
 def lookup_branch(
     history: Tensor, context_lens: Tensor, emitted: Tensor, counts: Tensor, tokens: Tensor, parents: Tensor,
-    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int,
+    depths: Tensor, ancestors: Tensor, num_branch: int, least_match: int, most_match: int, num_replaced: int = 0,
 ) -> GrownTree:  # fmt: skip
     """`firp_kernels.lookup_branch` on a CUDA device."""
     args = history, context_lens, emitted, counts, tokens, parents, depths, ancestors
-    sizes = num_branch, least_match, most_match
+    sizes = num_branch, least_match, most_match, num_replaced
     check(*args, *sizes)
     with on_device_of("history", history, lookup_branch_kernel, (torch.int64,)):
         grown = fake(*args, *sizes)
         batch, count = tokens.shape
-        words = num_words(count + num_branch)
+        nodes = count + num_branch - num_replaced
+        words = num_words(nodes)
         if batch:
             lookup_branch_kernel[(batch,)](
                 history, *(tensor.contiguous() for tensor in args[1:]), *grown, *history.stride(), history.shape[1],
                 emitted.shape[1], count, *sizes, words, ancestors.shape[2],
-                **launch_config(emitted.shape[1], count + num_branch, words).keywords,
+                **launch_config(emitted.shape[1], nodes, words).keywords,
             )  # fmt: skip
     return grown
 
 
 def aot_calls() -> Iterator[tuple]:
     """Arguments of launches for `aot`."""
-    for nodes, num_branch, width in ((8, 4, 4), (1, 8, 1), (64, 8, 9)):
+    for nodes, num_branch, num_replaced, width in ((8, 4, 4, 5), (1, 8, 0, 1), (64, 8, 0, 9), (64, 8, 8, 9)):
         history, lens = meta(1, 4096, dtype=torch.int64), meta(1, dtype=torch.int32)
+        tokens = meta(1, nodes, dtype=torch.int64)
         emitted, counts = meta(1, width, dtype=torch.int64), meta(1, dtype=torch.int64)
         row = meta(1, nodes, dtype=torch.int32)
         masks = meta(1, nodes, num_words(nodes), dtype=torch.int32)
-        yield history, lens, emitted, counts, meta(1, nodes, dtype=torch.int64), row, row, masks, num_branch, 2, 8
+        yield history, lens, emitted, counts, tokens, row, row, masks, num_branch, 2, 8, num_replaced

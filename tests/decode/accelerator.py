@@ -6,6 +6,7 @@ kernel that it would launch, and what no capture allows: reading a value, copyin
 
 from __future__ import annotations
 
+import functools
 import traceback
 import types
 from collections import Counter
@@ -24,6 +25,8 @@ from firp.engine.state import DecodeState
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import firp_kernels
 
 DEVICE = "gpu"
 # Ops that make a view or bare memory, for which nothing is launched.
@@ -152,7 +155,7 @@ def _move(module: torch.nn.Module, mode: FakeTensorMode) -> None:
 
 def watch_step(
     monkeypatch, model, predictor=None, tree=None, choose=None, batch_size=2, drafted=True, again=False, slots=256,
-    **options,
+    looks_up: bool | str = False, **options,
 ) -> Watch:  # fmt: skip
     """One step of an engine over `model` on the accelerator.
 
@@ -161,6 +164,7 @@ def watch_step(
         drafted: the step verifies a full tree; else the root alone, as after prefill.
         again: watch the second step: the first one makes what an engine keeps.
         slots: of the cache.
+        looks_up: whether the step puts a branch into its tree, or an implementation of `firp::lookup_branch` for it.
         options: of the engine.
     """
     with present():
@@ -180,6 +184,10 @@ def watch_step(
         with mode:
             engine = Engine(model, predictor, tree, graphs=False, compile=False, **options)
             state = _state(engine, batch_size, drafted, slots)
+            if looks_up:
+                state.history = state.buffers.history
+            if isinstance(looks_up, str):
+                engine.ops.lookup_branch = functools.partial(firp_kernels.lookup_branch, impl=looks_up)
             chooser: Chooser = firp.engine.chooser.Greedy(engine.ops) if choose is None else choose(engine)
             with torch.no_grad():
                 if again:

@@ -2,6 +2,7 @@
 
 import firp
 import torch
+from firp.drafting.choices import Choice, Rung
 from firp.engine.chooser import Greedy
 from firp.engine.graphs import GraphRunner
 from firp.generation.loop import run
@@ -13,12 +14,15 @@ SHORT, LONG = [torch.tensor([4, 5, 6])], [torch.tensor([5, 4] * 20), torch.tenso
 
 
 def decoded(engine, prompts, new_tokens, late, keep_logits=False):
+    return with_stats(engine, prompts, new_tokens, late, keep_logits)[0]
+
+
+def with_stats(engine, prompts, new_tokens, late, keep_logits=False, choose=None):
     out = Output(
         torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True), prompts, new_tokens, [3], StoppingCriteriaList(),
         keep_logits=keep_logits,
     )  # fmt: skip
-    run(engine, engine.start(prompts, new_tokens, [3]), Greedy(engine.ops), out, late)
-    return out
+    return out, run(engine, engine.start(prompts, new_tokens, [3]), choose or Greedy(engine.ops), out, late)
 
 
 def emitted(engine, prompts, new_tokens=10, late=True):
@@ -34,6 +38,14 @@ def expected(*runs, plain=False):
     """What eager steps on a CPU emit."""
     engine = firp.Engine(*parts(plain))
     return [emitted(engine, *arguments, late=False) for arguments in runs]
+
+
+def looks_up(engine, *trees, num_offsets=3):
+    """The engine, as if these trees had been timed on its machine, so that it changes between them and looks up."""
+    rungs = Rung(firp.TreeConfig(1, 1), 1.0, 1.0), *(Rung(tree, 1.1 + i / 10, 2.0 + i) for i, tree in enumerate(trees))
+    engine._trees.automatic = object()
+    engine._trees.choice = Choice(num_offsets, None, dict.fromkeys((1, 2, 4, 8), rungs), "first use")
+    return engine
 
 
 def captured(*arguments):

@@ -70,6 +70,7 @@ def take_steps(models: dict[str, tuple[torch.dtype, ...]], contexts: tuple[int, 
                 take_step(SHAPES[name], dtype, tree, context, batch_size=1)
             for tree in TREES["cuda"]:
                 take_step(SHAPES[name], dtype, tree, contexts[0], batch_size=1, choose=sampling)
+                take_step(SHAPES[name], dtype, tree, contexts[0], batch_size=1, looks_up="triton")
             take_step(SHAPES[name], dtype, TREES["cuda"][1], contexts[0], batch_size=1, drafted=False)
 
 

@@ -57,8 +57,20 @@ def test_eager_experts_read_values(monkeypatch, family):
         (TREE, {"batch_size": 1}),
         (TREE, {"drafted": False}),
         (None, {}),
+        (TREE, {"looks_up": True}),
+        (None, {"looks_up": True}),
     ],
-    ids=["static", "one pass", "two passes", "root alone", "one sequence", "first step", "plain"],
+    ids=[
+        "static",
+        "one pass",
+        "two passes",
+        "root alone",
+        "one sequence",
+        "first step",
+        "plain",
+        "a branch",
+        "text alone",
+    ],
 )
 def test_every_tree_and_head(monkeypatch, tree, options):
     assert not step(monkeypatch, tree=tree, **options).faults
@@ -114,7 +126,7 @@ def test_all_processors_together(monkeypatch, tree, rule):
 
 def test_every_op_of_a_step_is_listed(monkeypatch):
     steps = [
-        step(monkeypatch, choose=sampling(hf.TopPLogitsWarper)),
+        step(monkeypatch, choose=sampling(hf.TopPLogitsWarper), looks_up=True),
         step(monkeypatch, impl={"write_cache": "reference"}),
     ]
     assert set().union(*(watch.ops for watch in steps)) | {"write_cache"} == set(STEP_OPS)
@@ -130,7 +142,8 @@ def test_which_references_wait_is_known(monkeypatch, op):
         with pytest.raises(WAITS):
             step(monkeypatch, impl={op: "reference"})
     else:
-        assert not step(monkeypatch, impl={op: "reference"}).faults
+        named = {"looks_up": "reference"} if op == "lookup_branch" else {"impl": {op: "reference"}}
+        assert not step(monkeypatch, **named).faults
 
 
 # Kernels beside the layers, at most. An op of the package counts as one.
@@ -144,8 +157,10 @@ def test_a_step_launches_few_kernels_beside_the_layers(monkeypatch, case):
     choose = (
         sampling(hf.TemperatureLogitsWarper, hf.TopKLogitsWarper, hf.TopPLogitsWarper) if case == "sampling" else None
     )
-    watch = step(monkeypatch, tree=tree, head=head, choose=choose, batch_size=1, dtype=torch.bfloat16)
+    options = {"tree": tree, "head": head, "choose": choose, "batch_size": 1, "dtype": torch.bfloat16}
+    watch = step(monkeypatch, **options)
     assert watch.beside_layers() <= LAUNCHES[case]
+    assert step(monkeypatch, looks_up=True, **options).beside_layers() == watch.beside_layers() + 1
 
 
 def test_a_plain_layer_launches_few_kernels(monkeypatch):

@@ -6,9 +6,13 @@ from types import SimpleNamespace
 import firp
 import pytest
 import torch
-from captured_runs import LONG, SHORT, captured, decoded, emitted, expected, parts
+from captured_runs import LONG, SHORT, captured, decoded, emitted, expected, looks_up, parts, with_stats
 from fake_cuda import FakeCuda
-from models import tiny_model
+from firp.sampling.choosers import Vectorised
+from models import PREDICTORS, tiny_model, tiny_predictor
+from transformers import LogitsProcessorList
+
+from firp_kernels.ops import lookup_branch
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["firp", "plain"])
@@ -189,3 +193,50 @@ def test_records_hold_scores_only_where_they_are_kept(cuda):
 
 def view_of(device="cuda:1", dtype=torch.bfloat16, **config):
     return SimpleNamespace(device=torch.device(device), dtype=dtype, config=SimpleNamespace(**config))
+
+
+TREES = firp.TreeConfig(4, 4), firp.TreeConfig(16, 16)
+REPEATING = [torch.tensor([4, 5, 6, 4, 5, 6, 4, 5])], [torch.tensor([4, 5, 6, 4, 5, 6, 4]), torch.tensor([9])], SHORT
+
+
+def sampling(engine, prompts):
+    return Vectorised(engine.ops, LogitsProcessorList(), 11, None, [0] * len(prompts))
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("late", [False, True], ids=["read at once", "read late"])
+@pytest.mark.parametrize("kind", PREDICTORS)
+def test_branches_within_captured_steps_leave_the_tokens(cuda, kind, late, sampled):
+    model = tiny_model(3, vocab=12, dtype=torch.float32)
+    plain = firp.Engine(model, graphs=False, compile=False)
+    engine = looks_up(captured(model, tiny_predictor(model, 3, kind)), *TREES)
+    deepest = 0
+    for prompts in REPEATING * 2:
+        choose = [sampling(e, prompts) if sampled else None for e in (engine, plain)]
+        out, stats = with_stats(engine, prompts, 60, late, choose=choose[0])
+        assert out.emitted == with_stats(plain, prompts, 60, False, choose=choose[1])[0].emitted
+        deepest = max(deepest, len(stats.emitted_at_least))
+    assert sampled or deepest > engine.num_offsets, "a branch is deeper than the predictor's offsets"
+
+
+def test_a_branch_takes_the_place_of_the_last_nodes(cuda, monkeypatch):
+    """The tree keeps its size, and the history is that of prompt and output."""
+    model, tree = tiny_model(3, vocab=12, dtype=torch.float32), TREES[1]
+    engine = looks_up(firp.Engine(model, tiny_predictor(model, 3), graphs=False, compile=False), tree)
+    draft, drafted, branches = engine._step.draft, [], 0
+    monkeypatch.setattr(engine._step, "draft", lambda *arguments: drafted.append(draft(*arguments)) or drafted[-1])
+    state = engine.start(REPEATING[1], 60, [])
+    state.drafter = engine.drafter(2, tree)
+    texts = [prompt.tolist() for prompt in REPEATING[1]]
+    for _ in range(12):
+        record = engine.step(state)
+        for b, (text, tokens) in enumerate(zip(texts, record.tokens.tolist(), strict=True)):
+            text += tokens[: int(record.counts[b])]
+            assert state.history[b, : len(text)].tolist() == text
+        before = [*vars(drafted[-1]).values()]
+        arguments = state.history.clone(), state.context_lens, record.tokens, record.counts, *before[:4], 8, 2, 8, 8
+        wanted = *lookup_branch.reference(*arguments), before[4]
+        assert state.tree.size == (16, 16)
+        assert all(torch.equal(found, part) for found, part in zip(vars(state.tree).values(), wanted, strict=True))
+        branches += not torch.equal(before[0], wanted[0])
+    assert branches

@@ -168,7 +168,8 @@ def lookup_case(seed: int) -> list:
     counts = torch.minimum(drawn(width + 1), lens + 1)
     tokens = torch.where((parents >= 0) | (torch.arange(num_nodes) == 0), drawn(vocab, num_nodes), 0)
     least = rng.randint(1, 3)
-    sizes = rng.choice((0, 1, 3, 8)), least, rng.randint(least, 8)
+    branch = rng.choice((0, 1, 3, 8))
+    sizes = branch, least, rng.randint(least, 8), rng.choice((0, min(branch, num_nodes - 1)))
     return [drawn(vocab, slots), lens, drawn(vocab, width), counts, tokens, parents, depths, ancestors, *sizes]
 
 

@@ -161,6 +161,7 @@ def bad_lookup():
         ("context_lens", 1, (-99, 99)),
         ("counts", 3, (-99, width + 1)),
         ("num_branch", 8, (-1, 256)),
+        ("num_replaced", 11, (-1, good[8] + 1, good[4].shape[1])),
     ):
         for value in values:
             yield name, replaced(good, **{f"_{index}": good[index] * 0 + value})

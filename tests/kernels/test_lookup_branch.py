@@ -10,8 +10,10 @@ from firp_kernels.ops import lookup_branch
 IMPLEMENTATIONS = on_devices("lookup_branch")
 
 
-def grown_by_a_search(history, context_lens, emitted, counts, tokens, parents, depths, num_branch, least, most, b):
-    """The text of sequence b, and (token, parent) of each node of its tree."""
+def grown_by_a_search(
+    history, context_lens, emitted, counts, tokens, parents, depths, num_branch, least, most, replaced, b
+):
+    """The text of sequence b, and (token, parent) and depth of each place of its tree; how many nodes were kept."""
     last = int(context_lens[b])
     count = int(counts[b])
     text = history[b, : last + 1 - count].tolist() + emitted[b, :count].tolist()
@@ -21,8 +23,9 @@ def grown_by_a_search(history, context_lens, emitted, counts, tokens, parents, d
         while length < most and length <= end and text[end - length] == text[last - length]:
             length += 1
         best = max(best, (length, end))
-    nodes = list(zip(tokens[b].tolist(), parents[b].tolist(), strict=True))
-    levels, node = depths[b].tolist(), 0
+    given = list(zip(tokens[b].tolist(), parents[b].tolist(), strict=True))
+    kept = len(given) - replaced
+    nodes, levels, node = given[:kept], depths[b].tolist()[:kept], 0
     if best[0] >= least:
         loop = text[best[1] + 1 :]
         for token in (loop * num_branch)[:num_branch]:
@@ -32,7 +35,9 @@ def grown_by_a_search(history, context_lens, emitted, counts, tokens, parents, d
                 nodes.append((token, node))
                 levels.append(levels[node] + 1)
             node = held[0]
-    return text, nodes, levels
+    if len(nodes) == kept:
+        return text, given, depths[b].tolist(), len(given)
+    return text, nodes, levels, kept
 
 
 @IMPLEMENTATIONS
@@ -43,15 +48,15 @@ def test_a_search_grows_the_same(impl, device):
         given = lookup_case(seed)
         seen = unpack_ancestors(ancestors, tokens.shape[1])
         for b in range(len(tokens)):
-            text, nodes, levels = grown_by_a_search(*given[:7], *given[8:], b)
+            text, nodes, levels, kept = grown_by_a_search(*given[:7], *given[8:], b)
             assert args[0][b, : len(text)].tolist() == text, seed
             assert torch.equal(args[0][b, len(text) :].cpu(), given[0][b, len(text) :]), seed
             pad = tokens.shape[1] - len(nodes)
             assert list(zip(tokens[b].tolist(), parents[b].tolist(), strict=True)) == nodes + [(0, -1)] * pad, seed
             assert depths[b].tolist() == levels + [0] * pad, seed
-            old = unpack_ancestors(given[7], given[4].shape[1])[b]
-            assert torch.equal(seen[b, : len(old), : len(old)], old) and not bool(seen[b, : len(old), len(old) :].any())
-            for node in range(len(old), tokens.shape[1]):
+            old = unpack_ancestors(given[7], given[4].shape[1])[b, :kept, :kept]
+            assert torch.equal(seen[b, :kept, :kept], old) and not bool(seen[b, :kept, kept:].any())
+            for node in range(kept, tokens.shape[1]):
                 above = set() if node >= len(nodes) else {nodes[node][1]}
                 above |= {a for parent in above for a in seen[b, parent].nonzero().flatten().tolist()}
                 assert set(seen[b, node].nonzero().flatten().tolist()) == above | {node}, seed
@@ -77,6 +82,22 @@ def test_a_branch_joins_the_nodes_there_are(impl, device):
     assert tokens.tolist() == [[2, 3, 9, 4, 5, 1, 0]] and parents.tolist() == [[-1, 0, 1, 1, 3, 4, -1]]
     assert depths.tolist() == [[0, 1, 2, 2, 3, 4, 0]]
     assert ancestors.flatten().tolist() == [1, 3, 7, 0b1011, 0b11011, 0b111011, 0b1000000]
+
+
+@IMPLEMENTATIONS
+def test_a_branch_takes_the_place_of_the_last_nodes(impl, device):
+    """After 1 2 came 3 4 5. In the tree 3 is kept, and two others make way; where nothing is added they stay."""
+    history = torch.tensor([[1, 2, 3, 4, 5, 1, 0]]).repeat(3, 1)
+    lens, roots = torch.tensor([6, 6, 6]).int(), torch.tensor([[2], [2], [9]])
+    tokens = torch.tensor([[2, 3, 9, 8], [2, 3, 4, 8], [9, 3, 9, 8]])
+    parents = torch.tensor([[-1, 0, 1, 0], [-1, 0, 1, 0], [-1, 0, 1, 0]]).int()
+    depths, masks = torch.tensor([[0, 1, 2, 1]] * 3).int(), torch.tensor([[[1], [3], [7], [9]]] * 3).int()
+    args = [history, lens, roots, torch.ones(3).long(), tokens, parents, depths, masks, 2, 2, 8, 2]
+    tokens, parents, depths, ancestors = run("lookup_branch", args, impl, device)
+    assert tokens.tolist() == [[2, 3, 4, 0], [2, 3, 4, 0], [9, 3, 9, 8]]
+    assert parents.tolist() == [[-1, 0, 1, -1], [-1, 0, 1, -1], [-1, 0, 1, 0]]
+    assert depths.tolist() == [[0, 1, 2, 0], [0, 1, 2, 0], [0, 1, 2, 1]]
+    assert ancestors[..., 0].tolist() == [[1, 3, 7, 8], [1, 3, 7, 8], [1, 3, 7, 9]]
 
 
 @IMPLEMENTATIONS

@@ -1,6 +1,7 @@
 """Which tokens earlier text lets expect, how often that held in this run, and how long a branch of it pays.
 
-`firp::lookup_branch` puts the branch into a tree. Here the host follows the same rule token by token, over the latest
+`firp::lookup_branch` puts the branch into a tree. On a GPU each step does so by itself, in a tree that keeps its size.
+On a CPU, where every row has its price, the host decides: here it follows the same rule token by token, over the latest
 ends of a match, whether a branch was drafted or not. So it knows at every step what one would be worth. Like the ladder
 it looks at tokens and at measured figures, never at a clock.
 """
@@ -22,6 +23,11 @@ EXPECTED = {2: 0.42, 3: 0.51, 4: 0.54, 5: 0.57, 6: 0.62, 7: 0.62, 8: 0.71}
 TRUST = 4.0
 # Each trial of a length keeps this share of what is known from those before.
 MEMORY = 0.95
+
+
+def making_way(num_nodes: int) -> int:
+    """Nodes of a tree that keeps its size which a branch takes the place of, and the most that it has itself."""
+    return min(MOST_BRANCH, num_nodes // 2)
 
 
 class Match(NamedTuple):

@@ -118,6 +118,7 @@ class StepClock:
             stop_tokens=buffers.set_stop_tokens([]),
             lengths=[CONTEXT] * size,
             drafter=drafter,
+            history=buffers.history if step.keeps_size else None,
         )
 
     def curves(self, hopeless: Callable[[Curves], bool]) -> Curves:

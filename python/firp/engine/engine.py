@@ -103,7 +103,7 @@ class Engine:
         return None if self._trees is None else self._trees.rungs(batch_size)
 
     def drafter(self, batch_size: int, tree: TreeConfig | None = None) -> Drafter | None:
-        """What drafts for a batch of this size; None where it decodes plainly.
+        """What drafts for a batch of this size, None where it decodes plainly.
 
         A tree that was passed is used at every batch size; the predictor's own shrinks as the batch grows; where trees
         were timed it is the fastest.
@@ -123,8 +123,8 @@ class Engine:
 
     @property
     def looks_up(self) -> bool:
-        """Whether runs look up branches: on a CPU, where trees change by themselves."""
-        return self._trees is not None and self._trees.automatic is not None and self._trees.branch_rows > 0
+        """Whether runs look up branches: where trees change by themselves."""
+        return self._trees is not None and self._trees.automatic is not None
 
     @property
     def num_offsets(self) -> int:
@@ -274,20 +274,17 @@ class Engine:
 
     @plain_tensors
     def look_up(self, state: DecodeState, record: StepRecord, num_branch: int) -> int:
-        """Add a branch of earlier text, of at most so many nodes, to the tree that a step has just drafted.
+        """On a CPU, after each step of a run that `looks_up`: add a branch of at most so many nodes to its new tree.
 
-        A run that `looks_up` does so after every step, with 0 for none. `record` is that of the step. Returns the nodes
-        of the tree before.
+        `record` is that of the step. Returns the nodes of the tree before.
         """
         return self._step.look_up(state, record, num_branch)
 
     @plain_tensors
     @on_own_device
     def compact(self, state: DecodeState, slots: list[int]) -> list[int]:
-        """Go on with the sequences at `slots` alone; the tree grows with the room the others leave.
-
-        Returns:
-            For each place of the new batch, the slot whose sequence it now holds.
+        """Go on with the sequences at `slots` alone; the tree grows with the room the others leave. Returns the slot of
+        each place's sequence.
         """
         places = state.keep(slots)
         state.drafter = None if state.plain else self.drafter(state.batch_size)

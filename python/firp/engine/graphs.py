@@ -34,7 +34,7 @@ from firp_kernels import registry
 STEP_OPS = {
     "write_cache": False, "tree_attention": True, "write_and_attend": False, "predictor_projection": False,
     "verify_tree": False, "emit_tokens": False, "commit_cache": True, "top_marginals": False,
-    "condition_marginals": False, "draft_tree": False, "keep_top_p": False,
+    "condition_marginals": False, "draft_tree": False, "lookup_branch": False, "keep_top_p": False,
 }  # fmt: skip
 # Architectures whose grouped matrix product, in bfloat16, takes the groups' sizes from the device.
 GROUPED_MM = (9, 10)
@@ -93,9 +93,9 @@ class GraphRunner:
     """Replays steps, and the passes of few or short prompts. A graph belongs to the buffers it was captured over and
     is replayed by every run that borrows them.
 
-    The key: batch size, N, P, the chooser's key, the tree that is drafted, whether scores are kept, the cache bucket,
-    and the width of the stop tokens. The model, its dtype, k and the ops are the engine's. Steps whose chooser needs
-    the host run eagerly.
+    The key: batch size, N, P, the chooser's key, the tree that is drafted, whether scores are kept, whether branches
+    are looked up, the cache bucket, and the width of the stop tokens. The model, its dtype, k and the ops are the
+    engine's. Steps whose chooser needs the host run eagerly.
     """
 
     captures = True
@@ -140,8 +140,7 @@ class GraphRunner:
         state.tree = self._static_tree(step, state)
         key = (
             *state.tree.tokens.shape, state.tree.size[1], choose.key, state.drafter and state.drafter.config,
-            state.keeps_scores,
-            state.cache.shape[3], len(state.stop_tokens),
+            state.keeps_scores, state.history is not None, state.cache.shape[3], len(state.stop_tokens),
         )  # fmt: skip
         graphs = state.buffers.graphs
         if key not in graphs:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
-from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH
+from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH, making_way
 from firp.drafting.trees import MAX_NODES, DraftTree, first_tree
 from firp.engine.chooser import Chooser
 from firp.engine.layers import LayerFunction, run_layers
@@ -67,6 +67,8 @@ class Step:
         self.max_rows = drafters.max_rows if drafters else 1
         self.row_rotary = row_rotary
         self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
+        # On a CPU the host adds branches between steps.
+        self.keeps_size = view.device.type != "cpu"
 
     def run(self, state: DecodeState, choose: Chooser) -> StepRecord:
         """Take one step; the state is changed in place. Shapes: `firp.engine.state`."""
@@ -79,6 +81,8 @@ class Step:
         self.ops.commit_cache(state.cache, state.context_lens, chosen.path, emitted.kept, state.finished)
         state.finished.copy_(emitted.finished)  # [B]
         state.tree = self.draft(state, scored, emitted)  # tokens [B, N]
+        if state.history is not None and self.keeps_size:
+            self._look_up(state, emitted.tokens, emitted.counts, making_way(state.tree.size[0]), keeps_size=True)
         return StepRecord.of(emitted, chosen, scored.nodes, scores, state.keeps_scores)
 
     def forward(self, state: DecodeState) -> Tensor:
@@ -110,10 +114,13 @@ class Step:
         return Scored(logits[:, :num_nodes], logits[:, num_nodes:] if shares_head else None, hidden[:, num_nodes:])
 
     def max_depth(self, state: DecodeState) -> int:
-        """The deepest level that the state's tree may have: of a branch, which is looked up on a CPU, the real one."""
-        if state.tree.size[0] == 1:
+        """The deepest level that the state's tree may have; on a CPU, where it may hold a branch, that it has."""
+        num_nodes = state.tree.size[0]
+        if num_nodes == 1:
             return 0
-        return self.num_offsets if state.history is None else int(state.tree.depths.max())
+        if state.history is None:
+            return self.num_offsets
+        return max(self.num_offsets, making_way(num_nodes)) if self.keeps_size else int(state.tree.depths.max())
 
     def emit(self, state: DecodeState, chosen: Verified) -> Emitted:
         """Tokens of the accepted nodes and the bonus token."""
@@ -157,15 +164,22 @@ class Step:
     def look_up(self, state: DecodeState, record: StepRecord, num_branch: int) -> int:
         """Note what the last step emitted, and add to its tree a branch of at most so many nodes that repeats earlier
         text. Returns the number of nodes before it."""
-        assert state.history is not None
-        tree = state.tree.trimmed()
-        tokens, parents, depths, ancestors = self.ops.lookup_branch(
-            state.history, state.context_lens, record.tokens, record.counts, tree.tokens, tree.parents, tree.depths,
-            tree.ancestors, min(num_branch, MAX_NODES - tree.size[0]), LEAST_MATCH, MOST_MATCH,
-        )  # fmt: skip
-        grown = DraftTree(tokens, parents, depths, ancestors, tree.lookahead)
-        state.tree = grown.trimmed() if num_branch else tree
+        state.tree = tree = state.tree.trimmed()
+        self._look_up(state, record.tokens, record.counts, min(num_branch, MAX_NODES - tree.size[0]))
+        state.tree = state.tree.trimmed() if num_branch else tree
         return tree.size[0]
+
+    def _look_up(
+        self, state: DecodeState, tokens: Tensor, counts: Tensor, num_branch: int, keeps_size: bool = False
+    ) -> None:
+        """`firp::lookup_branch` over the state's tree: the branch follows its nodes, or takes the place of the last."""
+        assert state.history is not None
+        tree = state.tree
+        tokens, parents, depths, ancestors = self.ops.lookup_branch(
+            state.history, state.context_lens, tokens, counts, tree.tokens, tree.parents, tree.depths, tree.ancestors,
+            num_branch, LEAST_MATCH, MOST_MATCH, num_branch if keeps_size else 0,
+        )  # fmt: skip
+        state.tree = DraftTree(tokens, parents, depths, ancestors, tree.lookahead)
 
     def pseudo_scores(self, scored: Scored, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B, *, V] that hold the pseudo rows [B, k] of `emit_tokens`, and which rows of them these are,

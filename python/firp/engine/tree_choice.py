@@ -39,8 +39,8 @@ class TreeChoice:
         self.shrinks = tree is None
         self.tree = predictor.tree if tree is None and profile is None else tree
         self.automatic = None if profile is None else Automatic(predictor, profile, steps, runner)
-        # Rows of a branch, which is looked up on a CPU.
-        self.branch_rows = MOST_BRANCH if self.device.type == "cpu" and not runner.captures else 0
+        # Rows of a branch beside those of a tree; elsewhere it takes the place of nodes.
+        self.branch_rows = MOST_BRANCH if self.device.type == "cpu" else 0
         self.choice: Choice | None = None
         # The first calls of several threads have one choice, and one k.
         self._lock = threading.RLock()

@@ -13,7 +13,7 @@ import torch
 
 from firp.drafting.choices import Rung
 from firp.drafting.ladder import Ladder
-from firp.drafting.lookup import Lookup
+from firp.drafting.lookup import MOST_BRANCH, Lookup
 from firp.engine.chooser import Chooser
 from firp.engine.engine import Engine
 from firp.engine.state import DecodeState, DecodeStats, StepRecord
@@ -71,7 +71,7 @@ class _Loop:
         # Beside a record: the rung whose drafts the step verified, None where it had none to verify.
         self.unread: deque[tuple[list[int], Rung | None, StepRecord, PendingRecord]] = deque()
         self.drafted: Rung | None = None
-        looks_up = state.history is not None and not late
+        looks_up = state.history is not None and not late and engine.view.device.type == "cpu"
         self.lookup = Lookup([out.history(i).tolist() for i in self.order]) if looks_up else None
         # Of the tree that the next step verifies: nodes that are not of a branch, and sequences where it follows one.
         self.own_nodes = 1
@@ -108,7 +108,8 @@ class _Loop:
     def _make_room(self) -> None:
         """Let the step see a bucket with room for its rows, for any acceptance of the steps not read yet."""
         committed = max(self.state.lengths[i] + len(self.out.emitted[i]) for i in self.order)
-        unread = len(self.unread) * (self.engine.num_offsets + 1)
+        depth = max(self.engine.num_offsets, 0 if self.state.history is None else MOST_BRANCH)
+        unread = len(self.unread) * (depth + 1)
         self.state.use_slots(committed + unread + self.engine.max_rows)
 
     def _look_up(self, record: StepRecord) -> None:
