@@ -35,7 +35,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/tested
 	$(MAKE) --jobs 2 lint ctest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every test with the versions of the GPU machine: a copy of the sources, its environment (7 GB), CUDA code where nvcc is.
 DEVICE_VERSIONS := build/device-versions

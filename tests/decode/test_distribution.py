@@ -84,7 +84,7 @@ def test_joint_frequencies_are_the_models_own(model, expected, shape, pytestconf
     """Shapes meet chains and predictors in turn, so that each of the five chains meets shapes and predictors of all
     kinds.
     """
-    draws = 200_000 if pytestconfig.getoption("exhaustive") else 12_000
+    draws = 200_000 if pytestconfig.getoption("exhaustive") else 2 * BATCH
     chain = shape % len(CHAINS)
     predictor = tiny_predictor(model, shape, PREDICTORS[shape % len(PREDICTORS)], layer=1)
     counts = draw(firp.Engine(model, predictor, SHAPES[shape]), draws, **CHAINS[chain])
@@ -154,13 +154,13 @@ class Biased(Typical):
 def test_a_biased_rule_fails_this_test(model, expected, monkeypatch, chain):
     engine = firp.Engine(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
     watched = Watched(engine)
-    assert chi_square(draw(engine, 10_000, **CHAINS[chain]), expected[chain]) > 1e-4
+    assert chi_square(draw(engine, 2 * BATCH, **CHAINS[chain]), expected[chain]) > 1e-4
 
     def biased(engine, processors, seed, acceptance, out, prompts, pad_token):
         return Biased(watched, engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)
 
     monkeypatch.setattr(importlib.import_module("firp.generation.generate"), "_chooser", biased)
-    assert chi_square(draw(engine, 10_000, **CHAINS[chain]), expected[chain]) < 1e-12
+    assert chi_square(draw(engine, 2 * BATCH, **CHAINS[chain]), expected[chain]) < 1e-12
 
 
 def test_typical_acceptance_is_lossy_as_it_says(model, expected):

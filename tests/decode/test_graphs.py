@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import firp
 import pytest
 import torch
+from captured_runs import looks_up
 from firp.engine.chooser import Greedy
 from firp.engine.graphs import EagerRunner, GraphRunner
 from firp.generation.loop import run
@@ -71,10 +72,26 @@ def test_replay_equals_eager(batch, kind, choose):
 @gpu
 @needs_gpu
 @pytest.mark.parametrize("choose", [lambda engine: Greedy(engine.ops), sampling], ids=["greedy", "sampling"])
-def test_a_hundred_steps_never_wait(choose):
+@pytest.mark.parametrize("compile", [False, True], ids=["eager layers", "compiled layers"])
+def test_branches_of_earlier_text_leave_the_tokens(compile, choose):
+    model, predictor, tree = on_gpu(2, num_nodes=16, num_lookahead=16)
+    prompts = [torch.tensor([4, 5, 6, 7] * 8).cuda(), torch.tensor([9, 8]).cuda()]
+    engine = looks_up(firp.Engine(model, predictor, graphs=True, compile=compile), firp.TreeConfig(4, 4), tree)
+    plain = firp.Engine(model, graphs=True, compile=compile)
+    for _ in range(2):
+        assert decode(engine, prompts, choose)[0] == decode(plain, prompts, choose)[0]
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("branches", [False, True], ids=["drafts", "drafts and branches"])
+@pytest.mark.parametrize("choose", [lambda engine: Greedy(engine.ops), sampling], ids=["greedy", "sampling"])
+def test_a_hundred_steps_never_wait(choose, branches):
     """Launch, queue the copy of the record, read it one step late; any other synchronisation raises."""
     model, predictor, tree = on_gpu(3, num_nodes=16, num_lookahead=16)
     engine = firp.Engine(model, predictor, tree, graphs=True, compile=False)
+    if branches:
+        looks_up(engine, tree)
     state = engine.start([torch.arange(4, 20).cuda()], 150, [])
     state.use_slots(256)
     chooser = choose(engine)

@@ -38,8 +38,14 @@ def named(monkeypatch, model, name, drafts=True):
 
 
 @pytest.mark.parametrize("drafts", [True, False], ids=["firp", "plain"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *(("llama", dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)),
+        ("mistral", torch.float64), ("qwen2", torch.bfloat16), ("qwen3", torch.float32), ("gemma", torch.bfloat16),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_named_op_is_run_or_refused(monkeypatch, family, dtype, drafts):
     for name in ops.SCHEMAS:
         with monkeypatch.context() as patch:

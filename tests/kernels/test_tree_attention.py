@@ -90,11 +90,18 @@ def test_any_case(seed, window, dtype):
         assert_exact(run(args, impl, device), args)
 
 
+GROUPS, WIDTHS = (1, 5, 8), (8, 64, 80, 96, 128, 256)
+
+
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("group", [1, 5, 8])
-@pytest.mark.parametrize("head_dim", [8, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("head_dim", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_widths_and_groups(poisoned_outputs, dtype, head_dim, group, impl, device):
+def test_widths_and_groups(poisoned_outputs, pytestconfig, dtype, head_dim, group, impl, device):
+    """In the interpreter each pair of the three meets, all of them with --exhaustive."""
+    place = DTYPES.index(dtype) + WIDTHS.index(head_dim) + GROUPS.index(group)
+    if (impl, device) == ("triton", "cpu") and place % 3 and not pytestconfig.getoption("exhaustive"):
+        pytest.skip("--exhaustive")
     for num_nodes, slots, lens in ((1, 1, [5]), (7, 2, [70])):
         args = case(num_nodes, lens, slots=slots, offsets=2, kv_heads=2, group=group, head_dim=head_dim, dtype=dtype)
         assert_exact(run(args, impl, device), args)
@@ -107,7 +114,9 @@ def test_large_trees(poisoned_outputs, dtype, tree, impl, device):
     """Several mask words and several tiles of rows, chains of pseudo rows across a tile's edge."""
     shapes = [(65, 21, 3, 3), (256, 0, 1, 1), (256, 40, 3, 1)]
     # Tiles of float32 are small: the interpreter takes ten times as long.
-    for num_nodes, slots, offsets, group in shapes[:1] if dtype == torch.float32 else shapes:
+    if dtype == torch.float32:
+        shapes = shapes[: 1 if device == "cpu" and tree == "random" else 0] if impl == "triton" else shapes[:1]
+    for num_nodes, slots, offsets, group in shapes:
         args = case(num_nodes, [45], slots=slots, offsets=offsets, group=group, dtype=dtype, tree=tree)
         assert_exact(run(args, impl, device), args)
 

@@ -26,8 +26,11 @@ MEMORY = 0.95
 
 
 def making_way(num_nodes: int) -> int:
-    """Nodes of a tree that keeps its size which a branch takes the place of, and the most that it has itself."""
-    return min(MOST_BRANCH, num_nodes // 2)
+    """Nodes of a tree that keeps its size which a branch takes the place of, and the most that it has itself.
+
+    In a tree of 4 it lost as much as it gave.
+    """
+    return min(MOST_BRANCH, num_nodes // 2) if num_nodes >= 8 else 0
 
 
 class Match(NamedTuple):

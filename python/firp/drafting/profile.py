@@ -78,7 +78,7 @@ class AcceptanceProfile:
             )
         if tree.num_nodes == 1:
             return self.lengths.copy()
-        reached = self._reached(tree, num_offsets)
+        reached = self.reached(tree, num_offsets)
         starts = np.cumsum(self.lengths) - self.lengths
         steps = np.zeros(len(self.lengths), np.int64)
         going = np.arange(len(self.lengths))
@@ -97,11 +97,7 @@ class AcceptanceProfile:
             going, root, source, up = going[left], root[left], source[left], up[left]
         return steps
 
-    def tau(self, tree: TreeConfig, num_offsets: int) -> float:
-        """Tokens that a step delivers: tokens of all answers / steps."""
-        return float(self.lengths.sum() / self.replay(tree, num_offsets).sum())
-
-    def _reached(self, tree: TreeConfig, num_offsets: int) -> np.ndarray:
+    def reached(self, tree: TreeConfig, num_offsets: int) -> np.ndarray:
         """[n, k + 1, k + 1] uint8 of (position, levels up, depth): places, 0 for the root, ABSENT past the tree."""
         known = columns(self.num_offsets)
         reached = np.full((len(self.places), num_offsets + 1, num_offsets + 1), ABSENT, np.uint8)
@@ -114,6 +110,10 @@ class AcceptanceProfile:
                 found = _static_places(tree.rank_paths(num_offsets), self.ranks[:, own])
             reached[:, up, 1 : found.shape[1] + 1] = found
         return reached
+
+    def tau(self, tree: TreeConfig, num_offsets: int) -> float:
+        """Tokens that a step delivers: tokens of all answers / steps."""
+        return float(self.lengths.sum() / self.replay(tree, num_offsets).sum())
 
 
 def _static_places(paths: list[tuple[int, ...]], ranks: np.ndarray) -> np.ndarray:
