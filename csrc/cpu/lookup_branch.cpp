@@ -30,11 +30,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lookup_branch(
   check_shape("tokens", tokens, {kAny, kAny});
   const int64_t batch = tokens.size(0), count = tokens.size(1), most_replaced = std::min(num_branch, count - 1);
   TORCH_CHECK_VALUE(
-      num_branch >= 0 && count >= 1 && count + num_branch <= cpu::kMaxNodes, "num_branch: got ", num_branch,
-      " for a tree of ", count, ", expected 1..", cpu::kMaxNodes, " together");
+      num_branch >= 0 && count >= 1 && count + num_branch <= cpu::kMaxNodes, "num_branch: got ", num_branch, " for a tree of ",
+      count, ", expected 1..", cpu::kMaxNodes, " together");
   TORCH_CHECK_VALUE(
-      num_replaced >= 0 && num_replaced <= most_replaced, "num_replaced: got ", num_replaced, ", expected 0..",
-      most_replaced, " (num_branch, and not the root)");
+      num_replaced >= 0 && num_replaced <= most_replaced, "num_replaced: got ", num_replaced, ", expected 0..", most_replaced,
+      " (num_branch, and not the root)");
   TORCH_CHECK_VALUE(
       least_match >= 1 && least_match <= most_match, "least_match: got ", least_match, ", expected 1..", most_match,
       " (most_match)");

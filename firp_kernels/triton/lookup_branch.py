@@ -18,11 +18,12 @@ BLOCK_S = 1024
 
 
 @triton.jit
-def longest_match_block(p_text, s_text, last, most_match, slots, o_s):
-    """The best of some ends `o_s` as length * slots + end: the longest, then the latest."""
+def longest_match_block(p_text, s_text, last, slots, o_s, MOST_MATCH: tl.constexpr):
+    """The best of some ends `o_s` as length * slots + end: the longest, then the latest. All loads may be under way at
+    once."""
     b_alive = o_s < last
     b_length = tl.zeros_like(o_s)
-    for i in range(most_match):
+    for i in tl.static_range(MOST_MATCH):
         own = tl.load(p_text + tl.maximum(last - i, 0) * s_text)  # []
         m_s = b_alive & (o_s >= i)
         b_text = tl.load(p_text + (o_s - i) * s_text, mask=m_s, other=0)  # [BLOCK_S]
@@ -33,13 +34,14 @@ def longest_match_block(p_text, s_text, last, most_match, slots, o_s):
 
 @triton.jit(
     do_not_specialize=[
-        "slots", "width", "count", "num_branch", "least_match", "most_match", "num_replaced", "words", "old_words"
+        "slots", "width", "count", "num_branch", "least_match", "num_replaced", "words", "old_words"
     ]
 )  # fmt: skip
 def lookup_branch_kernel(
     history, context_lens, emitted, counts, tokens, parents, depths, ancestors,
     out_tokens, out_parents, out_depths, out_ancestors,
-    s_text_b, s_text_s, slots, width, count, num_branch, least_match, most_match, num_replaced, words, old_words,
+    s_text_b, s_text_s, slots, width, count, num_branch, least_match, num_replaced, words, old_words,
+    MOST_MATCH: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """out = the tree and the nodes that follow its root where the text occurred before: one sequence a program."""
@@ -56,7 +58,7 @@ def lookup_branch_kernel(
     best = tl.zeros((), tl.int64)
     for start in range(0, last, BLOCK_S):
         o_s = (start + tl.arange(0, BLOCK_S)).to(tl.int64)
-        best = tl.maximum(best, longest_match_block(p_text, s_text_s, last, most_match, slots, o_s))
+        best = tl.maximum(best, longest_match_block(p_text, s_text_s, last, slots, o_s, MOST_MATCH))
     end = best % slots
     found = best // slots >= least_match
     loop = tl.maximum(last - end, 1)
@@ -102,11 +104,11 @@ def lookup_branch_kernel(
     tl.store(out_ancestors + p_out[:, None] * words + o_w[None, :], b_mask, mask=m_words)
 
 
-def launch_config(width: int, nodes: int, words: int) -> LaunchConfig:
-    """Four warps: the search is the work."""
+def launch_config(width: int, nodes: int, words: int, most_match: int) -> LaunchConfig:
+    """Eight warps: the search is the work, and few registers of a thread hold its loads."""
     sizes = {"E": max(width, 1), "N": nodes, "W": words}
     tile = {f"BLOCK_{axis}": triton.next_power_of_2(size) for axis, size in sizes.items()}
-    return LaunchConfig({"BLOCK_S": BLOCK_S} | tile, num_warps=4)
+    return LaunchConfig({"MOST_MATCH": most_match, "BLOCK_S": BLOCK_S} | tile, num_warps=8)
 
 
 def lookup_branch(
@@ -125,8 +127,8 @@ def lookup_branch(
         if batch:
             lookup_branch_kernel[(batch,)](
                 history, *(tensor.contiguous() for tensor in args[1:]), *grown, *history.stride(), history.shape[1],
-                emitted.shape[1], count, *sizes, words, ancestors.shape[2],
-                **launch_config(emitted.shape[1], nodes, words).keywords,
+                emitted.shape[1], count, num_branch, least_match, num_replaced, words, ancestors.shape[2],
+                **launch_config(emitted.shape[1], nodes, words, most_match).keywords,
             )  # fmt: skip
     return grown
 

@@ -152,7 +152,8 @@ class _Loop:
     def _observe(
         self, ladder: Ladder, verified: Rung | None, counts: list[int], order: list[int], record: StepRecord
     ) -> None:
-        """Tell the ladder what its own drafts delivered, without a branch, and the lookup which tokens are new."""
+        """Tell the ladder what its own drafts delivered, without a branch of the host, and the lookup which tokens are
+        new."""
         own = [counts[sequence] for sequence in order]
         # After a branch there are no pseudo rows: that nothing could be drafted there tells nothing of the predictor.
         drafts = verified is not None and verified.tree.num_nodes > 1

@@ -54,8 +54,8 @@ inline Match longest_match(const int64_t* history, int64_t last, int64_t most) {
 
 // `history` is the text up to the root, at `last`. A branch that adds any node takes the place of the last `num_replaced`.
 inline void lookup_branch(
-    const int64_t* history, int64_t last, int64_t num_branch, int64_t least_match, int64_t most_match,
-    int64_t num_replaced, GrownTree& tree) {
+    const int64_t* history, int64_t last, int64_t num_branch, int64_t least_match, int64_t most_match, int64_t num_replaced,
+    GrownTree& tree) {
   const Match match = num_branch ? longest_match(history, last, most_match) : Match{0, 0};
   if (match.length < least_match) return;
   const int64_t given = tree.num_nodes, kept = given - num_replaced;
