@@ -43,7 +43,7 @@ def test_a_profile_counts_the_steps_that_decoding_takes(make, kind):
     rng = random.Random(1)
     model, predictor, prompts, profile = setup(0, make, kind)
     for k in (1, 2, 3):
-        for _ in range(3):
+        for _ in range(5):
             tree = some_tree(rng)
             steps, tokens = decoded(model, predictor.first_offsets(k), prompts, tree)
             assert profile.replay(tree, k).tolist() == steps, (k, tree)
