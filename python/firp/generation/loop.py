@@ -13,7 +13,7 @@ import torch
 
 from firp.drafting.choices import Rung
 from firp.drafting.ladder import Ladder
-from firp.drafting.lookup import MOST_BRANCH, Lookup
+from firp.drafting.lookup import MOST_BRANCH, Lookup, host_adds_branches
 from firp.engine.chooser import Chooser
 from firp.engine.engine import Engine
 from firp.engine.state import DecodeState, DecodeStats, StepRecord
@@ -71,7 +71,7 @@ class _Loop:
         # Beside a record: the rung whose drafts the step verified, None where it had none to verify.
         self.unread: deque[tuple[list[int], Rung | None, StepRecord, PendingRecord]] = deque()
         self.drafted: Rung | None = None
-        looks_up = state.history is not None and not late and engine.view.device.type == "cpu"
+        looks_up = state.history is not None and not late and host_adds_branches(engine.view.device)
         self.lookup = Lookup([out.history(i).tolist() for i in self.order]) if looks_up else None
         # Of the tree that the next step verifies: nodes that are not of a branch, and sequences where it follows one.
         self.own_nodes = 1
