@@ -1,6 +1,7 @@
 """Triton kernels run on the GPU where there is one, else in Triton's interpreter; tests marked `gpu` need a GPU."""
 
 import functools
+import gc
 import os
 from pathlib import Path
 
@@ -24,6 +25,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+def pytest_collection_finish():
+    """What imports and collection made stays to the end: full collections of garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from firp.tools.files import check_writable, explained, locked, remove_stale, write_atomically
+from firp.tools.files import check_writable, explained, locked, read_once, remove_stale, write_atomically
 from firp.train.run_files import write_checkpoint
 from safetensors.torch import save_file
 
@@ -178,3 +178,19 @@ def test_a_disk_that_knows_no_locks_is_written_all_the_same(tmp_path, monkeypatc
     stale.mkdir()
     write_atomically(tmp_path / "file", lambda staged: staged.write_text("whole"))
     assert (tmp_path / "file").read_text() == "whole" and stale.is_dir()
+
+
+def test_a_file_is_read_again_once_it_was_written_again(tmp_path):
+    path, reads = tmp_path / "figures", []
+
+    def read(path):
+        reads.append(path.read_text())
+        return reads[-1]
+
+    for text in ("one", "other"):
+        write_atomically(path, lambda staging, text=text: staging.write_text(text))
+        assert [read_once(path, read), read_once(path, read)] == [text, text]
+    assert reads == ["one", "other"]
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_once(path, read)

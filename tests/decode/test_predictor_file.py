@@ -180,3 +180,15 @@ def test_a_context_needs_a_transition():
         firp.FirpPredictor.for_model(model, 2, 2, context_width=4)
     with pytest.raises(ValueError, match="context_width: got -1, expected 0"):
         firp.FirpPredictor.for_model(model, 2, 2, transition_rank=2, context_width=-1)
+
+
+@pytest.mark.parametrize("name", ["weight", "transition", "context_bias"])
+def test_a_fingerprint_follows_its_weights(name):
+    predictor = context_predictor(tiny_model(1), 1)
+    before = predictor.fingerprint()
+    assert predictor.fingerprint() == before
+    with torch.no_grad():
+        getattr(predictor, name).flatten()[0] += 1
+    changed = predictor.fingerprint()
+    predictor.insertion_layer += 1
+    assert len({before, changed, predictor.fingerprint()}) == 3

@@ -6,7 +6,6 @@ measured elsewhere never matches. `Engine` writes an entry at first use, `firp t
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import FILE_NAME, profile_fingerprint
 from firp.drafting.trees import MAX_NODES, TreeConfig
-from firp.tools.files import cache_dir, locked, read_object, write_atomically
+from firp.tools.files import cache_dir, locked, read_object, read_once, write_atomically
 
 T = TypeVar("T")
 
@@ -122,12 +121,6 @@ def profile_file(predictor: FirpPredictor) -> Path:
     return cache_dir() / "profiles" / f"{predictor.fingerprint()}.npz"
 
 
-@functools.lru_cache(maxsize=16)
-def _fingerprint_at(path: Path, version: tuple[int, ...]) -> str:
-    """`profile_fingerprint` of a file as it was written last."""
-    return profile_fingerprint(path)
-
-
 def find_profile(predictor: FirpPredictor) -> Path | None:
     """The file of a user's own profile, or of the one beside the predictor; None where there is neither.
 
@@ -138,9 +131,7 @@ def find_profile(predictor: FirpPredictor) -> Path | None:
         paths.insert(0, profile_file(predictor))
     for path in paths:
         if os.path.lexists(path):
-            facts = path.stat() if path.exists() else None  # of a broken link the reader tells
-            version = (facts.st_mtime_ns, facts.st_ino) if facts else ()
-            found, own = _fingerprint_at(path, version), predictor.fingerprint()
+            found, own = read_once(path, profile_fingerprint), predictor.fingerprint()
             if found == own:
                 return path
             print(f"firp: {path} is the profile of a predictor {found[:8]}, expected {own[:8]}", file=sys.stderr)
@@ -163,7 +154,7 @@ def load_choices(path: Path, machine: str, whole: bool = False) -> dict[str, Cho
         ValueError: as `load_choice`.
     """
     try:
-        document = _read(path)
+        document = read_once(path, _read)
         names = [name for name in document if name == machine or (not whole and name.startswith(f"{machine}, "))]
         return {name: _choice(_object(document, name)) for name in names}
     except ValueError as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from firp.drafting.context import Context
+from firp.drafting.kept import kept
 from firp.drafting.predictor_file import OptionalFields, find_files, read_fields, read_tensors
 from firp.drafting.trees import MAX_NODES, TreeConfig
 
@@ -223,6 +224,9 @@ class FirpPredictor(  # type: ignore[call-arg]
 
     def fingerprint(self) -> str:
         """Names these weights at their layer: a digest of some, in float16, which any file keeps."""
+        return kept(self, "fingerprint", self.parameters(), (self.insertion_layer,), self._digest)
+
+    def _digest(self) -> str:
         digest = hashlib.blake2b(f"{self.insertion_layer}".encode(), digest_size=16)
         for name, tensor in sorted(self.state_dict().items()):
             flat = tensor.flatten()

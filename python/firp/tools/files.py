@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
@@ -19,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
 
 MAX_OBJECT_BYTES = 1 << 24
 FREE_SPACE = "free some space or choose another place"
@@ -186,6 +190,19 @@ def parse_object(text: bytes) -> dict:
     if not isinstance(document, dict):
         raise ValueError(f"got {type(document).__name__}, expected an object")
     return document
+
+
+def read_once(path: Path, read: Callable[[Path], T]) -> T:
+    """`read(path)`, or what it returned before, while the file stays as it was written. Not to be changed."""
+    if not path.exists():
+        return read(path)
+    facts = path.stat()
+    return _read_at(path, read, (facts.st_mtime_ns, facts.st_ino, facts.st_size))
+
+
+@functools.lru_cache(maxsize=32)
+def _read_at(path: Path, read: Callable[[Path], T], version: tuple[int, ...]) -> T:
+    return read(path)
 
 
 def read_object(path: Path) -> dict:

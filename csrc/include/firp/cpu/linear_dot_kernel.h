@@ -63,8 +63,8 @@ static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, const
 }
 
 template <int outs>
-static void all_rows(const Linear<bfloat16>& args, int64_t first) {
-  const Fetch fetch(args, first, outs, kTileRows, kStep);
+static void all_rows(const Linear<bfloat16>& args, int64_t first, int64_t last) {
+  const Fetch fetch(args, first, last, outs, kTileRows, kStep);
   for (int64_t row = 0, index = 0; row < args.rows; ++index) {
     const int64_t take = tile_rows(args.rows - row, kTileRows), lines = fetch.lines;
     const char* soon = fetch.start(index);
@@ -80,8 +80,8 @@ static void all_rows(const Linear<bfloat16>& args, int64_t first) {
 
 // No weight is widened, so there is nothing to keep in the scratch.
 inline void linear(const Linear<bfloat16>& args, float*, int64_t first, int64_t last) {
-  for (; first + 4 <= last; first += 4) all_rows<4>(args, first);
-  for (; first < last; ++first) all_rows<1>(args, first);
+  for (; first + 4 <= last; first += 4) all_rows<4>(args, first, last);
+  for (; first < last; ++first) all_rows<1>(args, first, last);
 }
 
 }  // namespace firp::cpu::avx512_bf16

@@ -130,8 +130,8 @@ static void tile(const Linear<T>& args, int64_t first, int64_t row, const char* 
 
 // All rows of `outs` outputs: the first tile reads the weight rows from memory, the others find them in cache.
 template <typename T, int outs>
-static void all_rows(const Linear<T>& args, int64_t first) {
-  const Fetch fetch(args, first, outs, kTileRows, Step<T>::size);
+static void all_rows(const Linear<T>& args, int64_t first, int64_t last) {
+  const Fetch fetch(args, first, last, outs, kTileRows, Step<T>::size);
   for (int64_t row = 0, index = 0; row < args.rows; ++index) {
     const int64_t take = tile_rows(args.rows - row, kTileRows), lines = fetch.lines;
     const char* soon = fetch.start(index);
@@ -178,8 +178,8 @@ void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) 
       for (; first < last; ++first) all_rows_widened<1>(args, scratch, first);
     }
   }
-  for (; first + 4 <= last; first += 4) all_rows<T, 4>(args, first);
-  for (; first < last; ++first) all_rows<T, 1>(args, first);
+  for (; first + 4 <= last; first += 4) all_rows<T, 4>(args, first, last);
+  for (; first < last; ++first) all_rows<T, 1>(args, first, last);
 }
 
 }  // namespace firp::cpu::FIRP_ISA
