@@ -91,3 +91,11 @@ def test_a_bad_question_is_named(tmp_path, case):
     with pytest.raises(ValueError) as caught:
         load_suite(suite, path)
     assert str(caught.value).startswith(f"file: {path}, line 2: ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("again", [7, "7"])
+def test_an_id_that_is_met_twice_is_named(tmp_path, again):
+    records = [{**FILES["spec-bench"][0], "question_id": number} for number in (7, 8, again)]
+    path = write(tmp_path / "question.jsonl", records)
+    with pytest.raises(ValueError, match=r"^file: .*question.jsonl, line 3: got the id 7 of line 1, expected another"):
+        load_suite("spec-bench", path)

@@ -42,9 +42,14 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr(engine.runner, "prefill", None)
     with pytest.raises(
         ValueError,
-        match=r"max_new_tokens: 2 sequences of 256 cache slots need 0\.00 GiB \(cache 0\.00 GiB, .* are free on cpu",
+        match=r"max_new_tokens: 2 sequences of 256 cache slots need 1\.\d\d MiB \(cache 0\.50 MiB, .* free on cpu",
     ):
         firp.generate(model, torch.tensor([[4, 5], [5, 6]]), engine=engine, max_new_tokens=8, do_sample=False)
+
+
+def test_bytes_in_words():
+    said = {0: "0.00 GiB", 1 << 19: "0.50 MiB", 100 << 20: "100.00 MiB", 1 << 30: "1.00 GiB", 3 << 29: "1.50 GiB"}
+    assert {number: memory.gib(number) for number in said} == said
 
 
 def test_over_long_requests_are_refused_before_any_work(monkeypatch):

@@ -140,8 +140,8 @@ def load_suite(name: str, path: Path, limit: int | None = None) -> SuiteFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown suite, another suite's file, a malformed question, or none; file, line and field are
-            named.
+        ValueError: an unknown suite, another suite's file, a malformed question, an id met twice, or none; file, line
+            and field are named.
     """
     if name not in SUITES:
         raise ValueError(f"suite: got {name!r}, expected one of {', '.join(SUITES)}")
@@ -154,6 +154,10 @@ def load_suite(name: str, path: Path, limit: int | None = None) -> SuiteFile:
     found = list(_parquet(suite, path) if parquet else _json_lines(suite, path))
     if not found:
         raise ValueError(f"file: {str(path)!r} holds no questions, expected those of {name}")
+    first: dict[str, str] = {}
+    for prompt, place in found:
+        if first.setdefault(prompt.id, place) != place:
+            raise ValueError(f"file: {path}, {place}: got the id {prompt.id} of {first[prompt.id]}, expected another")
     chosen = spread(found, limit)
     return SuiteFile(
         suite=suite,

@@ -16,6 +16,7 @@ from firp.tools.hardware import available_memory
 from firp.tools.ranks import planned_heads
 
 GIB = 1 << 30
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def slots_for(max_len: int, rows: int) -> int:
 
 
 def gib(number: int) -> str:
-    return f"{number / GIB:.2f} GiB"
+    """Bytes in words; a little in MiB."""
+    return f"{number / MIB:.2f} MiB" if 0 < number < GIB / 10 else f"{number / GIB:.2f} GiB"
 
 
 def check_memory(
