@@ -42,7 +42,7 @@ def _supported(weight: Tensor | None) -> bool:
     return (
         weight is not None
         and type(weight) is nn.Parameter
-        and weight.is_cpu
+        and weight.device.type == "cpu"
         and weight.dtype in FEW_ROW_DTYPES
         and registry.owner("linear", "cpu") == "extension"
     )
