@@ -194,3 +194,8 @@ def test_a_file_is_read_again_once_it_was_written_again(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         read_once(path, read)
+
+
+def test_what_may_not_be_looked_at_is_left_to_the_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(tmp_path), "stat", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
+    assert read_once(tmp_path / "figures", lambda path: path.name) == "figures"

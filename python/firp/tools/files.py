@@ -194,9 +194,10 @@ def parse_object(text: bytes) -> dict:
 
 def read_once(path: Path, read: Callable[[Path], T]) -> T:
     """`read(path)`, or what it returned before, while the file stays as it was written. Not to be changed."""
-    if not path.exists():
+    try:
+        facts = path.stat()
+    except OSError:  # `read` says what is wrong, or that nothing is there
         return read(path)
-    facts = path.stat()
     return _read_at(path, read, (facts.st_mtime_ns, facts.st_ino, facts.st_size))
 
 
