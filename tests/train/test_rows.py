@@ -64,6 +64,16 @@ def test_a_cut_run_goes_on(parts, tmp_path, monkeypatch):
     assert (tmp_path / "cut" / "rows.bin").read_bytes() == (tmp_path / "whole" / "rows.bin").read_bytes()
 
 
+def test_a_gpu_with_room_keeps_rows_in_its_memory(parts, tmp_path, monkeypatch):
+    """The same rows, and no file; a file that is there is used."""
+    open_store(parts, tmp_path / "file").fill(2, progress=False)
+    monkeypatch.setattr("firp.train.rows.fits_gpu", lambda device, num_bytes: num_bytes < 1 << 20)
+    kept, file = open_store(parts, tmp_path / "none"), open_store(parts, tmp_path / "file")
+    assert kept.fill(3, progress=False) and file.done == len(LENGTHS)
+    assert not (tmp_path / "none").exists()
+    torch.testing.assert_close(kept.rows, file.rows)
+
+
 def test_rows_of_other_text_are_refused(parts, tmp_path):
     view, dataset = parts
     open_store(parts, tmp_path).fill(4, progress=False)

@@ -32,9 +32,9 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     return top.indices.masked_fill(~valid, 0), valid
 
 
-# Anchors that pass the head together: on a CPU, on a GPU; and at once where no head is passed.
+# On a CPU, on a GPU: anchors that pass the head together, and those at once where no head is passed.
 ANCHORS_AT_ONCE = (64, 1024)
-KEPT_AT_ONCE = 1024
+KEPT_AT_ONCE = (1024, 8192)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Objective:
         places = torch.tensor(chosen, dtype=torch.int64, device=device)
         # In the order of the text, so that neighbours share what the model's head scores.
         sources, order = (places // anchors.shape[1] * length + anchors.flatten()[places]).sort()
-        at_once = KEPT_AT_ONCE if isinstance(real, KeptRows) else ANCHORS_AT_ONCE[device.type == "cuda"]
+        at_once = (KEPT_AT_ONCE if isinstance(real, KeptRows) else ANCHORS_AT_ONCE)[device.type == "cuda"]
         parts = zip(places[order].split(at_once), sources.split(at_once), strict=True)
         for index, flat in parts if chosen else ():
             positions = flat[:, None] + torch.arange(1, k + 1, device=device)

@@ -1,4 +1,4 @@
-"""The base model's own rows of a whole dataset, computed once and kept on disk for training."""
+"""The base model's own rows of a whole dataset, computed once and kept for training: on disk, or on the GPU."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from firp.decoder.model_rules import head_counts
 from firp.decoder.passes import RealRows, pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.tools.files import explained, read_object, write_atomically
+from firp.tools.hardware import available_memory
 from firp.train.data import TextDataset, make_batch, possible_anchors
-from firp.train.objective import examine
+from firp.train.objective import ANCHORS_AT_ONCE, examine
 from firp.train.targets import KeptRows, packed_width
 
-ANCHORS_AT_ONCE = 64
+# Of a GPU's free memory, what kept rows may take.
+GPU_SHARE = 0.5
 
 
 def row_width(config: PreTrainedConfig, insertion_layer: int) -> int:
@@ -38,8 +40,16 @@ def kept_width(config: PreTrainedConfig, num_offsets: int) -> int:
     return num_offsets * (config.hidden_size + packed_width(config.vocab_size))
 
 
+def fits_gpu(device: torch.device, num_bytes: int) -> bool:
+    """Whether `device` is a GPU with room for kept rows beside what a step needs."""
+    return device.type == "cuda" and num_bytes <= GPU_SHARE * available_memory(device)
+
+
 class RowStore:
     """The real rows of every sequence of a dataset in one memory-mapped file, one record a token.
+
+    A GPU that has room for them keeps them in its own memory, unless the file is there already: no file is made, and
+    another run computes them again.
 
     A record holds the hidden state at the insertion layer, the final one, and each upper layer's key and value, in the
     base model's dtype: SmolLM2-135M at t = 20 takes 10 KB a token in bfloat16, LLaMA-2-7B at t = 16 about 280 KB.
@@ -88,6 +98,10 @@ class RowStore:
         size = int(self.starts[-1]) * width
         num_bytes = size * dtype.itemsize
         self.done, self.checksum = self._progress(num_bytes)
+        self.on_gpu = not path.exists() and fits_gpu(view.device, num_bytes)
+        if self.on_gpu:
+            self.rows = torch.empty(size, dtype=dtype, device=view.device).view(-1, width)
+            return
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._check_room(num_bytes)
@@ -173,12 +187,13 @@ class RowStore:
                 parts += [rows.transpose(1, 2).flatten(2) for layer in self.layers for rows in real.recorded[layer]]
             else:
                 parts = self._kept(real, batch.answers)
-            rows = torch.cat(parts, -1).cpu()
+            rows = torch.cat(parts, -1).to(self.rows.device)
             for i, index in enumerate(indices):
                 self.rows[self.starts[index] : self.starts[index + 1]] = rows[i, : batch.lengths[i]]
             self.done = start + len(indices)
-            self.checksum = self._checksum(indices, self.checksum)
-            self._save_progress()
+            if not self.on_gpu:
+                self.checksum = self._checksum(indices, self.checksum)
+                self._save_progress()
             bar.update(len(indices))
             if time_limit_s is not None and time.monotonic() - started > time_limit_s:
                 break
@@ -197,12 +212,13 @@ class RowStore:
         most = int(allowed.sum(1).max())
         anchors = allowed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most].to(states.device)
         first = torch.arange(batch, device=states.device)[:, None] * length
-        for some in anchors.split(ANCHORS_AT_ONCE, dim=1) if most else ():  # scores of attention are [B, H, A * k, T]
+        at_once = ANCHORS_AT_ONCE[states.is_cuda]
+        for some in anchors.split(at_once, dim=1) if most else ():  # scores of attention are [B, H, A * k, T]
             rows = pseudo_rows(self.view, self.maps, real, some, self.insertion_layer).flatten(0, 1)
             # What is past the end belongs to no possible anchor.
             after = (some[..., None] + torch.arange(1, k + 1, device=some.device)).clamp(max=length - 1)
             positions = (first[..., None] + after).flatten(0, 1)
-            parts = zip(rows.split(ANCHORS_AT_ONCE), positions.split(ANCHORS_AT_ONCE), strict=True)
+            parts = zip(rows.split(at_once), positions.split(at_once), strict=True)
             found = torch.cat([examine(self.view, rows, real.final, own).packed() for rows, own in parts])
             places = (first + some).flatten()
             states.view(-1, k * width)[places] = rows.flatten(1).float()
