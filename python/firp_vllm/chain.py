@@ -111,9 +111,12 @@ class Chain:
         """
         batch, count, _ = states.shape
         previous = bonus.long().clamp(0, self.vocab_size - 1)
+        known = None
+        if self.context is not None:
+            known = self.context.known(states, self.embed(previous))
+            states = self.context.updated(states, known)
         scores = self.head(states.flatten(0, 1))[:, : self.vocab_size].view(batch, count, -1)
         values, candidates = scores.topk(min(MAX_RANKS, scores.shape[2]))
-        known = None if self.context is None else self.context.known(states, self.embed(previous))
         tokens = []
         for depth in range(count):
             among = candidates[:, depth]

@@ -62,7 +62,7 @@ def test_candidates_are_scored_as_the_formula_says():
     source, target = conditioner.source, conditioner.target
     rows = torch.nn.functional.rms_norm(view.embed(torch.arange(29)), (model.config.hidden_size,), eps=1e-6)
     states = torch.nn.functional.rms_norm(states, states.shape[-1:], eps=1e-6)
-    inputs, bias, parents, outputs = predictor.context_tensors
+    inputs, bias, parents, outputs, _ = predictor.context_tensors
     for b in range(2):
         for depth in range(3):
             known = inputs[depth, 0] @ states[b, depth] + inputs[depth, 1] @ rows[first[b]] + bias[depth]
@@ -76,6 +76,23 @@ def test_candidates_are_scored_as_the_formula_says():
                 ranked = expected[order[b, depth, c].long()]
                 torch.testing.assert_close(found[b, depth, c], ranked, rtol=1e-4, atol=1e-6, check_dtype=False)
                 assert found[b, depth, c].diff().le(0).all()
+
+
+def test_states_are_updated_as_the_formula_says():
+    model = tiny_model(5, "granite", vocab=29, dtype=torch.float64)
+    predictor = context_predictor(model, 3)
+    conditioner, view, width = conditioner_of(model, predictor), DecoderView(model), model.config.hidden_size
+    states = 3 * torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = torch.tensor([3, 9])
+    found = conditioner.updated(states, conditioner.known(states, first))
+    inputs, bias, _, _, updates = predictor.context_tensors
+    for b in range(2):
+        known = torch.nn.functional.rms_norm(view.embed(first[b]), (width,), eps=1e-6)
+        for depth in range(3):
+            size = (states[b, depth].square().mean() + 1e-6).sqrt()
+            inner = inputs[depth, 0] @ (states[b, depth] / size) + inputs[depth, 1] @ known + predictor.context_bias[depth]
+            expected = states[b, depth] + size * (updates[depth] @ (inner * torch.sigmoid(inner)))
+            torch.testing.assert_close(found[b, depth], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_outputs_of_zero_leave_the_transition_as_it_is():

@@ -205,9 +205,10 @@ def test_operations_of_a_context_are_those_that_torch_counts(offsets):
     candidates = torch.arange(MAX_RANKS).expand(2, offsets, -1)
     with FlopCounterMode(display=False) as counter:
         known = conditioner.known(states, root)
+        conditioner.updated(states, known)
         conditioner(torch.rand(candidates.shape), candidates, known, root)
     draft = Draft(TREE, offsets, INSERTION, predictor.transition_rank, predictor.context_width)
     work = context_work(model.config, draft, 2, 4)
     assert work.operations == counter.get_total_flops()
-    weights = (predictor.context_inputs, predictor.context_parents, predictor.context_outputs)
+    weights = [weight for weight in predictor.context_tensors if weight is not predictor.context_bias]
     assert work.read == 4 * sum(weight.numel() for weight in weights)

@@ -34,7 +34,8 @@ def tokens():
 
 
 def own_loss(model, predictor, tokens):
-    """Cross-entropy of the model's distribution over the candidates, and how often its choice is first, row by row."""
+    """KL of the updated rows and cross-entropy of the model's distribution over their candidates, and how often its
+    choice is first, row by row."""
     view, embed = DecoderView(model), UnitEmbeddings(DecoderView(model))
     real, context = real_rows(view, tokens, 2), predictor.context("cpu", torch.float32)
     rows = pseudo_rows(view, predictor.weight, real, ANCHORS.expand(len(tokens), -1), 2)
@@ -42,15 +43,18 @@ def own_loss(model, predictor, tokens):
     total, hits = torch.zeros(predictor.num_offsets), torch.zeros(predictor.num_offsets)
     for b in range(len(tokens)):
         for a, anchor in enumerate(ANCHORS.tolist()):
-            known = context.known(rows[b, a][None], view.embed(tokens[b, anchor + 1][None]))[0]
+            known = context.known(rows[b, a][None], view.embed(tokens[b, anchor + 1][None]))
+            states, known = context.updated(rows[b, a][None], known)[0], known[0]
             for j in range(predictor.num_offsets):
                 position = anchor + 1 + j
                 before = tokens[b, position]
-                best = view.logits(rows[b, a, j][None])[0].topk(min(MAX_RANKS, 23))
+                student = view.logits(states[j][None])[0]
+                best = student.detach().topk(min(MAX_RANKS, 23))
                 query = embed(before) @ source + context.queries(known[j], view.embed(before)[None])[0]
                 share = (best.values + embed(best.indices) @ target @ query).log_softmax(-1)
                 teacher = view.logits(real.final[b, position][None])[0]
                 total[j] -= (teacher[best.indices].softmax(-1) * share).sum()
+                total[j] += (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum()
                 hits[j] += best.indices[share.argmax()] == teacher.argmax()
     return total, hits
 
@@ -77,11 +81,13 @@ def test_the_loss_is_the_models_distribution_over_the_candidates(model, tokens):
         torch.testing.assert_close(2 * tensor.grad, doubled[name], rtol=2e-3, atol=1e-5, msg=name)
 
 
-def test_a_context_leaves_the_maps_gradient_as_it_is(model, tokens):
+def test_what_a_context_reads_of_the_states_leaves_the_maps_gradient_as_it_is(model, tokens):
+    """The maps learn by the states that are scored."""
     predictor = context_predictor(model, 3)
     plain = firp.FirpPredictor.for_model(model, 3, 2, transition_rank=5)
     with torch.no_grad():
         plain.weight.copy_(predictor.weight)
+        predictor.context_updates.zero_()
     found, bare = (scores(model, one, tokens, want_gradient=True) for one in (predictor, plain))
     assert torch.equal(predictor.weight.grad, plain.weight.grad)
     assert torch.equal(found.kl, bare.kl) and torch.equal(found.top4, bare.top4)

@@ -57,9 +57,7 @@ def test_kept_pseudo_rows_train_as_computed_ones_do(setup, tmp_path):
     assert torch.equal(kept.weight, maps.weight)
     assert kept.context_outputs.any()
     torch.testing.assert_close(kept.context_outputs, computed.context_outputs, rtol=1e-3, atol=1e-5)
-    assert (tmp_path / "kept" / "rows.bin").stat().st_size == sum_of_tokens(setup()) * 2 * (
-        kept.hidden_size + 3 + 3 * 11
-    ) * 4
+    assert (tmp_path / "kept" / "rows.bin").stat().st_size == sum_of_tokens(setup()) * 3 * kept.hidden_size * 4
 
 
 def sum_of_tokens(config):

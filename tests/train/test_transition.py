@@ -9,7 +9,7 @@ from firp.decoder.view import DecoderView
 from firp.drafting import transition
 from firp.drafting.transition import UnitEmbeddings, token_tables
 from firp.train.objective import Objective
-from firp.train.targets import Targets, packed_width
+from firp.train.targets import Targets
 from models import tiny_model, tiny_predictor
 
 
@@ -44,7 +44,7 @@ def test_the_transition_learns_a_successor_rule():
     optimizer = torch.optim.AdamW([predictor.transition], lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        loss, rank = objective.follow(predictor, rows, previous, targets)
+        loss, rank = objective.follow(predictor, None, None, previous, targets)
         loss.mean().backward()
         optimizer.step()
     assert bool((rank == 0).all()) and float(loss.detach().mean()) < 0.1
@@ -58,22 +58,17 @@ def test_a_choice_outside_the_candidates_has_the_rank_after_the_last():
     scores = torch.from_numpy(np.linspace(1.0, 0.0, 40, dtype=np.float32))[None, None]
     teacher = torch.zeros(1, 1, 40).index_fill(2, torch.tensor([30]), 50.0)
     targets = Targets.of(torch.zeros(1, 1), scores, teacher)
-    rows = torch.zeros(1, 1, model.config.hidden_size)
-    loss, rank = objective.follow(predictor, rows, torch.tensor([[5]]), targets)
+    loss, rank = objective.follow(predictor, None, None, torch.tensor([[5]]), targets)
     source, target = (part.float() for part in token_tables(view, predictor.transition))
     share = (scores[0, 0, :16] + target[:16] @ source[5]).log_softmax(0)
     torch.testing.assert_close(loss, -share.mean()[None, None], rtol=1e-5, atol=1e-6)
     assert rank.tolist() == [[16]]
 
 
-def test_targets_survive_their_packing():
+def test_a_choice_has_its_place_among_all_tokens_and_among_the_candidates():
     generator = torch.Generator().manual_seed(0)
     student, teacher = 4 * torch.randn(2, 2, 50, 60, generator=generator)
     targets = Targets.of(torch.rand(2, 50, generator=generator), student, teacher)
-    packed = targets.packed()
-    assert packed.shape == (2, 50, packed_width(60)) and packed.dtype == torch.float32
-    for name, value in vars(Targets.unpacked(packed)).items():
-        assert torch.equal(value, getattr(targets, name)), name
     order = student.argsort(-1, descending=True)
     assert torch.equal(order.gather(-1, targets.rank[..., None])[..., 0], teacher.argmax(-1))
     inside = targets.rank < 16

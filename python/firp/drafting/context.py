@@ -1,14 +1,16 @@
 """The context of a token transition: what it knows beside the token before.
 
 A pseudo row is computed before the token after its node is known. When a tree is drafted from it, that token is known,
-and so is the row's final state. Together with the token before a candidate they shift the factor of the transition:
+and so is the row's final state. Together they update the state before the head scores it, and with the token before a
+candidate they shift the factor of the transition:
 
-    known[j]  = inputs[j] @ (unit(state of offset j), unit(embedding of the first token)) + bias[j]
+    known[j]  = inputs[j] @ (unit(state[j]), unit(embedding of the first token)) + bias[j]
+    state'[j] = state[j] + rms(state[j]) * updates[j] @ silu(known[j])
     query     = source[parent] + outputs @ silu(known[j] + parents @ unit(embedding of the parent))
     p'(x)     proportional to p(x) * exp(query . target[x]), over the candidates of the row
 
-The first token is the one that follows the lookahead node, the parent is the candidate's own. Zeros in `outputs` leave
-the transition as it is.
+p and the candidates are the head's of state'. The first token is the one that follows the lookahead node, the parent is
+the candidate's own. Zeros in `updates` and `outputs` change nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Context:
         bias: [k, w].
         parents: [w, d] map of the parent's embedding.
         outputs: [r, w].
+        updates: [k, d, w] of the states.
         linear: the function that multiplies rows [..., a] by a weight [b, a].
     """
 
@@ -47,6 +50,7 @@ class Context:
     bias: Tensor
     parents: Tensor
     outputs: Tensor
+    updates: Tensor
     linear: Callable[[Tensor, Tensor], Tensor] = functional.linear
 
     def known(self, states: Tensor, first: Tensor) -> Tensor:
@@ -64,6 +68,13 @@ class Context:
         for j in range(states.shape[1]):
             parts.append(self.linear(torch.cat([states[:, j], first], 1), self.inputs[j]))
         return torch.stack(parts, 1) + self.bias[: states.shape[1]]
+
+    def updated(self, states: Tensor, known: Tensor) -> Tensor:
+        """The states [n, k', d] that the head scores, given their known [n, k', w]."""
+        size = states.float().square().mean(-1, keepdim=True).add(EPSILON).sqrt().to(states.dtype)
+        inner = functional.silu(known)
+        parts = [self.linear(inner[:, j], self.updates[j]) for j in range(states.shape[1])]
+        return states + size * torch.stack(parts, 1)
 
     def queries(self, known: Tensor, parents: Tensor) -> Tensor:
         """What is added to the source factors of parents with embeddings [..., m, d], given known [..., w].
@@ -95,6 +106,11 @@ class Conditioner:
     def known(self, states: Tensor, first: Tensor) -> Tensor:
         """`Context.known` of states [n, k', d] and the tokens [n] after their anchors."""
         return self.context.known(states, self.view.embed(first))
+
+    @torch.no_grad()
+    def updated(self, states: Tensor, known: Tensor) -> Tensor:
+        """`Context.updated`."""
+        return self.context.updated(states, known)
 
     @torch.no_grad()
     def __call__(self, probabilities: Tensor, candidates: Tensor, known: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:

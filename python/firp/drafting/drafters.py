@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from firp.decoder.view import DecoderView
+from firp.drafting.choices import HEADS
 from firp.drafting.context import Conditioner
 from firp.drafting.kept import kept
 from firp.drafting.predictor import FirpPredictor
@@ -23,6 +24,17 @@ def check_drafting(predictor: object, tree: object) -> None:
         raise ValueError(f"tree: got {tree!r}, expected a firp.TreeConfig")
     if tree is not None and predictor is None:
         raise ValueError("tree: given without a predictor, expected None: there is nothing to draft with")
+
+
+def check_head(head: str | None, predictor: FirpPredictor | None) -> None:
+    """Raise ValueError unless it names a mode of the head that the predictor's rows can pass."""
+    if head is not None and head not in HEADS:
+        raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}, or None")
+    if head == "one-pass" and predictor is not None and predictor.context_width:
+        raise ValueError(
+            "head: got 'one-pass' with a predictor that has a context, which updates pseudo rows before they are "
+            "scored; expected 'two-pass', or None"
+        )
 
 
 class Drafters:

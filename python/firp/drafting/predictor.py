@@ -59,8 +59,8 @@ class FirpPredictor(  # type: ignore[call-arg]
         weight: [k, d, d].
         transition: [2, d, r] maps from embeddings to the factors of a token as the one before and as the one that
             follows; zeros change nothing. None without a transition.
-        context_inputs, context_bias, context_parents, context_outputs: [k, 2, w, d], [k, w], [w, d], [r, w], of
-            a `Context`, the maps of its inputs apart. None without a context.
+        context_inputs, context_bias, context_parents, context_outputs, context_updates: [k, 2, w, d], [k, w], [w, d],
+            [r, w], [k, d, w], of a `Context`, the maps of its inputs apart. None without a context.
 
     Raises:
         ValueError: an argument out of range.
@@ -119,6 +119,7 @@ class FirpPredictor(  # type: ignore[call-arg]
         self.context_bias = nn.Parameter(torch.zeros(num_offsets, width)) if width else None
         self.context_parents = nn.Parameter(torch.zeros(width, hidden_size)) if width else None
         self.context_outputs = nn.Parameter(torch.zeros(transition_rank, width)) if width else None
+        self.context_updates = nn.Parameter(torch.zeros(num_offsets, hidden_size, width)) if width else None
 
     @property
     def tree(self) -> TreeConfig:
@@ -188,7 +189,9 @@ class FirpPredictor(  # type: ignore[call-arg]
     @property
     def context_tensors(self) -> list[Tensor]:
         """The context's weights, in the order of `Context`; none without a context."""
-        tensors = (self.context_inputs, self.context_bias, self.context_parents, self.context_outputs)
+        tensors = (
+            self.context_inputs, self.context_bias, self.context_parents, self.context_outputs, self.context_updates
+        )  # fmt: skip
         return [tensor for tensor in tensors if tensor is not None]
 
     def context(self, device: torch.device, dtype: torch.dtype) -> Context | None:
@@ -217,7 +220,7 @@ class FirpPredictor(  # type: ignore[call-arg]
         other.weight = nn.Parameter(self.weight[:num_offsets].detach(), self.weight.requires_grad)
         other.transition = self.transition
         other.context_parents, other.context_outputs = self.context_parents, self.context_outputs
-        for name in ("context_inputs", "context_bias") if self.context_width else ():
+        for name in ("context_inputs", "context_bias", "context_updates") if self.context_width else ():
             own = getattr(self, name)
             setattr(other, name, nn.Parameter(own[:num_offsets].detach(), own.requires_grad))
         return other.train(self.training)

@@ -67,11 +67,11 @@ def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: 
     positions = torch.arange(len(prompt) - 1, len(tokens) - 1, device=device)
     for anchors in positions.split(ANCHORS_AT_ONCE):
         rows = pseudo_rows(view, weight, real, anchors[None], layer)[0]
-        logits = view.logits(rows)
+        known = None if conditioner is None else conditioner.known(rows, own[anchors + 1])
+        logits = view.logits(rows if conditioner is None or known is None else conditioner.updated(rows, known))
         offsets = torch.arange(logits.shape[1], device=device).expand(logits.shape[:2])
         found: tuple[Tensor, ...] = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
-        if conditioner is not None:
-            known = conditioner.known(rows, own[anchors + 1])
+        if conditioner is not None and known is not None:
             found = (*found, *_conditioned(conditioner, found[0], found[1], known, own[anchors[:, None] + 1 + offsets]))
         parts.append(found)
     probabilities, candidates, *conditioned = (torch.cat(part).cpu() for part in zip(*parts, strict=True))

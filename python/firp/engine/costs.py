@@ -41,11 +41,13 @@ class Curves:
     Attributes:
         rows: increasing.
         layers: seconds of all layers. head: of the head.
+        apart: whether pseudo rows never share the head's pass with the nodes.
     """
 
     rows: tuple[int, ...]
     layers: tuple[float, ...]
     head: tuple[float, ...]
+    apart: bool = False
 
     def step(self, tree: TreeConfig, num_offsets: int, below: float, branch: int = 0) -> float:
         """Seconds of a step, by interpolation between the rows. A tree of one node decodes plainly.
@@ -56,7 +58,7 @@ class Curves:
         """
         nodes, pseudo = tree.num_nodes + branch, tree.num_lookahead * num_offsets if tree.num_nodes > 1 else 0
         layers = below * self._at(self.layers, nodes) + (1 - below) * self._at(self.layers, nodes + pseudo)
-        if pseudo <= SHARED_PSEUDO_ROWS:
+        if not pseudo or (pseudo <= SHARED_PSEUDO_ROWS and not self.apart):
             return layers + self._at(self.head, nodes + pseudo)
         return layers + self._at(self.head, nodes) + self._at(self.head, num_offsets)
 
@@ -135,16 +137,22 @@ class StepClock:
         for sweep in range(SWEEPS):
             for rows in ROWS if sweep == 0 else tuple(least):
                 if sweep and self._since(started) > SWEEP_SECONDS:
-                    return _curves(least)
+                    return self._curves(least)
                 taken = self._rows(step, state, rows)
                 least[rows] = [min(pair) for pair in zip(taken, least.get(rows, taken), strict=True)]
                 self.progress()
-                if sweep == 0 and hopeless(_curves(least)):
+                if sweep == 0 and hopeless(self._curves(least)):
                     # One slow moment must not end it: the same rows again.
                     least[rows] = [min(pair) for pair in zip(self._rows(step, state, rows), least[rows], strict=True)]
-                    if hopeless(_curves(least)):
+                    if hopeless(self._curves(least)):
                         break
-        return _curves(least)
+        return self._curves(least)
+
+    def _curves(self, least: dict[int, list[float]]) -> Curves:
+        layers, head = (tuple(times) for times in zip(*least.values(), strict=True))
+        predictor = self.steps.predictor
+        apart = predictor is not None and predictor.context_width > 0
+        return Curves(tuple(least), tuple(np.maximum.accumulate(layers)), tuple(np.maximum.accumulate(head)), apart)
 
     def _rows(self, step: Step, state: DecodeState, rows: int) -> list[float]:
         """Seconds of all layers and of the head at a number of rows."""
@@ -185,7 +193,3 @@ class StepClock:
                 break
         return [median(times) for times in taken]
 
-
-def _curves(least: dict[int, list[float]]) -> Curves:
-    layers, head = zip(*least.values(), strict=True)
-    return Curves(tuple(least), tuple(np.maximum.accumulate(layers)), tuple(np.maximum.accumulate(head)))

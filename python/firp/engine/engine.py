@@ -16,8 +16,8 @@ from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
 from firp.decoder.joint_linears import JointLinears
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.view import DecoderView
-from firp.drafting.choices import HEADS, Rung
-from firp.drafting.drafters import check_drafting
+from firp.drafting.choices import Rung
+from firp.drafting.drafters import check_drafting, check_head
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import Drafter, TreeConfig, first_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
@@ -71,9 +71,8 @@ class Engine:
         graphs: bool | None = None,
         compile: bool | None = None,
     ) -> None:
-        if head is not None and head not in HEADS:
-            raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}, or None")
         check_drafting(predictor, tree)
+        check_head(head, predictor)
         self.model = model
         self.ops = firp_kernels.bind(impl)
         self.head = head

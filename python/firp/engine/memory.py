@@ -26,7 +26,7 @@ class MemoryPlan:
     Attributes:
         weights: the model's parameters.
         predictor: one d x d map per offset, two tables [V, r] of a token transition, and the matrices of its context:
-            two d x w per offset, one d x w and one r x w.
+            three d x w per offset, one d x w and one r x w.
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
@@ -95,7 +95,7 @@ def plan_memory(
 
     steps, together = batch_size * rows * per_row, slots * batch_size
     captured = min(CAPTURED_ROWS, together)
-    maps = num_offsets * width * (width + 2 * context_width) + context_width * (width + transition_rank)
+    maps = num_offsets * width * (width + 3 * context_width) + context_width * (width + transition_rank)
     return MemoryPlan(
         weights=weights,
         predictor=(maps + 2 * vocab * transition_rank) * size,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from firp.decoder.view import DecoderView
+from firp.drafting.context import Conditioner
 from firp.drafting.drafters import Drafters
 from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH, host_adds_branches, making_way
 from firp.drafting.trees import MAX_NODES, DraftTree, first_tree
@@ -109,6 +110,8 @@ class Step:
         num_nodes = tree.size[0]
         few = few_rows(hidden.device, hidden.shape[0], hidden.shape[1], num_nodes)
         shares_head = few if self.head is None else self.head == "one-pass"
+        # A context updates the pseudo rows before they are scored.
+        shares_head = shares_head and (self.drafters is None or self.drafters.conditioner is None)
         logits = self.view.logits(hidden if shares_head else hidden[:, :num_nodes])
         return Scored(logits[:, :num_nodes], logits[:, num_nodes:] if shares_head else None, hidden[:, num_nodes:])
 
@@ -135,27 +138,33 @@ class Step:
             return state.tree.of_roots(emitted.root)
         if drafter is None or not scored.hidden.shape[1]:
             return first_tree(emitted.root, drafter, self.layer.compiled)
-        scores, rows = self.pseudo_scores(scored, emitted.rows)
+        conditioner = None if self.drafters is None else self.drafters.conditioner
+        known: Tensor | None = None
+        if conditioner is None:
+            scores, rows = self.pseudo_scores(scored, emitted.rows)
+        else:
+            scores, rows, known = self.scores_in_context(conditioner, scored.hidden, emitted)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
         probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
-        conditioned = self.conditioned(scored.hidden, emitted, probabilities, candidates)
+        conditioned = None
+        if conditioner is not None and known is not None:
+            conditioned = conditioner(probabilities, candidates, known, emitted.root)
         return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable, conditioned))
 
-    def conditioned(
-        self, hidden: Tensor, emitted: Emitted, probabilities: Tensor, candidates: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Marginals [B, k, K, K] given the token before and their order, where the transition has a context."""
-        if self.drafters is None or self.drafters.conditioner is None:
-            return None
-        conditioner, k = self.drafters.conditioner, self.num_offsets
+    def scores_in_context(
+        self, conditioner: Conditioner, hidden: Tensor, emitted: Emitted
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [B, k, V] of the accepted node's pseudo rows, updated; which of them drafts each depth, [B, k]; and
+        what the context knows there, [B, k, w]."""
+        k = self.num_offsets
         offset = emitted.rows % k  # [B, k], m + 1 .. k where the lookahead node is m levels up, in counting from 0
         slot = emitted.rows[:, :1] - offset[:, :1]
         states = gather_rows(hidden, slot + torch.arange(k, device=slot.device))  # [B, k, d]
         # The token after the lookahead node: the m-th before the root.
         after = emitted.tokens.gather(1, (emitted.counts[:, None] - 1 - offset[:, :1]).clamp(min=0))[:, 0]
         known = conditioner.known(states, after.clamp(0, self.num_embeddings - 1))
-        return conditioner(probabilities, candidates, gather_rows(known, offset), emitted.root)
+        return self.view.logits(conditioner.updated(states, known)), offset, gather_rows(known, offset)
 
     def _agreed(self, tree: DraftTree) -> DraftTree:
         return tree if self.view.ranks.size == 1 else DraftTree(*self.view.ranks.agree(tuple(vars(tree).values())))

@@ -156,7 +156,7 @@ def step_work(
         step.add("predictor", Work(maps * size, 2 * batch_size * draft.lookahead * maps))
         if draft.context_width:
             step.add("context", context_work(config, draft, batch_size, size))
-        if not few_rows(device, batch_size, draft.rows, nodes):
+        if draft.context_width or not few_rows(device, batch_size, draft.rows, nodes):
             passes = [nodes, draft.num_offsets]
     for rows in passes:
         step.add("norm and head", product((*weights.norm, *weights.head), batch_size * rows, itemsize=size))
@@ -172,8 +172,8 @@ def context_work(config: PreTrainedConfig, draft: Draft, batch_size: int, itemsi
     """What a transition's context adds, whole on every rank: its own weights, and products with those of candidates."""
     k, w, d, r = draft.num_offsets, draft.context_width, config.hidden_size, draft.transition_rank
     ranks = min(MAX_RANKS, config.vocab_size)
-    products = 2 * k * w * d + (1 + (k - 1) * ranks) * w * (d + r) + k * ranks * ranks * r
-    return Work(w * ((2 * k + 1) * d + r) * itemsize, 2 * batch_size * products)
+    products = 3 * k * w * d + (1 + (k - 1) * ranks) * w * (d + r) + k * ranks * ranks * r
+    return Work(w * ((3 * k + 1) * d + r) * itemsize, 2 * batch_size * products)
 
 
 def _exchange(step: StepWork, weights: Sequence[Weight], rows: int, itemsize: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from firp.decoder.passes import RealRows, pseudo_rows
 from firp.decoder.view import DecoderView
+from firp.drafting.context import Context
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import UnitEmbeddings
 from firp.train.data import Batch, possible_anchors
@@ -32,9 +33,8 @@ def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torc
     return top.indices.masked_fill(~valid, 0), valid
 
 
-# On a CPU, on a GPU: anchors that pass the head together, and those at once where no head is passed.
+# Anchors that pass the head together: on a CPU, on a GPU.
 ANCHORS_AT_ONCE = (64, 1024)
-KEPT_AT_ONCE = (1024, 8192)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def examine(view: DecoderView, rows: Tensor, final: Tensor, positions: Tensor) -
     own, inverse = positions.unique(return_inverse=True)
     with torch.no_grad():
         teacher = view.logits(final.flatten(0, 1)[own])[inverse].float()
-    with torch.set_grad_enabled(rows.requires_grad):
+    with torch.set_grad_enabled(rows.requires_grad and torch.is_grad_enabled()):
         student = view.logits(rows).float()
         kl = divergence_of(student, teacher)
     return Targets.of(kl, student.detach(), teacher)
@@ -101,8 +101,9 @@ def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
 class Objective:
     """What a predictor is trained on, as sums over anchors and offsets, offset j weighing offset_weights[j].
 
-    The maps: KL(model at i + j || pseudo[i, j]). The token transition and its context: cross-entropy of the model's own
-    distribution after the text's tokens, over the pseudo row's best candidates alone; they leave the maps as they are.
+    The maps, and what a context adds to the states: KL(model at i + j || pseudo[i, j]). The token transition and the
+    rest of its context: cross-entropy of the model's own distribution after the text's tokens, over the pseudo row's
+    best candidates alone. The maps learn by the states alone, not by what the context reads of them.
 
     Attributes:
         view: the base model.
@@ -153,42 +154,47 @@ class Objective:
         places = torch.tensor(chosen, dtype=torch.int64, device=device)
         # In the order of the text, so that neighbours share what the model's head scores.
         sources, order = (places // anchors.shape[1] * length + anchors.flatten()[places]).sort()
-        at_once = (KEPT_AT_ONCE if isinstance(real, KeptRows) else ANCHORS_AT_ONCE)[device.type == "cuda"]
+        at_once = ANCHORS_AT_ONCE[device.type == "cuda"]
+        learning: list[Tensor] = []
+        if self.embeddings is not None and want_gradient:
+            learning = [cast(Tensor, predictor.transition), *predictor.context_tensors]
         parts = zip(places[order].split(at_once), sources.split(at_once), strict=True)
         for index, flat in parts if chosen else ():
             positions = flat[:, None] + torch.arange(1, k + 1, device=device)
             leaf = rows.detach().flatten(0, 1)[index].requires_grad_(maps_learn)
-            if isinstance(real, KeptRows):
-                targets = Targets.unpacked(real.targets.flatten(0, 1)[flat])
-            else:
-                targets = examine(self.view, leaf, real.final, positions)
+            before = tokens.flatten()[positions]
+            with torch.set_grad_enabled(want_gradient):
+                states, known, context = leaf, None, predictor.context(device, torch.float32)
+                if context is not None:
+                    known = context.known(leaf.detach().float(), self.view.embed(before[:, 0]).float())
+                    states = context.updated(leaf.float(), known).to(leaf.dtype)
+                targets = examine(self.view, states, real.final, positions)
+                loss, followed = targets.kl, targets.rank
+                if self.embeddings is not None:
+                    follows, followed = self.follow(predictor, context, known, before, targets)
+                    loss = loss + follows
+            if want_gradient:
+                (loss * weights).sum().backward(inputs=[*learning, *([leaf] if maps_learn else [])])
             if maps_learn:
-                (targets.kl * weights).sum().backward(inputs=[leaf])
                 gradient.view(-1, *leaf.shape[1:])[index] = leaf.grad
-            followed = targets.rank
-            if self.embeddings is not None:
-                with torch.set_grad_enabled(want_gradient):
-                    loss, followed = self.follow(predictor, leaf.detach(), tokens.flatten()[positions], targets)
-                if want_gradient:
-                    (loss * weights).sum().backward(inputs=[predictor.transition, *predictor.context_tensors])
             sums += sums_of(targets.kl, targets.rank, followed)
         if maps_learn:
             rows.backward(gradient, inputs=[predictor.weight])
         return OffsetScores.of(sums, count)
 
-    def follow(self, predictor: FirpPredictor, rows: Tensor, before: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Loss [n, k] and rank of the model's choice after the text's tokens before [n, k].
+    def follow(
+        self, predictor: FirpPredictor, context: Context | None, known: Tensor | None, before: Tensor, targets: Targets
+    ) -> tuple[Tensor, Tensor]:
+        """Loss [n, k] and rank of the model's choice after the text's tokens before [n, k], given what the context
+        knows [n, k, w].
 
         A choice that is not among the candidates has the rank after the last.
         """
         source, target = cast(Tensor, predictor.transition)
         embed = cast(UnitEmbeddings, self.embeddings)
         query = embed(before) @ source
-        context = predictor.context(rows.device, torch.float32)
-        if context is not None:
-            parents = self.view.embed(before).float()
-            known = context.known(rows.float(), parents[:, 0])
-            query = query + context.queries(known, parents[:, :, None])[:, :, 0]
+        if context is not None and known is not None:
+            query = query + context.queries(known, self.view.embed(before).float()[:, :, None])[:, :, 0]
         factor = (query[..., None, :] * (embed(targets.best) @ target)).sum(-1)
         scores = torch.log_softmax(targets.scores + factor, dim=-1)
         loss = -(torch.softmax(targets.goal, dim=-1) * scores).sum(-1)

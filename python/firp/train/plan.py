@@ -27,7 +27,7 @@ def needs(
     trained = sum(tensor.numel() * tensor.element_size() for tensor in predictor.parameters())
     token = row_width(view.config, config.insertion_layer) * view.dtype.itemsize
     if config.keeps_pseudo_rows:
-        token = kept_width(view.config, config.num_offsets) * torch.float32.itemsize
+        token = kept_width(view.config, config.num_offsets) * view.dtype.itemsize
     share = -(-config.batch_size // ranks.size) * config.max_length
     tokens = sum(min(dataset.length(i), config.max_length) for i in range(len(dataset)))
     lines = [
@@ -91,12 +91,12 @@ def training_work(
     seen, chains = depth * rows * tokens * attended, depth * rows * num_offsets * attended
     candidates = min(MAX_RANKS, config.vocab_size)
     transition = 2 * rows * (1 + candidates) * config.hidden_size * transition_rank
-    context = 2 * rows * context_width * (3 * config.hidden_size + transition_rank)
-    outputs = 2 * rows * context_width * transition_rank  # whose input has a gradient too
+    context = 2 * rows * context_width * (4 * config.hidden_size + transition_rank)
+    inner = 2 * rows * context_width * (config.hidden_size + transition_rank)  # of what is computed in between
     return TrainingWork(
         base=base,
         targets=head,
         pseudo=maps + above + head + seen + chains + transition + context,
         # Of a frozen product only its input's gradient; both inputs of a chain's own scores have one.
-        backward=maps + above + head + seen + 2 * chains + transition + context + outputs,
+        backward=maps + above + head + seen + 2 * chains + transition + context + inner,
     )

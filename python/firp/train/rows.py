@@ -22,8 +22,8 @@ from firp.decoder.view import DecoderView
 from firp.tools.files import explained, read_object, write_atomically
 from firp.tools.hardware import available_memory
 from firp.train.data import TextDataset, make_batch, possible_anchors
-from firp.train.objective import ANCHORS_AT_ONCE, examine
-from firp.train.targets import KeptRows, packed_width
+from firp.train.objective import ANCHORS_AT_ONCE
+from firp.train.targets import KeptRows
 
 # Of a GPU's free memory, what kept rows may take.
 GPU_SHARE = 0.5
@@ -36,8 +36,8 @@ def row_width(config: PreTrainedConfig, insertion_layer: int) -> int:
 
 
 def kept_width(config: PreTrainedConfig, num_offsets: int) -> int:
-    """The same where the k maps never change: k (d + 3 + 3 K), K candidates of a pseudo row; always float32."""
-    return num_offsets * (config.hidden_size + packed_width(config.vocab_size))
+    """The same where the k maps never change: (1 + k) d."""
+    return (1 + num_offsets) * config.hidden_size
 
 
 def fits_gpu(device: torch.device, num_bytes: int) -> bool:
@@ -53,7 +53,7 @@ class RowStore:
 
     A record holds the hidden state at the insertion layer, the final one, and each upper layer's key and value, in the
     base model's dtype: SmolLM2-135M at t = 20 takes 10 KB a token in bfloat16, LLaMA-2-7B at t = 16 about 280 KB.
-    Where the maps never change, a record is what `KeptRows` has of it, in float32: 7.5 KB and 50 KB.
+    Where the maps never change, a record is what `KeptRows` has of it: 4.6 KB and 33 KB.
 
     Args:
         path: the file; `path` + ".json" beside it says what it was made from, how far it is, and its checksum so far.
@@ -94,13 +94,12 @@ class RowStore:
         self.key_shape = head_counts(view.config)[1:]
         self.layers = range(insertion_layer, view.num_layers)
         width = row_width(view.config, insertion_layer) if maps is None else kept_width(view.config, len(maps))
-        dtype = view.dtype if maps is None else torch.float32
         size = int(self.starts[-1]) * width
-        num_bytes = size * dtype.itemsize
+        num_bytes = size * view.dtype.itemsize
         self.done, self.checksum = self._progress(num_bytes)
         self.on_gpu = not path.exists() and fits_gpu(view.device, num_bytes)
         if self.on_gpu:
-            self.rows = torch.empty(size, dtype=dtype, device=view.device).view(-1, width)
+            self.rows = torch.empty(size, dtype=view.dtype, device=view.device).view(-1, width)
             return
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +107,7 @@ class RowStore:
         if not self.done:
             self._save_progress()  # before the file: one without its record is not ours to overwrite
         self._reserve(num_bytes)
-        self.rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, width)
+        self.rows = torch.from_file(str(path), shared=True, size=size, dtype=view.dtype).view(-1, width)
         if self._checksum(self.order[: self.done], 0) != self.checksum:
             raise self._foreign("got rows of another checksum")
 
@@ -202,12 +201,11 @@ class RowStore:
 
     @torch.no_grad()
     def _kept(self, real: RealRows, answers: Tensor) -> list[Tensor]:
-        """Final states and targets of the pseudo rows of every possible anchor, [B, T, k * d] and [B, T, k * n]; of no
-        meaning elsewhere."""
+        """Final states of the pseudo rows of every possible anchor, [B, T, k * d], of no meaning elsewhere; and the
+        model's own."""
         assert self.maps is not None
         k, (batch, length, width) = len(self.maps), real.final.shape
-        more = packed_width(self.view.config.vocab_size)
-        states, targets = (real.final.new_zeros(batch, length, k * n, dtype=torch.float32) for n in (width, more))
+        states = real.final.new_zeros(batch, length, k * width)
         allowed = possible_anchors(answers, k)
         most = int(allowed.sum(1).max())
         anchors = allowed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most].to(states.device)
@@ -215,15 +213,8 @@ class RowStore:
         at_once = ANCHORS_AT_ONCE[states.is_cuda]
         for some in anchors.split(at_once, dim=1) if most else ():  # scores of attention are [B, H, A * k, T]
             rows = pseudo_rows(self.view, self.maps, real, some, self.insertion_layer).flatten(0, 1)
-            # What is past the end belongs to no possible anchor.
-            after = (some[..., None] + torch.arange(1, k + 1, device=some.device)).clamp(max=length - 1)
-            positions = (first[..., None] + after).flatten(0, 1)
-            parts = zip(rows.split(at_once), positions.split(at_once), strict=True)
-            found = torch.cat([examine(self.view, rows, real.final, own).packed() for rows, own in parts])
-            places = (first + some).flatten()
-            states.view(-1, k * width)[places] = rows.flatten(1).float()
-            targets.view(-1, k * more)[places] = found.flatten(1)
-        return [states, targets]
+            states.view(-1, k * width)[(first + some).flatten()] = rows.flatten(1)
+        return [states, real.final]
 
     def read(self, indices: np.ndarray) -> RealRows | KeptRows:
         """Rows of the sequences at `indices`, padded on the right with zeros."""
@@ -231,9 +222,8 @@ class RowStore:
         rows = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True).to(self.view.device)
         size, heads = self.view.config.hidden_size, self.key_shape[0] * self.key_shape[1]
         if self.maps is not None:
-            k = len(self.maps)
-            pseudo, targets = rows.split([k * size, rows.shape[-1] - k * size], dim=-1)
-            return KeptRows(pseudo.unflatten(-1, (k, size)), targets.unflatten(-1, (k, -1)))
+            pseudo, final = rows.split([len(self.maps) * size, size], dim=-1)
+            return KeptRows(pseudo.unflatten(-1, (len(self.maps), size)), final)
         inserted, final, *rest = rows.split([size, size] + [heads] * (2 * len(self.layers)), dim=-1)
         rest = [part.unflatten(-1, self.key_shape).transpose(1, 2) for part in rest]
         return RealRows(inserted, final, dict(zip(self.layers, zip(rest[::2], rest[1::2], strict=True), strict=True)))

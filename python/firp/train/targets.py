@@ -58,39 +58,15 @@ class Targets:
         place = place.where(found, best.shape[-1])
         return cls(kl, rank_of(student, choice), place, best, scores, teacher.gather(-1, best))
 
-    def packed(self) -> Tensor:
-        """All of them as float32 [n, k, 3 + 3 K], integers bit by bit."""
-        wide = (self.kl[..., None], self.rank[..., None], self.place[..., None], self.best, self.scores, self.goal)
-        return torch.cat([part.float() if part.is_floating_point() else bits(part) for part in wide], -1)
-
-    @classmethod
-    def unpacked(cls, rows: Tensor) -> Targets:
-        ranks = (rows.shape[-1] - 3) // 3
-        kl, rank, place, best, scores, goal = rows.split([1, 1, 1, ranks, ranks, ranks], dim=-1)
-        return cls(kl[..., 0], integers(rank)[..., 0], integers(place)[..., 0], integers(best), scores, goal)
-
-
-def packed_width(vocab_size: int) -> int:
-    """Numbers of a packed row."""
-    return 3 + 3 * min(MAX_RANKS, vocab_size)
-
-
-def bits(values: Tensor) -> Tensor:
-    return values.to(torch.int32).view(torch.float32)
-
-
-def integers(values: Tensor) -> Tensor:
-    return values.contiguous().view(torch.int32).long()
-
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Of whole sequences, what a transition learns from where the maps never change; of meaning at possible anchors.
+    """Of whole sequences, what a transition learns from where the maps never change.
 
     Attributes:
-        pseudo: [B, T, k, d] final states of the pseudo rows, float32.
-        targets: [B, T, k, 3 + 3 K] as `Targets.packed` has them.
+        pseudo: [B, T, k, d] final states of the pseudo rows; of meaning at possible anchors.
+        final: [B, T, d] the model's own final states.
     """
 
     pseudo: Tensor
-    targets: Tensor
+    final: Tensor

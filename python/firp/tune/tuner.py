@@ -249,7 +249,9 @@ class Tuner:
         batch.final = [Point(c, time.seconds, self.taus[c], batch_size) for c, time in times.items()]
 
     def _choose_head(self) -> None:
-        """Measure the chosen trees with each head mode, and take the fastest mode."""
+        """Measure the chosen trees with each head mode, and take the fastest mode. A context leaves one alone."""
+        if self.predictor.context_width:
+            return
         drafting = {size: batch for size, batch in self.batches.items() if batch.chosen.candidate.num_nodes > 1}
         for batch_size, batch in drafting.items():
             engines = {head: self._engine(batch.chosen.candidate, head) for head in (None, *HEADS)}
