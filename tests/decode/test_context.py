@@ -35,6 +35,34 @@ def test_greedy_tokens_are_the_models_own(family, kind):
         assert torch.equal(found, expected), tree
 
 
+def test_compiled_layers_compile_the_context_too():
+    model = tiny_model(3, vocab=29, dtype=torch.float32, num_hidden_layers=3)
+    predictor, ids = context_predictor(model, 1, layer=1), prompts(2, 1, 29)
+    engine = firp.Engine(model, predictor, firp.TreeConfig(5, 2), compile=True)
+    eager = firp.Engine(model, predictor, firp.TreeConfig(5, 2))
+    found, expected = (
+        firp.generate(model, ids, engine=one, do_sample=False, return_dict_in_generate=True, **OPTIONS)
+        for one in (engine, eager)
+    )
+    assert torch.equal(found.sequences, expected.sequences) and found.stats == expected.stats
+
+
+@pytest.mark.parametrize("head", [None, "two-pass"])
+def test_the_nodes_pass_the_head_alone(head):
+    model = tiny_model(3, vocab=29, dtype=torch.float32)
+    engine = firp.Engine(model, context_predictor(model, 1), firp.TreeConfig(5, 2), head=head)
+    state = engine.start([prompts(2, 1, 29)[0]], 20, [])
+    engine.step(state)
+    scored = engine._step.score(engine._step.forward(state), state.tree)
+    assert scored.nodes.shape[1] == 5 and scored.pseudo is None
+
+
+def test_one_pass_of_the_head_is_refused():
+    model = tiny_model(3, vocab=29, dtype=torch.float32)
+    with pytest.raises(ValueError, match="head: got 'one-pass' with a predictor that has a context"):
+        firp.Engine(model, context_predictor(model, 1), firp.TreeConfig(5, 2), head="one-pass")
+
+
 def test_sampled_tokens_are_those_of_plain_decoding():
     model = tiny_model(4, vocab=29, dtype=torch.float32)
     ids, options = prompts(5, 2, 29), {"do_sample": True, "temperature": 1.3, "seed": 7, **OPTIONS}

@@ -191,7 +191,7 @@ def test_a_stream_of_its_own():
 @pytest.mark.gpu
 def test_graphs_replay_side_by_side():
     """Two graphs captured on one stream and replayed on two: neither counts the other's programs."""
-    made = []
+    made, held = [], []  # a graph keeps the addresses of what it reads, not the tensors
     for seed in range(2):
         args = case(64, [6000], slots=8, offsets=3, kv_heads=8, head_dim=128, dtype=torch.bfloat16, seed=seed)
         args = moved(args, "cuda")
@@ -199,6 +199,7 @@ def test_graphs_replay_side_by_side():
         with torch.cuda.graph(graph):
             outs = [kernels.tree_attention(*args) for _ in range(20)]
         made.append((expected, graph, outs, torch.cuda.Stream()))
+        held.append(args)
     torch.cuda.synchronize()
     for _ in range(50):
         for _, graph, _, stream in made:

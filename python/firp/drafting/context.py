@@ -27,10 +27,37 @@ from firp.decoder.view import DecoderView
 
 EPSILON = 1e-6
 
+Linear = Callable[[Tensor, Tensor], Tensor]
+
 
 def unit(rows: Tensor) -> Tensor:
     """Rows [..., d] scaled to a mean square of 1."""
     return functional.rms_norm(rows, rows.shape[-1:], eps=EPSILON)
+
+
+def each(rows: Tensor, weights: Tensor, linear: Linear) -> Tensor:
+    """Rows [n, k', a] of offsets by their own weights [k, b, a], [n, k', b]."""
+    if linear is functional.linear:
+        return torch.einsum("nka,kba->nkb", rows, weights[: rows.shape[1]])
+    return torch.stack([linear(rows[:, j], weights[j]) for j in range(rows.shape[1])], 1)
+
+
+def known_of(states: Tensor, first: Tensor, inputs: Tensor, bias: Tensor, linear: Linear) -> Tensor:
+    """`Context.known`."""
+    rows = torch.cat([unit(states), unit(first)[:, None].expand_as(states)], -1)
+    return each(rows, inputs, linear) + bias[: states.shape[1]]
+
+
+def updated_of(states: Tensor, known: Tensor, updates: Tensor, linear: Linear) -> Tensor:
+    """`Context.updated`."""
+    size = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.promote_types(states.dtype, torch.float32))
+    size = (size * states.shape[-1] ** -0.5).to(states.dtype)
+    return states + size * each(functional.silu(known), updates, linear)
+
+
+def queries_of(known: Tensor, parents: Tensor, weight: Tensor, outputs: Tensor, linear: Linear) -> Tensor:
+    """`Context.queries`."""
+    return linear(functional.silu(known[..., None, :] + linear(unit(parents), weight)), outputs)
 
 
 @dataclass(frozen=True)
@@ -51,7 +78,7 @@ class Context:
     parents: Tensor
     outputs: Tensor
     updates: Tensor
-    linear: Callable[[Tensor, Tensor], Tensor] = functional.linear
+    linear: Linear = functional.linear
 
     def known(self, states: Tensor, first: Tensor) -> Tensor:
         """What does not depend on a candidate.
@@ -63,18 +90,11 @@ class Context:
         Returns:
             [n, k', w].
         """
-        states, first = unit(states), unit(first)
-        parts = []
-        for j in range(states.shape[1]):
-            parts.append(self.linear(torch.cat([states[:, j], first], 1), self.inputs[j]))
-        return torch.stack(parts, 1) + self.bias[: states.shape[1]]
+        return known_of(states, first, self.inputs, self.bias, self.linear)
 
     def updated(self, states: Tensor, known: Tensor) -> Tensor:
         """The states [n, k', d] that the head scores, given their known [n, k', w]."""
-        size = states.float().square().mean(-1, keepdim=True).add(EPSILON).sqrt().to(states.dtype)
-        inner = functional.silu(known)
-        parts = [self.linear(inner[:, j], self.updates[j]) for j in range(states.shape[1])]
-        return states + size * torch.stack(parts, 1)
+        return updated_of(states, known, self.updates, self.linear)
 
     def queries(self, known: Tensor, parents: Tensor) -> Tensor:
         """What is added to the source factors of parents with embeddings [..., m, d], given known [..., w].
@@ -82,8 +102,7 @@ class Context:
         Returns:
             [..., m, r].
         """
-        inner = known[..., None, :] + self.linear(unit(parents), self.parents)
-        return self.linear(functional.silu(inner), self.outputs)
+        return queries_of(known, parents, self.parents, self.outputs, self.linear)
 
 
 class Conditioner:
@@ -94,23 +113,32 @@ class Conditioner:
         tables: of the transition (`firp.drafting.transition.token_tables`).
         context: its context, in the model's dtype.
         ops: from `firp_kernels.bind`.
+        fuse: compiles a function of a few rows into few kernels; None runs them as they are.
     """
 
     def __init__(
-        self, view: DecoderView, tables: tuple[Tensor, Tensor], context: Context, ops: SimpleNamespace
+        self,
+        view: DecoderView,
+        tables: tuple[Tensor, Tensor],
+        context: Context,
+        ops: SimpleNamespace,
+        fuse: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None,
     ) -> None:
         self.view, self.context, self.ops = view, context, ops
         self.source, self.target = tables
+        self.linear = ops.linear if fuse is None else functional.linear
+        functions = known_of, updated_of, queries_of
+        self._known, self._updated, self._queries = functions if fuse is None else map(fuse, functions)
 
     @torch.no_grad()
     def known(self, states: Tensor, first: Tensor) -> Tensor:
         """`Context.known` of states [n, k', d] and the tokens [n] after their anchors."""
-        return self.context.known(states, self.view.embed(first))
+        return self._known(states, self.view.embed(first), self.context.inputs, self.context.bias, self.linear)
 
     @torch.no_grad()
     def updated(self, states: Tensor, known: Tensor) -> Tensor:
         """`Context.updated`."""
-        return self.context.updated(states, known)
+        return self._updated(states, known, self.context.updates, self.linear)
 
     @torch.no_grad()
     def __call__(self, probabilities: Tensor, candidates: Tensor, known: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +155,8 @@ class Conditioner:
         count, depths, ranks = candidates.shape
         parents = torch.cat([root[:, None], candidates[:, :-1].flatten(1)], 1)  # [n, 1 + (k' - 1) K]
         known = torch.cat([known[:, :1], known[:, 1:].repeat_interleave(ranks, 1)], 1)
-        query = self.context.queries(known, self.view.embed(parents)[:, :, None])[:, :, 0]
+        context, embedded = self.context, self.view.embed(parents)[:, :, None]
+        query = self._queries(known, embedded, context.parents, context.outputs, self.linear)[:, :, 0]
         query = query + self.source[parents]  # [n, 1 + (k' - 1) K, r]
         # The op reads factors by token: here each parent and each candidate is a token of its own.
         rows = torch.cat([query, query.new_zeros(count, ranks, query.shape[2])], 1).flatten(0, 1)

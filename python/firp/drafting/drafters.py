@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from types import SimpleNamespace
+
+from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS
@@ -44,6 +46,7 @@ class Drafters:
         view, ops: of the model.
         predictor: made for that model, of which the first `num_offsets` offsets draft.
         max_rows: rows of one sequence in a step at most, N + P * k.
+        fuse: as `Conditioner` takes it.
 
     Attributes:
         num_offsets: k, at most the predictor's.
@@ -54,7 +57,13 @@ class Drafters:
     """
 
     def __init__(
-        self, view: DecoderView, ops: SimpleNamespace, predictor: FirpPredictor, num_offsets: int, max_rows: int
+        self,
+        view: DecoderView,
+        ops: SimpleNamespace,
+        predictor: FirpPredictor,
+        num_offsets: int,
+        max_rows: int,
+        fuse: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None,
     ) -> None:
         self.ops = ops
         self.max_rows = max_rows
@@ -69,7 +78,7 @@ class Drafters:
         self.transition = token_tables(view, predictor.transition)
         self.conditioner = None
         if context is not None and self.transition is not None:
-            self.conditioner = Conditioner(view, self.transition, replace(context, linear=ops.linear), ops)
+            self.conditioner = Conditioner(view, self.transition, context, ops, fuse)
         self._by_tree: dict[TreeConfig, Drafter] = {}
 
     def of(self, tree: TreeConfig) -> Drafter | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
 from firp.drafting.predictor import FirpPredictor
-from firp.engine.layers import LayerFunction
+from firp.engine.layers import LayerFunction, fused
 from firp.engine.rows import fuse_beside_layers
 from firp.engine.step import Step
 
@@ -55,7 +55,8 @@ class Steps:
             raise RuntimeError("steps: drafting without a predictor")
         key = num_offsets, max_rows, head
         if key not in self._made:
-            drafters = Drafters(self.view, self.ops, self.predictor, num_offsets, max_rows)
+            fuse = fused if self.layer.compiled else None
+            drafters = Drafters(self.view, self.ops, self.predictor, num_offsets, max_rows, fuse)
             self._made[key] = self._step(drafters, head)
         return self._made[key]
 
