@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from firp.decoder.passes import RecordingAttention
 from firp.decoder.view import DecoderView
-from firp.drafting.context import unit
+from firp.drafting.update import unit
 from firp.tools.files import write_atomically
 from firp.train.data import BatchOrder, TextDataset, make_batch
 from firp.train.ridge import RidgeAccumulator

@@ -9,6 +9,7 @@ import torch
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import make_tables
 from firp.drafting.trees import MAX_RANKS
+from firp.drafting.update import updated
 from torch import Tensor
 
 LARGEST_GROWTH = 64.0  # of a pseudo row's size over its state's; trained maps keep it near 1
@@ -85,8 +86,10 @@ class Chain:
         self.tables = None
         if predictor.transition is not None:
             self.tables = make_tables(embed, vocab_size, predictor.transition, dtype, device)
-        with torch.no_grad():
-            self.context = predictor.context(device, dtype)
+        self.update = None
+        if predictor.update_width:
+            with torch.no_grad():
+                self.update = predictor.update_weights(device, dtype)
 
     def pseudo_rows(self, hidden: Tensor, count: int) -> Tensor:
         """States [B, d] of the last accepted tokens at the insertion layer to finite pseudo rows [B * count, d].
@@ -111,10 +114,8 @@ class Chain:
         """
         batch, count, _ = states.shape
         previous = bonus.long().clamp(0, self.vocab_size - 1)
-        known = None
-        if self.context is not None:
-            known = self.context.known(states, self.embed(previous))
-            states = self.context.updated(states, known)
+        if self.update is not None:
+            states = updated(states, self.embed(previous), *(tensor[:count] for tensor in self.update))
         scores = self.head(states.flatten(0, 1))[:, : self.vocab_size].view(batch, count, -1)
         values, candidates = scores.topk(min(MAX_RANKS, scores.shape[2]))
         tokens = []
@@ -123,10 +124,7 @@ class Chain:
             score = values[:, depth].float()
             if self.tables is not None:
                 source, target = self.tables
-                query = source[previous]
-                if self.context is not None and known is not None:
-                    query = query + self.context.queries(known[:, depth], self.embed(previous)[:, None])[:, 0]
-                score = score + torch.einsum("br,bkr->bk", query.float(), target[among].float())
+                score = score + torch.einsum("br,bkr->bk", source[previous].float(), target[among].float())
             previous = among.gather(1, score.argmax(1, keepdim=True))[:, 0]
             tokens.append(previous)
         return torch.stack(tokens, 1)

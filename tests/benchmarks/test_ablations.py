@@ -8,7 +8,7 @@ import pytest
 import torch
 from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
-from firp.drafting.context import unit
+from firp.drafting.update import unit
 from firp.train.data import BatchOrder, load_dataset
 from models import tiny_model
 

@@ -140,7 +140,7 @@ def test_the_sweep_takes_the_rate_with_the_least_held_out_loss(setup, tmp_path):
 
 
 def test_heads_have_neither_transition_nor_context(setup):
-    for changes in ({"transition_rank": 2}, {"context_width": 2}, {"start_from": "folder"}):
+    for changes in ({"transition_rank": 2}, {"update_width": 2}, {"start_from": "folder"}):
         with pytest.raises(ValueError, match=rf"{next(iter(changes))}: got .*, expected .*: heads have none"):
             setup(**changes)
     with pytest.raises(ValueError, match="kind: got 'hydra'"):

@@ -129,9 +129,11 @@ def tiny_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_
     return predictor
 
 
-def context_predictor(model: PreTrainedModel, seed: int, kind: str = "random", num_offsets: int = 3, layer: int = 2):
-    """A predictor whose transition has a context, useful or hostile."""
-    sizes = {"transition_rank": 5, "context_width": 9}
+def update_predictor(
+    model: PreTrainedModel, seed: int, kind: str = "random", num_offsets: int = 3, layer: int = 2, listed: int = 0
+):
+    """A predictor that updates final states, useful or hostile; it drafts `listed` tokens, or all."""
+    sizes = {"transition_rank": 5, "update_width": 9, "draft_vocabulary": listed}
     predictor = firp.FirpPredictor.for_model(model, num_offsets, layer, **sizes).to(model.dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -140,6 +142,10 @@ def context_predictor(model: PreTrainedModel, seed: int, kind: str = "random", n
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
             elif name != "weight":
                 parameter.fill_({"zero": 0.0, "nan": float("nan"), "inf": float("inf"), "huge": 1e30}[kind])
+        if listed:
+            predictor.draft_tokens.copy_(
+                torch.randperm(model.config.vocab_size, generator=generator)[:listed].sort()[0]
+            )
     return predictor
 
 

@@ -19,7 +19,7 @@ import firp
 import torch
 from firp.decoder.sharding import local
 from firp.tools.ranks import LAUNCHED
-from models import FAMILIES, context_predictor
+from models import FAMILIES, update_predictor
 from rank_cases import (
     LARGE_TREE,
     ONE,
@@ -112,10 +112,10 @@ def stops(root: Path) -> dict:
 
 @case
 def drop_in(root: Path) -> list:
-    """`model.generate` with firp.decode, and a predictor whose transition has a context."""
+    """`model.generate` with firp.decode, and a predictor that updates final states."""
     model = sharded(root, "llama")
     options = {**ONE, "max_new_tokens": 8, "do_sample": False, "custom_generate": firp.decode, "tree": TREE}
-    predictors = predictor_for(model), context_predictor(model, 3, layer=1)
+    predictors = predictor_for(model), update_predictor(model, 3, layer=1)
     return [model.generate(predictor=predictor, **options).tolist() for predictor in predictors]
 
 

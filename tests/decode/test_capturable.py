@@ -10,7 +10,7 @@ from firp.engine.graphs import STEP_OPS
 from firp.sampling.choosers import Vectorised
 from firp.sampling.processors import ON_DEVICE
 from firp.sampling.typical import Typical, TypicalAcceptance
-from models import EXPERTS, FAMILIES, context_predictor, tiny_model, tiny_predictor
+from models import EXPERTS, FAMILIES, tiny_model, tiny_predictor, update_predictor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as hf
@@ -79,7 +79,7 @@ def test_every_tree_and_head(monkeypatch, tree, options):
 @pytest.mark.parametrize("tree", [TREE, firp.TreeConfig(8, 3, "static"), firp.TreeConfig(33, 33)], ids=str)
 def test_a_transition_with_a_context(monkeypatch, tree):
     again = tree.kind == "static"  # whose shape is made once
-    assert not step(monkeypatch, tree=tree, make=context_predictor, again=again).faults
+    assert not step(monkeypatch, tree=tree, make=update_predictor, again=again).faults
 
 
 PROCESSORS = {

@@ -10,8 +10,9 @@ import firp
 import pytest
 import torch
 from firp.drafting.predictor import SHIPPED, FirpPredictor
-from models import context_predictor, tiny_model, tiny_predictor
+from models import tiny_model, tiny_predictor, update_predictor
 from predictor_file_cases import ABSENT, CONFIG, REFUSED, WEIGHTS, filled, load_file, recast, tensors
+from safetensors.torch import save_file
 
 
 @pytest.fixture
@@ -163,28 +164,42 @@ def test_predictors_in_memory_may_hold_anything(folder):
             firp.load_predictor(folder)
 
 
-def test_a_context_stays_with_the_first_offsets(tmp_path):
-    predictor = context_predictor(tiny_model(1, vocab=11), 1).float()
+@pytest.mark.parametrize("listed", [0, 4])
+def test_an_update_stays_with_the_first_offsets(tmp_path, listed):
+    predictor = update_predictor(tiny_model(1, vocab=11), 1, listed=listed).float()
     predictor.save_pretrained(tmp_path)
     fewer = firp.load_predictor(tmp_path).first_offsets(2)
-    assert fewer.context_width == 9
-    for name in ("context_inputs", "context_bias"):
+    assert (fewer.update_width, fewer.draft_vocabulary) == (9, listed)
+    for name in ("update_inputs", "update_bias", "update_outputs"):
         assert torch.equal(getattr(fewer, name), getattr(predictor, name)[:2])
-    for name in ("context_parents", "context_outputs", "transition"):
-        assert torch.equal(getattr(fewer, name), getattr(predictor, name))
+    assert torch.equal(fewer.transition, predictor.transition)
+    assert fewer.draft_tokens.equal(predictor.draft_tokens) if listed else fewer.draft_tokens is None
 
 
-def test_a_context_needs_a_transition():
+def test_sizes_of_an_update_are_checked():
     model = tiny_model(1, vocab=11)
-    with pytest.raises(ValueError, match=r"context_width: got 4, expected 0\.\.0 \(0 without a transition\)"):
-        firp.FirpPredictor.for_model(model, 2, 2, context_width=4)
-    with pytest.raises(ValueError, match="context_width: got -1, expected 0"):
-        firp.FirpPredictor.for_model(model, 2, 2, transition_rank=2, context_width=-1)
+    with pytest.raises(ValueError, match="update_width: got -1, expected 0"):
+        firp.FirpPredictor.for_model(model, 2, 2, update_width=-1)
+    with pytest.raises(ValueError, match=r"draft_vocabulary: got 12, expected 0\.\.11 \(vocab_size"):
+        firp.FirpPredictor.for_model(model, 2, 2, update_width=2, draft_vocabulary=12)
+    with pytest.raises(ValueError, match=r"draft_vocabulary: got 4, expected 0\.\.0 \(vocab_size; 0 without an update"):
+        firp.FirpPredictor.for_model(model, 2, 2, draft_vocabulary=4)
 
 
-@pytest.mark.parametrize("name", ["weight", "transition", "context_bias"])
+@pytest.mark.parametrize("tokens", [[1, 2, 2, 5], [3, 1, 5, 7], [-1, 2, 3, 4], [1, 2, 3, 11], [0.0, 1.0, 2.0, 3.0]])
+def test_token_ids_that_do_not_ascend_within_the_vocabulary_are_refused(tmp_path, tokens):
+    predictor = update_predictor(tiny_model(1, vocab=11), 1, listed=4).float()
+    predictor.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    save_file(held | {"draft_tokens": torch.tensor(tokens)}, tmp_path / "model.safetensors")
+    kind = "expected one of int64, int32" if isinstance(tokens[0], float) else "expected ascending token ids in 0"
+    with pytest.raises(ValueError, match=f"draft_tokens: got .*{kind}"):
+        firp.load_predictor(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weight", "transition", "update_bias", "draft_tokens"])
 def test_a_fingerprint_follows_its_weights(name):
-    predictor = context_predictor(tiny_model(1), 1)
+    predictor = update_predictor(tiny_model(1), 1, listed=3)
     before = predictor.fingerprint()
     assert predictor.fingerprint() == before
     with torch.no_grad():

@@ -8,12 +8,12 @@ from firp.bench.random_weights import build
 from firp.bench.step_cost import step_bytes
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
-from firp.drafting.trees import MAX_RANKS, TreeConfig
+from firp.drafting.trees import TreeConfig
 from firp.engine.weights import weights_of
-from firp.engine.work import Draft, Sent, Work, break_even, context_work, product, step_work
+from firp.engine.work import Draft, Sent, Work, break_even, product, step_work, update_work
 from firp.tools.rates import DATASHEETS, Rates, find_rates
 from firp.tools.shapes import SHAPES, named_config
-from models import FAMILIES, context_predictor, tiny_model, tiny_predictor
+from models import FAMILIES, tiny_model, tiny_predictor, update_predictor
 from torch.utils.flop_counter import FlopCounterMode
 
 import firp_kernels
@@ -196,19 +196,15 @@ def test_every_family_is_counted():
         assert work.read > 0 and work.operations > 0, family
 
 
-@pytest.mark.parametrize("offsets", [1, 3])
-def test_operations_of_a_context_are_those_that_torch_counts(offsets):
+@pytest.mark.parametrize("offsets, listed", [(1, 0), (3, 0), (3, 8)])
+def test_operations_of_an_update_are_those_that_torch_counts(offsets, listed):
     model = tiny_model(0, vocab=29, dtype=torch.float32)
-    predictor = context_predictor(model, 1, num_offsets=offsets)
-    conditioner = Drafters(DecoderView(model), firp_kernels.bind("reference"), predictor, offsets, 9).conditioner
-    states, root = torch.randn(2, offsets, model.config.hidden_size), torch.tensor([4, 5])
-    candidates = torch.arange(MAX_RANKS).expand(2, offsets, -1)
+    predictor = update_predictor(model, 1, num_offsets=offsets, listed=listed)
+    updater = Drafters(DecoderView(model), firp_kernels.bind("reference"), predictor, offsets, 9).updater
     with FlopCounterMode(display=False) as counter:
-        known = conditioner.known(states, root)
-        conditioner.updated(states, known)
-        conditioner(torch.rand(candidates.shape), candidates, known, root)
-    draft = Draft(TREE, offsets, INSERTION, predictor.transition_rank, predictor.context_width)
-    work = context_work(model.config, draft, 2, 4)
+        updater.scores(torch.randn(2, offsets, model.config.hidden_size), torch.tensor([4, 5]))
+    draft = Draft(TREE, offsets, INSERTION, predictor.transition_rank, predictor.update_width, listed)
+    work = update_work(model.config, draft, 2, 4)
     assert work.operations == counter.get_total_flops()
-    weights = [weight for weight in predictor.context_tensors if weight is not predictor.context_bias]
-    assert work.read == 4 * sum(weight.numel() for weight in weights)
+    head = (listed or 29) * model.config.hidden_size
+    assert work.read == 4 * (predictor.update_inputs.numel() + predictor.update_outputs.numel() + head)

@@ -59,7 +59,7 @@ def trainer(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("changes", [{}, {"context_width": 8}])
+@pytest.mark.parametrize("changes", [{}, {"update_width": 8}])
 def test_packed_gradients_are_those_of_unpacked_training(trainer, changes):
     """In float32 a gradient differs by rounding alone: less than 1e-5 of its largest entry."""
     gradients = []

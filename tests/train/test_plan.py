@@ -37,7 +37,7 @@ def test_operations_are_those_that_torch_counts(family, width, monkeypatch):
             return rotary(*rows)
 
     monkeypatch.setattr(view, "rotary", uncounted)
-    predictor = FirpPredictor.for_model(model, OFFSETS, INSERTION, transition_rank=RANK, context_width=width)
+    predictor = FirpPredictor.for_model(model, OFFSETS, INSERTION, transition_rank=RANK, update_width=width)
     objective = Objective(view, INSERTION, torch.ones(OFFSETS), UnitEmbeddings(view), trains_maps=True)
     tokens = torch.randint(4, 23, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     anchors, valid = torch.tensor([[0, 3, 7]]), torch.ones(1, ANCHORS, dtype=torch.bool)

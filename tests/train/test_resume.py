@@ -29,7 +29,7 @@ def setup(tmp_path, monkeypatch):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{}, {"keep_rows": True}, {"context_width": 8}])
+@pytest.mark.parametrize("changes", [{}, {"keep_rows": True}, {"update_width": 8}])
 def test_resume_is_exact(setup, tmp_path, changes):
     config = setup(**changes)
     whole = Trainer(config, tmp_path / "whole", progress=False)
@@ -39,7 +39,7 @@ def test_resume_is_exact(setup, tmp_path, changes):
     whole, parts = (firp.load_predictor(tmp_path / name) for name in ("whole", "parts"))
     tensors = dict(whole.named_parameters())
     assert all(torch.equal(tensor, getattr(parts, name)) for name, tensor in tensors.items())
-    assert tensors["context_outputs" if config.context_width else "transition"][-1].any()
+    assert tensors["update_outputs" if config.update_width else "transition"][-1].any()
     logs = [(tmp_path / name / "train_log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     assert len(logs[0]) == len(logs[1])
 
@@ -50,13 +50,13 @@ def test_kept_pseudo_rows_train_as_computed_ones_do(setup, tmp_path):
     kinds = {"kept": {"keep_rows": True}, "computed": {}}
     for name, changes in kinds.items():
         config = setup(
-            learning_rate=0.0, start_from=str(tmp_path / "maps"), context_width=8, **changes,
+            learning_rate=0.0, start_from=str(tmp_path / "maps"), update_width=8, **changes,
         )  # fmt: skip
         assert Trainer(config, tmp_path / name, progress=False).run()
     maps, kept, computed = (firp.load_predictor(tmp_path / name) for name in ("maps", *kinds))
     assert torch.equal(kept.weight, maps.weight)
-    assert kept.context_outputs.any()
-    torch.testing.assert_close(kept.context_outputs, computed.context_outputs, rtol=1e-3, atol=1e-5)
+    assert kept.update_outputs.any()
+    torch.testing.assert_close(kept.update_outputs, computed.update_outputs, rtol=1e-3, atol=1e-5)
     assert (tmp_path / "kept" / "rows.bin").stat().st_size == sum_of_tokens(setup()) * 3 * kept.hidden_size * 4
 
 
@@ -68,7 +68,7 @@ def sum_of_tokens(config):
 def test_rows_kept_for_other_maps_are_refused(setup, tmp_path):
     for name, seed in (("maps", 0), ("others", 1)):
         assert Trainer(setup(seed=seed), tmp_path / name, progress=False).run()
-    options = {"learning_rate": 0.0, "context_width": 8, "keep_rows": True}
+    options = {"learning_rate": 0.0, "update_width": 8, "keep_rows": True}
     assert Trainer(setup(start_from=str(tmp_path / "maps"), **options), tmp_path / "run", progress=False).run()
     with pytest.raises(ValueError, match=r"maps of start_from: got '\w+', but .*rows.bin was made with .*; remove it"):
         Trainer(setup(start_from=str(tmp_path / "others"), **options), tmp_path / "run", progress=False)
@@ -78,7 +78,7 @@ def test_pseudo_rows_kept_for_other_answers_are_refused(setup, tmp_path):
     """They are there where an answer lets an anchor stand."""
     assert Trainer(setup(), tmp_path / "maps", progress=False).run()
     options = {
-        "start_from": str(tmp_path / "maps"), "learning_rate": 0.0, "context_width": 8,
+        "start_from": str(tmp_path / "maps"), "learning_rate": 0.0, "update_width": 8,
         "keep_rows": True,
     }  # fmt: skip
     assert Trainer(setup(**options), tmp_path / "run", progress=False).run()
@@ -89,9 +89,9 @@ def test_pseudo_rows_kept_for_other_answers_are_refused(setup, tmp_path):
 
 
 def test_a_context_of_another_width_is_refused(setup, tmp_path):
-    assert Trainer(setup(context_width=8), tmp_path / "first", progress=False).run()
-    start = {"start_from": str(tmp_path / "first"), "context_width": 4}
-    with pytest.raises(ValueError, match="context_width: got 4, but start_from has 8"):
+    assert Trainer(setup(update_width=8), tmp_path / "first", progress=False).run()
+    start = {"start_from": str(tmp_path / "first"), "update_width": 4}
+    with pytest.raises(ValueError, match="update_width: got 4, but start_from has 8"):
         Trainer(setup(**start), tmp_path / "second", progress=False).run()
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_named(setup, tmp_path):
         ("learning_rate", -1.0),
         ("learning_rate", float("inf")),
         ("transition_learning_rate", float("nan")),
-        ("context_width", -1),
+        ("update_width", -1),
         ("ridge_tokens", -1),
         ("seed", -1),
     ],

@@ -44,7 +44,7 @@ def test_the_transition_learns_a_successor_rule():
     optimizer = torch.optim.AdamW([predictor.transition], lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        loss, rank = objective.follow(predictor, None, None, previous, targets)
+        loss, rank = objective.follow(predictor, previous, targets)
         loss.mean().backward()
         optimizer.step()
     assert bool((rank == 0).all()) and float(loss.detach().mean()) < 0.1
@@ -58,7 +58,7 @@ def test_a_choice_outside_the_candidates_has_the_rank_after_the_last():
     scores = torch.from_numpy(np.linspace(1.0, 0.0, 40, dtype=np.float32))[None, None]
     teacher = torch.zeros(1, 1, 40).index_fill(2, torch.tensor([30]), 50.0)
     targets = Targets.of(torch.zeros(1, 1), scores, teacher)
-    loss, rank = objective.follow(predictor, None, None, torch.tensor([[5]]), targets)
+    loss, rank = objective.follow(predictor, torch.tensor([[5]]), targets)
     source, target = (part.float() for part in token_tables(view, predictor.transition))
     share = (scores[0, 0, :16] + target[:16] @ source[5]).log_softmax(0)
     torch.testing.assert_close(loss, -share.mean()[None, None], rtol=1e-5, atol=1e-6)

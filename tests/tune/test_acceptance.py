@@ -10,7 +10,7 @@ from firp.drafting.recording import record
 from firp.drafting.transition import token_tables
 from firp.generation.batch import greedy_answers
 from firp.tune.acceptance import replay
-from models import context_predictor, random_tree, tiny_model, tiny_predictor
+from models import random_tree, tiny_model, tiny_predictor, update_predictor
 
 
 def setup(seed, family="llama", vocab=7, make=tiny_predictor):
@@ -58,9 +58,9 @@ def test_replay_counts_the_steps_that_decoding_takes(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "granite"])
-def test_replay_counts_the_steps_that_decoding_with_a_context_takes(family):
+def test_replay_counts_the_steps_that_decoding_with_an_update_takes(family):
     for seed in range(2):
-        model, predictor, prompts, rng = setup(seed, family, vocab=19, make=context_predictor)
+        model, predictor, prompts, rng = setup(seed, family, vocab=19, make=update_predictor)
         recordings = recordings_of(model, predictor, prompts, 30, num_ranks=16)
         for _ in range(3):
             tree = random_tree(rng)
@@ -68,7 +68,7 @@ def test_replay_counts_the_steps_that_decoding_with_a_context_takes(family):
             assert replayed(recordings, tree, 3, model, predictor) == expected, (seed, tree)
 
 
-@pytest.mark.parametrize("make", [tiny_predictor, context_predictor])
+@pytest.mark.parametrize("make", [tiny_predictor, update_predictor])
 @pytest.mark.parametrize("k", [1, 2])
 def test_fewer_offsets_replay_from_the_same_recording(k, make):
     model, predictor, prompts, _ = setup(5, make=make)

@@ -6,7 +6,7 @@ import firp
 import numpy as np
 import pytest
 from firp.drafting.profile import NODES, load_profile, save_profile
-from models import context_predictor, tiny_model, tiny_predictor
+from models import tiny_model, tiny_predictor, update_predictor
 from profiles import made_profile, some_prompts
 
 
@@ -34,7 +34,7 @@ def some_tree(rng):
 
 KINDS = [
     (tiny_predictor, "random"), (tiny_predictor, "identity"), (tiny_predictor, "inverted"),
-    (context_predictor, "random"),
+    (update_predictor, "random"),
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import firp
 import pytest
 import torch
 from fake_vllm import BLOCK, PAGES, CommonAttentionMetadata, make_runner, written
-from models import context_predictor, hf_alone, tiny_model, tiny_predictor
+from models import hf_alone, tiny_model, tiny_predictor, update_predictor
 
 import firp_kernels
 
@@ -123,7 +123,7 @@ def test_drafts_are_those_of_the_method(vllm, tmp_path, kind):
 
 
 @pytest.mark.parametrize("chunk", [100, 5])
-@pytest.mark.parametrize("make", [tiny_predictor, context_predictor])
+@pytest.mark.parametrize("make", [tiny_predictor, update_predictor])
 @pytest.mark.parametrize("kind", ["random", "zero", "nan", "inf", "huge"])
 def test_output_is_the_models_own(vllm, tmp_path, make, kind, chunk):
     model = tiny_model(2)
@@ -171,7 +171,7 @@ def test_a_pass_that_overflows_leaves_the_cache_finite(vllm, tmp_path, monkeypat
         assert tokens[len(prompt) :][:NEW] == own_tokens
 
 
-@pytest.mark.parametrize("make", [tiny_predictor, context_predictor])
+@pytest.mark.parametrize("make", [tiny_predictor, update_predictor])
 def test_it_accepts_what_the_engines_own_chain_accepts(vllm, tmp_path, make):
     model = tiny_model(3)
     predictor = make(model, 1)

@@ -192,7 +192,7 @@ def _memory(
         tree = options.make_tree(drafter, nodes, lookahead, None) or drafter.tree
         drafts = {"num_nodes": tree.num_nodes, "num_lookahead": tree.num_lookahead, "num_offsets": drafter.num_offsets}
         drafts["transition_rank"] = drafter.transition_rank
-        drafts["context_width"] = drafter.context_width
+        drafts["update_width"], drafts["draft_vocabulary"] = drafter.update_width, drafter.draft_vocabulary
     elif nodes is not None or lookahead is not None:
         raise ValueError("nodes, lookahead: given without a predictor, expected one to draft with")
     weights = weights_of(config, precision, tp).bytes

@@ -131,8 +131,8 @@ def _draft_of(asked: Asked, config: PreTrainedConfig, architecture: str) -> Draf
     tree = options.make_tree(predictor, asked.nodes, asked.lookahead, None) or predictor.tree
     if tree.num_nodes == 1:
         raise ValueError("nodes: got 1, which is plain decoding, expected at least 2")
-    transition = predictor.transition_rank, predictor.context_width
-    return Draft(tree, predictor.num_offsets, predictor.insertion_layer, *transition)
+    sizes = predictor.transition_rank, predictor.update_width, predictor.draft_vocabulary
+    return Draft(tree, predictor.num_offsets, predictor.insertion_layer, *sizes)
 
 
 def _rates_in_words(rates: Rates, ranks: int) -> str:
@@ -192,7 +192,7 @@ def _print_memory(
     drafts = {
         "num_nodes": draft.nodes, "num_lookahead": draft.lookahead,
         "num_offsets": draft.num_offsets, "transition_rank": draft.transition_rank,
-        "context_width": draft.context_width,
+        "update_width": draft.update_width, "draft_vocabulary": draft.draft_vocabulary,
     }  # fmt: skip
     sizes = asked.batch_size, asked.tp, weights.bytes
     _, plain = plan_run(config, dtype, device, context, *sizes)
@@ -210,7 +210,7 @@ def _print_memory(
 
 def _print_training(console: Console, config: PreTrainedConfig, weights: Weights, draft: Draft, rates: Rates) -> None:
     tokens, anchors = TrainConfig.max_length, TrainConfig.anchors
-    sizes = draft.num_offsets, draft.insertion_layer, draft.transition_rank, draft.context_width
+    sizes = draft.num_offsets, draft.insertion_layer, draft.transition_rank, draft.update_width
     work = training_work(config, weights, tokens, anchors, *sizes)
     assert rates.operations is not None
     title = f"training, a million tokens in sequences of {tokens} with {anchors} anchors"

@@ -91,7 +91,10 @@ def train(
         float, typer.Option(help="Peak learning rate of AdamW for the maps; 0 trains everything except the maps.")
     ] = 5e-4,
     transition_rank: Annotated[int, typer.Option(help="r of the token transition; 0: none.")] = 64,
-    context_width: Annotated[int, typer.Option(help="w of the transition's context; 0: none.")] = 0,
+    update_width: Annotated[int, typer.Option(help="w of the update of final states; 0: none.")] = 0,
+    draft_vocabulary: Annotated[
+        int, typer.Option(help="Tokens that updated rows are scored for, the most frequent ones; 0: all.")
+    ] = 0,
     ridge_tokens: Annotated[
         int, typer.Option(help="Tokens for the ridge start; 0 starts from the identity.")
     ] = 100_000,
@@ -114,7 +117,8 @@ def train(
     config = TrainConfig(
         model=model, data=data, insertion_layer=insertion_layer, num_offsets=num_offsets, steps=steps,
         batch_size=batch_size, anchors=anchors, max_length=max_length, learning_rate=learning_rate,
-        transition_rank=transition_rank, context_width=context_width, ridge_tokens=ridge_tokens,
+        transition_rank=transition_rank, update_width=update_width, draft_vocabulary=draft_vocabulary,
+        ridge_tokens=ridge_tokens,
         start_from=start_from, held_out=held_out, seed=seed,
         dtype=dtype, keep_rows=keep_rows, pack=pack,
     )  # fmt: skip

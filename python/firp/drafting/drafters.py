@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
-
-from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS
-from firp.drafting.context import Conditioner
 from firp.drafting.kept import kept
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter, TreeConfig
+from firp.drafting.update import Fuse, Updater
 
 
 def check_drafting(predictor: object, tree: object) -> None:
@@ -32,10 +29,10 @@ def check_head(head: str | None, predictor: FirpPredictor | None) -> None:
     """Raise ValueError unless it names a mode of the head that the predictor's rows can pass."""
     if head is not None and head not in HEADS:
         raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}, or None")
-    if head == "one-pass" and predictor is not None and predictor.context_width:
+    if head == "one-pass" and predictor is not None and predictor.update_width:
         raise ValueError(
-            "head: got 'one-pass' with a predictor that has a context, which updates pseudo rows before they are "
-            "scored; expected 'two-pass', or None"
+            "head: got 'one-pass' with a predictor that updates pseudo rows before they are scored, expected "
+            "'two-pass' or None"
         )
 
 
@@ -46,14 +43,14 @@ class Drafters:
         view, ops: of the model.
         predictor: made for that model, of which the first `num_offsets` offsets draft.
         max_rows: rows of one sequence in a step at most, N + P * k.
-        fuse: as `Conditioner` takes it.
+        fuse: as `Updater` takes it.
 
     Attributes:
         num_offsets: k, at most the predictor's.
         insertion_layer: t.
         weight: [k, d, d] in the model's dtype, on its device.
         transition: tables of the token transition, or None.
-        conditioner: of a transition that has a context, or None.
+        updater: of the final states of pseudo rows, or None.
     """
 
     def __init__(
@@ -63,7 +60,7 @@ class Drafters:
         predictor: FirpPredictor,
         num_offsets: int,
         max_rows: int,
-        fuse: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None,
+        fuse: Fuse | None = None,
     ) -> None:
         self.ops = ops
         self.max_rows = max_rows
@@ -73,12 +70,8 @@ class Drafters:
         module, settings = view.decoder.embed_tokens, (view.dtype, view.device)
         maps = kept(module, "maps", [predictor.weight], settings, lambda: weight.to(view.device, view.dtype))
         self.weight = maps[:num_offsets]
-        tensors = predictor.context_tensors
-        context = kept(module, "context", tensors, settings, lambda: predictor.context(view.device, view.dtype))
         self.transition = token_tables(view, predictor.transition)
-        self.conditioner = None
-        if context is not None and self.transition is not None:
-            self.conditioner = Conditioner(view, self.transition, context, ops, fuse)
+        self.updater = Updater(view, predictor, num_offsets, ops, fuse) if predictor.update_width else None
         self._by_tree: dict[TreeConfig, Drafter] = {}
 
     def of(self, tree: TreeConfig) -> Drafter | None:

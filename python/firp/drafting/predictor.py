@@ -12,7 +12,6 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from firp.drafting.context import Context
 from firp.drafting.kept import kept
 from firp.drafting.predictor_file import OptionalFields, find_files, read_fields, read_tensors
 from firp.drafting.trees import MAX_NODES, TreeConfig
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAX_WIDTH = 1 << 20
-MAX_CONTEXT_WIDTH = 1 << 14
+MAX_UPDATE_WIDTH = 1 << 14
 MAX_VOCABULARY = (1 << 31) - 1
 SHIPPED = Path(__file__).parents[1] / "predictors"
 
@@ -53,14 +52,16 @@ class FirpPredictor(  # type: ignore[call-arg]
         num_lookahead: P, nodes that get pseudo rows.
         tree_kind: "dynamic" or "static".
         transition_rank: r of the token transition; 0 has none.
-        context_width: w of the transition's context (`firp.drafting.context`); 0 has none.
+        update_width: w of the update of final states (`firp.drafting.update`); 0 has none.
+        draft_vocabulary: how many tokens updated rows are scored for, those of `draft_tokens`; 0 is all.
 
     Attributes:
         weight: [k, d, d].
         transition: [2, d, r] maps from embeddings to the factors of a token as the one before and as the one that
             follows; zeros change nothing. None without a transition.
-        context_inputs, context_bias, context_parents, context_outputs, context_updates: [k, 2, w, d], [k, w], [w, d],
-            [r, w], [k, d, w], of a `Context`, the maps of its inputs apart. None without a context.
+        update_inputs, update_bias, update_outputs: [k, 2, w, d], [k, w], [k, d, w], as `firp.drafting.update` has
+            them, the maps of the inputs apart. None without an update.
+        draft_tokens: [draft_vocabulary] int64 buffer, ascending: no other token is drafted. None where all are.
 
     Raises:
         ValueError: an argument out of range.
@@ -79,7 +80,8 @@ class FirpPredictor(  # type: ignore[call-arg]
         num_lookahead: int = 2,
         tree_kind: str = "dynamic",
         transition_rank: int = 0,
-        context_width: int = 0,
+        update_width: int = 0,
+        draft_vocabulary: int = 0,
     ) -> None:
         super().__init__()
         sizes = (
@@ -95,9 +97,13 @@ class FirpPredictor(  # type: ignore[call-arg]
             )
         if not 0 <= transition_rank <= hidden_size:
             raise ValueError(f"transition_rank: got {transition_rank}, expected 0..{hidden_size} (hidden_size)")
-        most = MAX_CONTEXT_WIDTH if transition_rank else 0
-        if not 0 <= context_width <= most:
-            raise ValueError(f"context_width: got {context_width}, expected 0..{most} (0 without a transition)")
+        if not 0 <= update_width <= MAX_UPDATE_WIDTH:
+            raise ValueError(f"update_width: got {update_width}, expected 0..{MAX_UPDATE_WIDTH}")
+        most = vocab_size if update_width else 0
+        if not 0 <= draft_vocabulary <= most:
+            raise ValueError(
+                f"draft_vocabulary: got {draft_vocabulary}, expected 0..{most} (vocab_size; 0 without an update)"
+            )
         TreeConfig(num_nodes, num_lookahead, tree_kind)
         self.num_offsets = num_offsets
         self.hidden_size = hidden_size
@@ -110,16 +116,17 @@ class FirpPredictor(  # type: ignore[call-arg]
         self.num_lookahead = num_lookahead
         self.tree_kind = tree_kind
         self.transition_rank = transition_rank
-        self.context_width = context_width
+        self.update_width = update_width
+        self.draft_vocabulary = draft_vocabulary
         self.folder: Path | None = None  # where it was loaded from, if a folder
         self.weight = nn.Parameter(torch.eye(hidden_size).repeat(num_offsets, 1, 1))
         self.transition = nn.Parameter(torch.zeros(2, hidden_size, transition_rank)) if transition_rank else None
-        width = context_width
-        self.context_inputs = nn.Parameter(torch.zeros(num_offsets, 2, width, hidden_size)) if width else None
-        self.context_bias = nn.Parameter(torch.zeros(num_offsets, width)) if width else None
-        self.context_parents = nn.Parameter(torch.zeros(width, hidden_size)) if width else None
-        self.context_outputs = nn.Parameter(torch.zeros(transition_rank, width)) if width else None
-        self.context_updates = nn.Parameter(torch.zeros(num_offsets, hidden_size, width)) if width else None
+        width = update_width
+        self.update_inputs = nn.Parameter(torch.zeros(num_offsets, 2, width, hidden_size)) if width else None
+        self.update_bias = nn.Parameter(torch.zeros(num_offsets, width)) if width else None
+        self.update_outputs = nn.Parameter(torch.zeros(num_offsets, hidden_size, width)) if width else None
+        self.draft_tokens: Tensor | None
+        self.register_buffer("draft_tokens", torch.arange(draft_vocabulary) if draft_vocabulary else None)
 
     @property
     def tree(self) -> TreeConfig:
@@ -160,7 +167,7 @@ class FirpPredictor(  # type: ignore[call-arg]
                 predictor = cls(**fields)
         except ValueError as error:
             raise ValueError(f"predictor: {config}: {error}") from error
-        tensors = read_tensors(weights, {name: tensor.shape for name, tensor in predictor.state_dict().items()})
+        tensors = read_tensors(weights, predictor.state_dict(), predictor.vocab_size)
         predictor.load_state_dict(tensors, assign=True)
         return predictor.eval()
 
@@ -187,19 +194,16 @@ class FirpPredictor(  # type: ignore[call-arg]
         return torch.einsum("kod,...d->...ko", self.weight, hidden)
 
     @property
-    def context_tensors(self) -> list[Tensor]:
-        """The context's weights, in the order of `Context`; none without a context."""
-        tensors = (
-            self.context_inputs, self.context_bias, self.context_parents, self.context_outputs, self.context_updates
-        )  # fmt: skip
+    def update_tensors(self) -> list[Tensor]:
+        """The update's weights; none without one."""
+        tensors = (self.update_inputs, self.update_bias, self.update_outputs)
         return [tensor for tensor in tensors if tensor is not None]
 
-    def context(self, device: torch.device, dtype: torch.dtype) -> Context | None:
-        """The context with its weights on `device` in `dtype`, still of their graph; None where there is none."""
-        if not self.context_width:
-            return None
-        inputs, *others = (tensor.to(device, dtype) for tensor in self.context_tensors)
-        return Context(inputs.transpose(1, 2).flatten(2), *others)
+    def update_weights(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The update's weights on `device` in `dtype`, still of their graph, as `firp.drafting.update.updated` takes
+        them."""
+        inputs, bias, outputs = (tensor.to(device, dtype) for tensor in self.update_tensors)
+        return inputs.transpose(1, 2).flatten(2), bias, outputs
 
     def first_offsets(self, num_offsets: int) -> FirpPredictor:
         """This predictor with its first k offsets alone, over the same weights.
@@ -215,26 +219,27 @@ class FirpPredictor(  # type: ignore[call-arg]
             other = FirpPredictor(
                 num_offsets, self.hidden_size, self.insertion_layer, self.num_layers, self.vocab_size,
                 self.architecture, self.base_model, self.num_nodes, self.num_lookahead, self.tree_kind,
-                self.transition_rank, self.context_width,
+                self.transition_rank, self.update_width, self.draft_vocabulary,
             )  # fmt: skip
         other.weight = nn.Parameter(self.weight[:num_offsets].detach(), self.weight.requires_grad)
-        other.transition = self.transition
-        other.context_parents, other.context_outputs = self.context_parents, self.context_outputs
-        for name in ("context_inputs", "context_bias", "context_updates") if self.context_width else ():
+        other.transition, other.draft_tokens = self.transition, self.draft_tokens
+        for name in ("update_inputs", "update_bias", "update_outputs") if self.update_width else ():
             own = getattr(self, name)
             setattr(other, name, nn.Parameter(own[:num_offsets].detach(), own.requires_grad))
         return other.train(self.training)
 
     def fingerprint(self) -> str:
         """Names these weights at their layer: a digest of some, in float16, which any file keeps."""
-        return kept(self, "fingerprint", self.parameters(), (self.insertion_layer,), self._digest)
+        tensors = [*self.parameters(), *self.buffers()]
+        return kept(self, "fingerprint", tensors, (self.insertion_layer,), self._digest)
 
     def _digest(self) -> str:
         digest = hashlib.blake2b(f"{self.insertion_layer}".encode(), digest_size=16)
         for name, tensor in sorted(self.state_dict().items()):
             flat = tensor.flatten()
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(flat[:: max(1, flat.numel() // 4096)].cpu().half().numpy().tobytes())
+            some = flat[:: max(1, flat.numel() // 4096)].cpu()
+            digest.update((some.half() if some.is_floating_point() else some).numpy().tobytes())
         return digest.hexdigest()
 
     def check_model(self, model: PreTrainedModel) -> None:

@@ -18,6 +18,7 @@ from firp.tools.files import read_object
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by their names in safetensors
+INTEGERS = {"I64": "int64", "I32": "int32"}
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -28,7 +29,8 @@ class OptionalFields(TypedDict, total=False):
     num_lookahead: int
     tree_kind: str
     transition_rank: int
-    context_width: int
+    update_width: int
+    draft_vocabulary: int
 
 
 def find_files(source: str | os.PathLike, **hub: object) -> tuple[Path, Path]:
@@ -90,27 +92,26 @@ def _check_field(name: str, value: object, annotation: str) -> None:
         raise ValueError(f"{name}: got {reprlib.repr(value)}, expected an integer")
 
 
-def read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Tensors of exactly these names and shapes, in float32 whichever floating-point dtype the file has.
+def read_tensors(path: Path, expected: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """Tensors of exactly the names, kinds and shapes of `expected`: numbers in float32 whichever floating-point dtype
+    the file has, token ids in int64.
 
     Names, dtypes and shapes are compared in the file's header, before anything of their size is allocated.
 
     Raises:
-        ValueError: no safetensors file, a name missing or unknown, another shape, no floating-point dtype, or a value
-            that float16 does not hold (NaN and infinity among them); file and tensor are named.
+        ValueError: no safetensors file, a name missing or unknown, another shape or kind, a number that float16 does
+            not hold (NaN and infinity among them), token ids that do not ascend within the vocabulary; file and tensor
+            are named.
     """
     try:
         # Opened twice, as safetensors calls a file that may not be read one that is not there.
         with open(path, "rb"), safe_open(path, "pt") as file:
-            _check_header({name: file.get_slice(name) for name in file.keys()}, shapes)  # noqa: SIM118 (no mapping)
+            _check_header({name: file.get_slice(name) for name in file.keys()}, expected)  # noqa: SIM118 (no mapping)
             # Copied: the tensors are a mapping of the file, which may be overwritten while they are in use.
-            tensors = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in shapes}
+            kinds = {name: torch.float32 if like.is_floating_point() else like.dtype for name, like in expected.items()}
+            tensors = {name: file.get_tensor(name).to(kind, copy=True) for name, kind in kinds.items()}
         for name, tensor in tensors.items():
-            if not bool((tensor.abs() <= LARGEST).all()):
-                least, most = tensor.aminmax()
-                raise ValueError(
-                    f"{name}: got values from {least:g} to {most:g}, expected finite ones within ±{LARGEST:g}"
-                )
+            _check_numbers(name, tensor) if tensor.is_floating_point() else _check_tokens(name, tensor, vocab_size)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"predictor: {path}: cannot be read as safetensors: {error}") from error
     except ValueError as error:
@@ -118,20 +119,35 @@ def read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tens
     return tensors
 
 
-def _check_header(slices: Mapping, shapes: Mapping[str, torch.Size]) -> None:
-    missing, unknown = sorted(shapes.keys() - slices), sorted(slices.keys() - shapes)
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    if not bool((tensor.abs() <= LARGEST).all()):
+        least, most = tensor.aminmax()
+        raise ValueError(f"{name}: got values from {least:g} to {most:g}, expected finite ones within ±{LARGEST:g}")
+
+
+def _check_tokens(name: str, tensor: Tensor, vocab_size: int) -> None:
+    if not 0 <= int(tensor[0]) <= int(tensor[-1]) < vocab_size or not bool((tensor.diff() > 0).all()):
+        raise ValueError(
+            f"{name}: got {reprlib.repr(tensor.tolist())}, expected ascending token ids in 0..{vocab_size - 1}"
+        )
+
+
+def _check_header(slices: Mapping, expected: Mapping[str, Tensor]) -> None:
+    missing, unknown = sorted(expected.keys() - slices), sorted(slices.keys() - expected)
     if missing or unknown:
         wrapped = any(name.endswith(f".{end}") for name in unknown for end in missing)
+        advice = "; save the predictor itself, not a wrapper around it" * wrapped
         raise ValueError(
-            f"tensors: got {_listed(sorted(slices))}, expected {_listed(sorted(shapes))} (missing: {_listed(missing)};"
-            f" unknown: {_listed(unknown)})" + "; save the predictor itself, not a wrapper around it" * wrapped
+            f"tensors: got {_listed(sorted(slices))}, expected {_listed(sorted(expected))} (missing: "
+            f"{_listed(missing)}; unknown: {_listed(unknown)}){advice}"
         )
-    for name, shape in shapes.items():
+    for name, like in expected.items():
         dtype, found = slices[name].get_dtype(), list(slices[name].get_shape())
-        if dtype not in DTYPES:
-            raise ValueError(f"{name}: got dtype {dtype}, expected one of {', '.join(DTYPES.values())}")
-        if found != list(shape):
-            raise ValueError(f"{name}: got shape {found}, expected {list(shape)} by {CONFIG}")
+        dtypes = DTYPES if like.is_floating_point() else INTEGERS
+        if dtype not in dtypes:
+            raise ValueError(f"{name}: got dtype {dtype}, expected one of {', '.join(dtypes.values())}")
+        if found != list(like.shape):
+            raise ValueError(f"{name}: got shape {found}, expected {list(like.shape)} by {CONFIG}")
 
 
 def _listed(names: list[str]) -> str:

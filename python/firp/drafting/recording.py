@@ -18,11 +18,10 @@ from torch.nn import functional
 import firp_kernels
 from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
-from firp.drafting.context import Conditioner
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import ABSENT, NODES, AcceptanceProfile, columns, ranges
-from firp.drafting.transition import token_tables
 from firp.drafting.trees import MAX_RANKS, Drafter, DraftTree, TreeConfig
+from firp.drafting.update import Updater
 from firp_kernels import top_marginals
 
 ANCHORS_AT_ONCE = 64
@@ -37,14 +36,11 @@ class Recording:
         probabilities: [n, k, K] float32; [i, j] is the top-K marginal of pseudo[i, j + 1], descending, where i counts
             from the first root. It is for token i + j + 2.
         candidates: [n, k, K] int64 their tokens.
-        conditioned: where the transition has a context, probabilities and order [n, k, 1 + K, K] given the token
-            before: the text's own, then each candidate of the offset before.
     """
 
     tokens: Tensor
     probabilities: Tensor
     candidates: Tensor
-    conditioned: tuple[Tensor, Tensor] | None = None
 
 
 @torch.no_grad()
@@ -58,48 +54,20 @@ def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: 
     layer, device = predictor.insertion_layer, view.device
     real = real_rows(view, tokens[None, :-1].to(device), layer)
     weight = predictor.weight.to(device, view.dtype)
-    tables, context = token_tables(view, predictor.transition), predictor.context(device, view.dtype)
-    conditioner = (
-        None if tables is None or context is None else Conditioner(view, tables, context, firp_kernels.bind(None))
-    )
-    own = functional.pad(tokens, (0, weight.shape[0])).to(device)  # what follows the text is never drafted
-    parts: list[tuple[Tensor, ...]] = []
+    updater = None
+    if predictor.update_width:
+        updater = Updater(view, predictor, predictor.num_offsets, firp_kernels.bind(None))
+    own = tokens.to(device)
+    parts: list[tuple[Tensor, Tensor]] = []
     positions = torch.arange(len(prompt) - 1, len(tokens) - 1, device=device)
     for anchors in positions.split(ANCHORS_AT_ONCE):
         rows = pseudo_rows(view, weight, real, anchors[None], layer)[0]
-        known = None if conditioner is None else conditioner.known(rows, own[anchors + 1])
-        logits = view.logits(rows if conditioner is None or known is None else conditioner.updated(rows, known))
+        logits = view.logits(rows) if updater is None else updater.scores(rows, own[anchors + 1])
         offsets = torch.arange(logits.shape[1], device=device).expand(logits.shape[:2])
-        found: tuple[Tensor, ...] = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
-        if conditioner is not None and known is not None:
-            found = (*found, *_conditioned(conditioner, found[0], found[1], known, own[anchors[:, None] + 1 + offsets]))
-        parts.append(found)
-    probabilities, candidates, *conditioned = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    return Recording(tokens[len(prompt) - 1 :], probabilities, candidates, tuple(conditioned) or None)
-
-
-def _conditioned(
-    conditioner: Conditioner, probabilities: Tensor, candidates: Tensor, known: Tensor, before: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rows [n, k, 1 + K, K] given the text's own tokens before [n, k] and each candidate of the offset before."""
-    given = conditioner(probabilities, candidates, known, before[:, 0].contiguous())
-    alone = [
-        conditioner(*(part[:, j : j + 1].contiguous() for part in (probabilities, candidates, known)), own)
-        for j, own in enumerate(before.unbind(1))
-    ]
-    own = (torch.cat(parts, 1)[:, :, :1] for parts in zip(*alone, strict=True))
-    after, order = (torch.cat(pair, 2) for pair in zip(own, given, strict=True))
-    return after, order
-
-
-def of_candidates(conditioned: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of rows [n, k', 1 + K, K] as a recording has them, those that a draft from k' offsets takes, [n, k', K, K]."""
-    first, deeper = (
-        [part[:, :1, :1].expand(-1, -1, part.shape[3], -1) for part in conditioned],
-        [part[:, 1:, 1:] for part in conditioned],
-    )
-    after, order = (torch.cat(pair, 1) for pair in zip(first, deeper, strict=True))
-    return after, order
+        probabilities, candidates = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
+        parts.append((probabilities, candidates if updater is None else updater.head.tokens_at(candidates)))
+    probabilities, candidates = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return Recording(tokens[len(prompt) - 1 :], probabilities, candidates)
 
 
 @torch.no_grad()
@@ -146,10 +114,6 @@ def _found(
     ranks = np.full((count, len(known)), ABSENT, np.uint8)
     for up, k in ranges(num_offsets):
         probabilities, candidates = (p[:, up:k].contiguous() for p in (recording.probabilities, recording.candidates))
-        conditioned = None
-        if recording.conditioned is not None:
-            after, order = recording.conditioned
-            conditioned = of_candidates((after[:, up:k], order[:, up:k]))
         # The root is `up` levels after the position's next token.
         own = torch.stack([tokens[up + 1 + depth : up + 1 + depth + count] for depth in range(k - up + 1)], 1)
         roots, usable = own[:, 0].clamp(min=0), torch.full((count,), k - up, dtype=torch.int32)
@@ -158,9 +122,9 @@ def _found(
         for i, num_nodes in enumerate(NODES):
             drafter = Drafter(TreeConfig(num_nodes, num_nodes), k - up, ops, transition)
             given, among = (p[..., : drafter.num_ranks].contiguous() for p in (probabilities, candidates))
-            tree = drafter.draft(given, among, roots, usable, conditioned)
+            tree = drafter.draft(given, among, roots, usable)
             places[:, i, target] = _places(tree, own)
-        ranks[:, target] = _ranks(probabilities, candidates, own, ops, transition, conditioned)
+        ranks[:, target] = _ranks(probabilities, candidates, own, ops, transition)
     return places, ranks
 
 
@@ -187,17 +151,14 @@ def _ranks(
     own: Tensor,
     ops: SimpleNamespace,
     transition: tuple[Tensor, Tensor] | None,
-    conditioned: tuple[Tensor, Tensor] | None,
 ) -> np.ndarray:
     """Rank of each of the model's own tokens after its own parent, `ABSENT` past the candidates."""
     match = candidates == own[:, 1:, None]  # [n, depths, K]
     inside, index = match.any(2), match.int().argmax(2)
-    order = None if conditioned is None else conditioned[1]
-    if order is None and transition is not None:
-        roots = own[:, 0].clamp(min=0)
-        order = ops.condition_marginals(probabilities, candidates, roots, *transition, candidates.shape[2])[1]
-    if order is None:
+    if transition is None:
         return torch.where(inside, index, ABSENT).numpy().astype(np.uint8)
+    roots = own[:, 0].clamp(min=0)
+    order = ops.condition_marginals(probabilities, candidates, roots, *transition, candidates.shape[2])[1]
     before = functional.pad(index[:, :-1], (1, 0))  # the root has row 0
     rows = order.gather(2, before[:, :, None, None].expand(-1, -1, 1, order.shape[3]))[:, :, 0].long()
     rank = (rows == index[..., None]).int().argmax(2)

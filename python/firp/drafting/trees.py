@@ -201,18 +201,11 @@ class Drafter:
         candidates: Tensor,
         root_token: Tensor,
         num_offsets: Tensor,
-        conditioned: tuple[Tensor, Tensor] | None = None,
     ) -> DraftTree:
-        """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable.
-
-        `conditioned` are those given the token before, [B, k, K, K], with their order, where the transition has a
-        context (`firp.drafting.context.Conditioner`).
-        """
+        """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable."""
         config, order = self.config, None
         ranks = min(self._drafted_ranks, candidates.shape[2])
-        if conditioned is not None:
-            probabilities, order = (part[..., :ranks].contiguous() for part in conditioned)
-        elif self.transition is not None:
+        if self.transition is not None:
             probabilities, order = self.ops.condition_marginals(
                 probabilities, candidates, root_token, *self.transition, ranks
             )

@@ -151,7 +151,7 @@ class StepClock:
     def _curves(self, least: dict[int, list[float]]) -> Curves:
         layers, head = (tuple(times) for times in zip(*least.values(), strict=True))
         predictor = self.steps.predictor
-        apart = predictor is not None and predictor.context_width > 0
+        apart = predictor is not None and predictor.update_width > 0
         return Curves(tuple(least), tuple(np.maximum.accumulate(layers)), tuple(np.maximum.accumulate(head)), apart)
 
     def _rows(self, step: Step, state: DecodeState, rows: int) -> list[float]:
@@ -192,4 +192,3 @@ class StepClock:
             if turn > WARM_UP_STEPS and self._since(started) > STEP_SECONDS:
                 break
         return [median(times) for times in taken]
-

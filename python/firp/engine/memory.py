@@ -25,8 +25,8 @@ class MemoryPlan:
 
     Attributes:
         weights: the model's parameters.
-        predictor: one d x d map per offset, two tables [V, r] of a token transition, and the matrices of its context:
-            three d x w per offset, one d x w and one r x w.
+        predictor: one d x d map per offset, two tables [V, r] of a token transition, three d x w per offset of an
+            update, and the head's rows of the tokens that may be drafted.
         cache: keys and values of every layer, for every slot allocated.
         scores: the head's scores of one step, and what sampling and drafting make of them.
         scratch: rows on their way through one layer, in a step or in a chunk of the prompt, whichever is larger.
@@ -61,7 +61,8 @@ def plan_memory(
     weights: int = 0,
     captures: bool = False,
     transition_rank: int = 0,
-    context_width: int = 0,
+    update_width: int = 0,
+    draft_vocabulary: int = 0,
     prefill_rows: int = CHUNK_TOKENS,
     tp_size: int = 1,
     local_heads: tuple[int, int] | None = None,
@@ -74,7 +75,8 @@ def plan_memory(
         weights: bytes of the model's parameters.
         captures: whether steps are captured as graphs.
         transition_rank: r of the predictor's token transition.
-        context_width: w of its context.
+        update_width: w of its update of final states.
+        draft_vocabulary: tokens that updated rows are scored for; 0 is all.
         prefill_rows: rows of prompts that pass the model at once, as `most_rows` counts them.
         tp_size: tensor parallel ranks; what one of them needs is planned.
         local_heads: query heads and key heads of a rank; None: all.
@@ -95,7 +97,7 @@ def plan_memory(
 
     steps, together = batch_size * rows * per_row, slots * batch_size
     captured = min(CAPTURED_ROWS, together)
-    maps = num_offsets * width * (width + 3 * context_width) + context_width * (width + transition_rank)
+    maps = num_offsets * width * (width + 3 * update_width) + draft_vocabulary * width
     return MemoryPlan(
         weights=weights,
         predictor=(maps + 2 * vocab * transition_rank) * size,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from firp.decoder.view import DecoderView
-from firp.drafting.context import Conditioner
 from firp.drafting.drafters import Drafters
 from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH, host_adds_branches, making_way
 from firp.drafting.trees import MAX_NODES, DraftTree, first_tree
+from firp.drafting.update import Updater
 from firp.engine.chooser import Chooser
 from firp.engine.layers import LayerFunction, run_layers
 from firp.engine.rows import few_rows
@@ -110,8 +110,8 @@ class Step:
         num_nodes = tree.size[0]
         few = few_rows(hidden.device, hidden.shape[0], hidden.shape[1], num_nodes)
         shares_head = few if self.head is None else self.head == "one-pass"
-        # A context updates the pseudo rows before they are scored.
-        shares_head = shares_head and (self.drafters is None or self.drafters.conditioner is None)
+        # An update comes before the head.
+        shares_head = shares_head and (self.drafters is None or self.drafters.updater is None)
         logits = self.view.logits(hidden if shares_head else hidden[:, :num_nodes])
         return Scored(logits[:, :num_nodes], logits[:, num_nodes:] if shares_head else None, hidden[:, num_nodes:])
 
@@ -138,33 +138,27 @@ class Step:
             return state.tree.of_roots(emitted.root)
         if drafter is None or not scored.hidden.shape[1]:
             return first_tree(emitted.root, drafter, self.layer.compiled)
-        conditioner = None if self.drafters is None else self.drafters.conditioner
-        known: Tensor | None = None
-        if conditioner is None:
+        updater = None if self.drafters is None else self.drafters.updater
+        if updater is None:
             scores, rows = self.pseudo_scores(scored, emitted.rows)
         else:
-            scores, rows, known = self.scores_in_context(conditioner, scored.hidden, emitted)
+            scores, rows = self.updated_scores(updater, scored.hidden, emitted)
         if scores.shape[-1] > self.num_embeddings:  # A padded head scores tokens that could not be drafted.
             scores = scores[..., : self.num_embeddings].contiguous()
         probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
-        conditioned = None
-        if conditioner is not None and known is not None:
-            conditioned = conditioner(probabilities, candidates, known, emitted.root)
-        return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable, conditioned))
+        if updater is not None:
+            candidates = updater.head.tokens_at(candidates)
+        return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable))
 
-    def scores_in_context(
-        self, conditioner: Conditioner, hidden: Tensor, emitted: Emitted
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores [B, k, V] of the accepted node's pseudo rows, updated; which of them drafts each depth, [B, k]; and
-        what the context knows there, [B, k, w]."""
+    def updated_scores(self, updater: Updater, hidden: Tensor, emitted: Emitted) -> tuple[Tensor, Tensor]:
+        """Scores [B, k, M] of the accepted node's pseudo rows, updated; and which of them drafts each depth, [B, k]."""
         k = self.num_offsets
         offset = emitted.rows % k  # [B, k], m + 1 .. k where the lookahead node is m levels up, in counting from 0
         slot = emitted.rows[:, :1] - offset[:, :1]
         states = gather_rows(hidden, slot + torch.arange(k, device=slot.device))  # [B, k, d]
         # The token after the lookahead node: the m-th before the root.
         after = emitted.tokens.gather(1, (emitted.counts[:, None] - 1 - offset[:, :1]).clamp(min=0))[:, 0]
-        known = conditioner.known(states, after.clamp(0, self.num_embeddings - 1))
-        return self.view.logits(conditioner.updated(states, known)), offset, gather_rows(known, offset)
+        return updater.scores(states, after.clamp(0, self.num_embeddings - 1)), offset
 
     def _agreed(self, tree: DraftTree) -> DraftTree:
         return tree if self.view.ranks.size == 1 else DraftTree(*self.view.ranks.agree(tuple(vars(tree).values())))

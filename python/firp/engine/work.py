@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from firp.decoder.model_rules import head_counts
-from firp.drafting.trees import MAX_RANKS, TreeConfig
+from firp.drafting.trees import TreeConfig
 from firp.engine.rows import few_rows
 from firp.engine.weights import GATHERED, SUMMED, Weight, Weights
 from firp.tools.ranks import planned_heads
@@ -44,15 +44,17 @@ class Draft:
         tree: N and P; None decodes plainly.
         num_offsets: k.
         insertion_layer: t; parts of a step are counted below and above it, of a plain one too.
-        transition_rank: r of the token transition; counted with its context alone.
-        context_width: w of the context; 0 has none.
+        transition_rank: r of the token transition; of training alone.
+        update_width: w of the update of final states; 0 has none.
+        draft_vocabulary: tokens that updated rows are scored for; 0 is all.
     """
 
     tree: TreeConfig | None
     num_offsets: int
     insertion_layer: int
     transition_rank: int = 0
-    context_width: int = 0
+    update_width: int = 0
+    draft_vocabulary: int = 0
 
     @property
     def nodes(self) -> int:
@@ -154,9 +156,10 @@ def step_work(
     if draft.tree is not None:
         maps = draft.num_offsets * config.hidden_size**2
         step.add("predictor", Work(maps * size, 2 * batch_size * draft.lookahead * maps))
-        if draft.context_width:
-            step.add("context", context_work(config, draft, batch_size, size))
-        if draft.context_width or not few_rows(device, batch_size, draft.rows, nodes):
+        if draft.update_width:
+            step.add("update", update_work(config, draft, batch_size, size))
+            passes = [nodes]
+        elif not few_rows(device, batch_size, draft.rows, nodes):
             passes = [nodes, draft.num_offsets]
     for rows in passes:
         step.add("norm and head", product((*weights.norm, *weights.head), batch_size * rows, itemsize=size))
@@ -168,12 +171,11 @@ def step_work(
     return step
 
 
-def context_work(config: PreTrainedConfig, draft: Draft, batch_size: int, itemsize: int) -> Work:
-    """What a transition's context adds, whole on every rank: its own weights, and products with those of candidates."""
-    k, w, d, r = draft.num_offsets, draft.context_width, config.hidden_size, draft.transition_rank
-    ranks = min(MAX_RANKS, config.vocab_size)
-    products = 3 * k * w * d + (1 + (k - 1) * ranks) * w * (d + r) + k * ranks * ranks * r
-    return Work(w * ((3 * k + 1) * d + r) * itemsize, 2 * batch_size * products)
+def update_work(config: PreTrainedConfig, draft: Draft, batch_size: int, itemsize: int) -> Work:
+    """What an update adds, whole on every rank: its own weights, and the head's rows of the tokens that it scores."""
+    k, w, d = draft.num_offsets, draft.update_width, config.hidden_size
+    head = (draft.draft_vocabulary or config.vocab_size) * d
+    return Work((3 * k * w * d + head) * itemsize, 2 * batch_size * k * (3 * w * d + head))
 
 
 def _exchange(step: StepWork, weights: Sequence[Weight], rows: int, itemsize: int) -> None:

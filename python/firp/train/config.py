@@ -20,10 +20,11 @@ class TrainConfig:
         anchors: anchors drawn from each sequence.
         max_length: sequences are cut to this many tokens.
         learning_rate: peak of AdamW's for the maps, after a linear warm-up of `warmup` steps; then a cosine to a tenth.
-            0 keeps the maps of `start_from` and trains the transition alone.
+            0 keeps the maps of `start_from` and trains the transition and the update alone.
         transition_rank: r of the token transition; 0 trains none.
-        transition_learning_rate: the same for the transition and its context.
-        context_width: w of the transition's context; 0 trains none.
+        transition_learning_rate: the same for the transition and the update.
+        update_width: w of the update of final states; 0 trains none.
+        draft_vocabulary: how many tokens updated rows are scored for, the most frequent ones of the answers; 0 is all.
         offset_decay: offset j weighs offset_decay ** (j - 1) in the loss.
         ridge_tokens: tokens of the closed-form start; 0 starts from the identity.
         start_from: folder or hub id of a predictor to go on from, instead of the closed form.
@@ -48,7 +49,8 @@ class TrainConfig:
     warmup: int = 20
     transition_rank: int = 64
     transition_learning_rate: float = 1e-3
-    context_width: int = 0
+    update_width: int = 0
+    draft_vocabulary: int = 0
     offset_decay: float = 0.8
     ridge_tokens: int = 100_000
     start_from: str | None = None
@@ -72,9 +74,10 @@ class TrainConfig:
         for name in ("learning_rate", "transition_learning_rate", "offset_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected a finite number of at least 0")
-        if self.learning_rate == 0 and (self.start_from is None or not self.transition_rank):
+        if self.learning_rate == 0 and (self.start_from is None or not (self.transition_rank or self.update_width)):
             raise ValueError(
-                "learning_rate: got 0, which trains a transition alone, expected start_from and transition_rank with it"
+                "learning_rate: got 0, which trains a transition and an update alone, expected start_from with it, and "
+                "transition_rank or update_width"
             )
 
     @property

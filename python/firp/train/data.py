@@ -118,6 +118,18 @@ def possible_anchors(answers: Tensor, num_offsets: int) -> Tensor:
     return allowed
 
 
+def frequent_tokens(dataset: TextDataset, indices: np.ndarray, count: int, vocab_size: int) -> Tensor:
+    """The `count` token ids that are most frequent in the answers of the sequences at `indices`, ascending [count].
+
+    Of equally frequent ones the lower ids are taken.
+    """
+    times = torch.zeros(vocab_size, dtype=torch.int64)
+    for start in range(0, len(indices), SEQUENCES_AT_ONCE):
+        some = [dataset.sequence(i)[dataset.answer_mask(i)] for i in indices[start : start + SEQUENCES_AT_ONCE]]
+        times += torch.bincount(torch.cat(some), minlength=vocab_size)
+    return times.argsort(descending=True, stable=True)[:count].sort().values
+
+
 def split_held_out(dataset: TextDataset, held_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (training, held-out) sequence indices; held-out ones are spread evenly over the file."""
     if not 1 <= held_out < len(dataset):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from firp.decoder.passes import RealRows, pseudo_rows
 from firp.decoder.view import DecoderView
-from firp.drafting.context import Context
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import UnitEmbeddings
+from firp.drafting.update import updated
 from firp.train.data import Batch, possible_anchors
 from firp.train.targets import KeptRows, Targets, divergence_of, rank_of
 
@@ -76,12 +76,15 @@ class OffsetScores:
         return {name: value / self.count for name, value in vars(self).items() if name != "count"}
 
 
-def examine(view: DecoderView, rows: Tensor, final: Tensor, positions: Tensor) -> Targets:
+def examine(
+    view: DecoderView, rows: Tensor, final: Tensor, positions: Tensor, draft_tokens: Tensor | None = None
+) -> Targets:
     """What the model teaches at pseudo rows [n, k, d], with the gradient of `kl` where they have one.
 
     Args:
         final: [B, T, d] the model's own final states.
         positions: [n, k] of these, counted over all sequences.
+        draft_tokens: [M] that may be candidates; None: all.
     """
     own, inverse = positions.unique(return_inverse=True)
     with torch.no_grad():
@@ -89,7 +92,13 @@ def examine(view: DecoderView, rows: Tensor, final: Tensor, positions: Tensor) -
     with torch.set_grad_enabled(rows.requires_grad and torch.is_grad_enabled()):
         student = view.logits(rows).float()
         kl = divergence_of(student, teacher)
-    return Targets.of(kl, student.detach(), teacher)
+    student = student.detach()
+    if draft_tokens is not None:
+        listed = torch.zeros(student.shape[-1], dtype=torch.bool, device=student.device).index_fill(
+            0, draft_tokens, True
+        )
+        student = student.masked_fill(~listed, float("-inf"))
+    return Targets.of(kl, student, teacher)
 
 
 def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
@@ -101,9 +110,9 @@ def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:
 class Objective:
     """What a predictor is trained on, as sums over anchors and offsets, offset j weighing offset_weights[j].
 
-    The maps, and what a context adds to the states: KL(model at i + j || pseudo[i, j]). The token transition and the
-    rest of its context: cross-entropy of the model's own distribution after the text's tokens, over the pseudo row's
-    best candidates alone. The maps learn by the states alone, not by what the context reads of them.
+    The maps and the update: KL(model at i + j || pseudo[i, j], updated). The token transition: cross-entropy of the
+    model's own distribution after the text's tokens, over the pseudo row's best candidates alone; it leaves the others
+    as they are. The maps learn by the states alone, not by what the update reads of them.
 
     Attributes:
         view: the base model.
@@ -155,23 +164,21 @@ class Objective:
         # In the order of the text, so that neighbours share what the model's head scores.
         sources, order = (places // anchors.shape[1] * length + anchors.flatten()[places]).sort()
         at_once = ANCHORS_AT_ONCE[device.type == "cuda"]
-        learning: list[Tensor] = []
-        if self.embeddings is not None and want_gradient:
-            learning = [cast(Tensor, predictor.transition), *predictor.context_tensors]
+        learning = [
+            *predictor.update_tensors,
+            *([] if self.embeddings is None else [cast(Tensor, predictor.transition)]),
+        ]
         parts = zip(places[order].split(at_once), sources.split(at_once), strict=True)
         for index, flat in parts if chosen else ():
             positions = flat[:, None] + torch.arange(1, k + 1, device=device)
             leaf = rows.detach().flatten(0, 1)[index].requires_grad_(maps_learn)
             before = tokens.flatten()[positions]
             with torch.set_grad_enabled(want_gradient):
-                states, known, context = leaf, None, predictor.context(device, torch.float32)
-                if context is not None:
-                    known = context.known(leaf.detach().float(), self.view.embed(before[:, 0]).float())
-                    states = context.updated(leaf.float(), known).to(leaf.dtype)
-                targets = examine(self.view, states, real.final, positions)
+                states = self.updated(predictor, leaf, before[:, 0]) if predictor.update_width else leaf
+                targets = examine(self.view, states, real.final, positions, predictor.draft_tokens)
                 loss, followed = targets.kl, targets.rank
                 if self.embeddings is not None:
-                    follows, followed = self.follow(predictor, context, known, before, targets)
+                    follows, followed = self.follow(predictor, before, targets)
                     loss = loss + follows
             if want_gradient:
                 (loss * weights).sum().backward(inputs=[*learning, *([leaf] if maps_learn else [])])
@@ -182,19 +189,21 @@ class Objective:
             rows.backward(gradient, inputs=[predictor.weight])
         return OffsetScores.of(sums, count)
 
-    def follow(
-        self, predictor: FirpPredictor, context: Context | None, known: Tensor | None, before: Tensor, targets: Targets
-    ) -> tuple[Tensor, Tensor]:
-        """Loss [n, k] and rank of the model's choice after the text's tokens before [n, k], given what the context
-        knows [n, k, w].
+    def updated(self, predictor: FirpPredictor, rows: Tensor, first: Tensor) -> Tensor:
+        """Rows [n, k, d] updated given the tokens [n] after their anchors; of the rows only what is added to has a
+        gradient."""
+        weights = predictor.update_weights(rows.device, torch.float32)
+        seen = rows.detach().float()
+        return rows + (updated(seen, self.view.embed(first).float(), *weights) - seen).to(rows.dtype)
+
+    def follow(self, predictor: FirpPredictor, before: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Loss [n, k] and rank of the model's choice after the text's tokens before [n, k].
 
         A choice that is not among the candidates has the rank after the last.
         """
         source, target = cast(Tensor, predictor.transition)
         embed = cast(UnitEmbeddings, self.embeddings)
         query = embed(before) @ source
-        if context is not None and known is not None:
-            query = query + context.queries(known, self.view.embed(before).float()[:, :, None])[:, :, 0]
         factor = (query[..., None, :] * (embed(targets.best) @ target)).sum(-1)
         scores = torch.log_softmax(targets.scores + factor, dim=-1)
         loss = -(torch.softmax(targets.goal, dim=-1) * scores).sum(-1)

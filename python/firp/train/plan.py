@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedConfig
 
 from firp.decoder.model_rules import head_counts
@@ -47,7 +46,7 @@ class TrainingWork:
     Attributes:
         base: the base model's own rows; once in all with kept rows, else at every visit.
         targets: the head over the positions that anchors predict.
-        pseudo: pseudo rows through the maps, the layers above and the head, and the token transition with its context.
+        pseudo: pseudo rows through the maps, the layers above and the head, the update and the token transition.
         backward: gradients of the maps and the transition. The base model's weights get none.
     """
 
@@ -69,14 +68,14 @@ def training_work(
     num_offsets: int,
     insertion_layer: int,
     transition_rank: int,
-    context_width: int,
+    update_width: int,
 ) -> TrainingWork:
     """Work for a sequence of so many tokens and anchors. Attention is counted in full, masked scores too; a position
     that several anchors predict, once for each.
 
     Args:
         weights: of the whole model.
-        num_offsets, insertion_layer, transition_rank, context_width: k, t, r, w.
+        num_offsets, insertion_layer, transition_rank, update_width: k, t, r, w.
     """
     heads, _, head_dim = head_counts(config)
     attended = 4 * heads * head_dim  # operations of a row and a position that it sees
@@ -91,12 +90,12 @@ def training_work(
     seen, chains = depth * rows * tokens * attended, depth * rows * num_offsets * attended
     candidates = min(MAX_RANKS, config.vocab_size)
     transition = 2 * rows * (1 + candidates) * config.hidden_size * transition_rank
-    context = 2 * rows * context_width * (4 * config.hidden_size + transition_rank)
-    inner = 2 * rows * context_width * (config.hidden_size + transition_rank)  # of what is computed in between
+    update = 2 * rows * update_width * 3 * config.hidden_size
+    inner = 2 * rows * update_width * config.hidden_size  # of what is computed in between
     return TrainingWork(
         base=base,
         targets=head,
-        pseudo=maps + above + head + seen + chains + transition + context,
+        pseudo=maps + above + head + seen + chains + transition + update,
         # Of a frozen product only its input's gradient; both inputs of a chain's own scores have one.
-        backward=maps + above + head + seen + 2 * chains + transition + context + inner,
+        backward=maps + above + head + seen + 2 * chains + transition + update + inner,
     )

@@ -11,12 +11,12 @@ from tqdm import tqdm
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor, load_predictor
 from firp.train.config import TrainConfig
-from firp.train.data import Batch, TextDataset, epoch_batches, make_batch
+from firp.train.data import Batch, TextDataset, epoch_batches, frequent_tokens, make_batch
 from firp.train.ranks import TrainingRanks
 from firp.train.ridge import RidgeAccumulator, hidden_at_insertion
 
 SOURCE_SCALE = 0.01
-CONTEXT_SCALE = 0.7
+INPUT_SCALE = 0.7
 
 
 @torch.no_grad()
@@ -37,14 +37,17 @@ def set_start(
     generator = torch.Generator().manual_seed(config.seed)
     if predictor.transition is not None:
         predictor.transition[0] = torch.randn(predictor.transition.shape[1:], generator=generator) * SOURCE_SCALE
-    for inputs in (predictor.context_inputs, predictor.context_parents):
-        if inputs is not None:
-            inputs.copy_(torch.randn(inputs.shape, generator=generator) * CONTEXT_SCALE * inputs.shape[-1] ** -0.5)
+    inputs = predictor.update_inputs
+    if inputs is not None:
+        inputs.copy_(torch.randn(inputs.shape, generator=generator) * INPUT_SCALE * inputs.shape[-1] ** -0.5)
+    listed = predictor.draft_tokens
+    if listed is not None:
+        listed.copy_(frequent_tokens(dataset, indices, len(listed), predictor.vocab_size))
     if config.start_from is not None:
         start = start_of(config, view)
-        for name, parameter in predictor.named_parameters():
+        for name, tensor in predictor.state_dict().items():
             if getattr(start, name) is not None:
-                parameter.copy_(getattr(start, name))
+                tensor.copy_(getattr(start, name))
     elif config.ridge_tokens:
         predictor.weight.copy_(solve_ridge(config, view, dataset, indices, ranks, progress))
     ranks.copy_first(predictor.parameters())
@@ -53,7 +56,7 @@ def set_start(
 def start_of(config: TrainConfig, view: DecoderView) -> FirpPredictor:
     """The predictor that `config.start_from` names.
 
-    It may have no transition or context yet, but not one of another size.
+    It may have no transition, update or list of tokens yet, but not one of another size.
 
     Raises:
         ValueError: it predicts other offsets, or at another layer; the field is named.
@@ -61,7 +64,7 @@ def start_of(config: TrainConfig, view: DecoderView) -> FirpPredictor:
     assert config.start_from is not None
     start = load_predictor(config.start_from)
     start.check_model(view.model)
-    kept = [name for name in ("transition_rank", "context_width") if getattr(start, name)]
+    kept = [name for name in ("transition_rank", "update_width", "draft_vocabulary") if getattr(start, name)]
     for name in ("insertion_layer", "num_offsets", *kept):
         if getattr(start, name) != getattr(config, name):
             raise ValueError(f"{name}: got {getattr(config, name)}, but start_from has {getattr(start, name)}")

@@ -102,7 +102,10 @@ class Trainer:
     def make_predictor(self) -> FirpPredictor:
         """What is trained."""
         config = self.config
-        sizes: OptionalFields = {"transition_rank": config.transition_rank, "context_width": config.context_width}
+        sizes: OptionalFields = {
+            "transition_rank": config.transition_rank, "update_width": config.update_width,
+            "draft_vocabulary": config.draft_vocabulary,
+        }  # fmt: skip
         made = FirpPredictor.for_model(self.model, config.num_offsets, config.insertion_layer, **sizes)
         return made.to(self.device)
 
@@ -110,7 +113,7 @@ class Trainer:
         """Parameters of the optimizer, each group with its peak learning rate."""
         config = self.config
         groups: list[dict] = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
-        for tensors, decay in (([self.predictor.transition], 0.05), (self.predictor.context_tensors, 0.2)):
+        for tensors, decay in (([self.predictor.transition], 0.05), (self.predictor.update_tensors, 0.2)):
             if tensors and tensors[0] is not None:
                 groups += [{"params": tensors, "peak": config.transition_learning_rate, "weight_decay": decay}]
         return groups

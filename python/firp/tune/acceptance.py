@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import firp_kernels
-from firp.drafting.recording import Recording, of_candidates
+from firp.drafting.recording import Recording
 from firp.drafting.trees import Drafter, TreeConfig, root_only
 from firp.engine.state import DecodeStats
 
@@ -28,9 +28,11 @@ def replay(
     lengths = torch.tensor([len(recording.tokens) - 1 for recording in recordings])
     longest = int(lengths.max())
     tokens = torch.stack([functional.pad(r.tokens, (0, longest + k + 2 - len(r.tokens)), value=-1) for r in recordings])
-    kept = [(r.probabilities, r.candidates, *(r.conditioned or ())) for r in recordings]
-    padded = [[functional.pad(p, (0, 0) * (p.dim() - 1) + (0, longest - len(p))) for p in parts] for parts in kept]
-    probabilities, candidates, *conditioned = (torch.stack(parts) for parts in zip(*padded, strict=True))
+    padded = [
+        [functional.pad(part, (0, 0, 0, 0, 0, longest - len(part))) for part in (r.probabilities, r.candidates)]
+        for r in recordings
+    ]
+    probabilities, candidates = (torch.stack(parts) for parts in zip(*padded, strict=True))
     stats = DecodeStats()
     if tree.num_nodes == 1:
         stats.add([1] * int(lengths.sum()))
@@ -54,7 +56,6 @@ def replay(
         offset = (torch.arange(k) + levels_up[:, None]).clamp(max=k - 1)
         rows = torch.arange(len(recordings))[:, None], source[:, None], offset
         usable = (k - levels_up).clamp(min=0).to(torch.int32)
-        first, among, *given = (part[rows] for part in (probabilities, candidates, *conditioned))
         roots = tokens.gather(1, root[:, None])[:, 0]
-        draft = drafter.draft(first, among, roots, usable, of_candidates((given[0], given[1])) if given else None)
+        draft = drafter.draft(probabilities[rows], candidates[rows], roots, usable)
     return stats

@@ -249,8 +249,8 @@ class Tuner:
         batch.final = [Point(c, time.seconds, self.taus[c], batch_size) for c, time in times.items()]
 
     def _choose_head(self) -> None:
-        """Measure the chosen trees with each head mode, and take the fastest mode. A context leaves one alone."""
-        if self.predictor.context_width:
+        """Measure the chosen trees with each head mode, and take the fastest mode. An update leaves one alone."""
+        if self.predictor.update_width:
             return
         drafting = {size: batch for size, batch in self.batches.items() if batch.chosen.candidate.num_nodes > 1}
         for batch_size, batch in drafting.items():

@@ -1,4 +1,4 @@
-"""The transition and its context: what they start from, and what they learn."""
+"""The transition and the update: what they learn."""
 
 import firp
 import pytest
@@ -7,8 +7,9 @@ from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.transition import UnitEmbeddings
 from firp.drafting.trees import MAX_RANKS
+from firp.drafting.update import updated
 from firp.train.objective import Objective
-from models import context_predictor, tiny_model
+from models import tiny_model, update_predictor
 
 ANCHORS = torch.arange(3, 9)
 
@@ -37,23 +38,25 @@ def own_loss(model, predictor, tokens):
     """KL of the updated rows and cross-entropy of the model's distribution over their candidates, and how often its
     choice is first, row by row."""
     view, embed = DecoderView(model), UnitEmbeddings(DecoderView(model))
-    real, context = real_rows(view, tokens, 2), predictor.context("cpu", torch.float32)
+    real, weights = real_rows(view, tokens, 2), predictor.update_weights("cpu", torch.float32)
     rows = pseudo_rows(view, predictor.weight, real, ANCHORS.expand(len(tokens), -1), 2)
     source, target = predictor.transition
     total, hits = torch.zeros(predictor.num_offsets), torch.zeros(predictor.num_offsets)
     for b in range(len(tokens)):
         for a, anchor in enumerate(ANCHORS.tolist()):
-            known = context.known(rows[b, a][None], view.embed(tokens[b, anchor + 1][None]))
-            states, known = context.updated(rows[b, a][None], known)[0], known[0]
+            states = updated(rows[b, a][None], view.embed(tokens[b, anchor + 1][None]), *weights)[0]
             for j in range(predictor.num_offsets):
                 position = anchor + 1 + j
-                before = tokens[b, position]
                 student = view.logits(states[j][None])[0]
-                best = student.detach().topk(min(MAX_RANKS, 23))
-                query = embed(before) @ source + context.queries(known[j], view.embed(before)[None])[0]
-                share = (best.values + embed(best.indices) @ target @ query).log_softmax(-1)
+                listed = torch.full_like(student, float("-inf"))
+                listed[predictor.draft_tokens] = student.detach()[predictor.draft_tokens]
+                best = listed.topk(min(MAX_RANKS, 23))
+                share = (
+                    best.values + embed(best.indices) @ target @ (embed(tokens[b, position]) @ source)
+                ).log_softmax(-1)
                 teacher = view.logits(real.final[b, position][None])[0]
-                total[j] -= (teacher[best.indices].softmax(-1) * share).sum()
+                goal = teacher[best.indices].softmax(-1)
+                total[j] -= (goal * share.where(share > float("-inf"), 0.0)).sum()
                 total[j] += (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum()
                 hits[j] += best.indices[share.argmax()] == teacher.argmax()
     return total, hits
@@ -61,9 +64,9 @@ def own_loss(model, predictor, tokens):
 
 def test_the_loss_is_the_models_distribution_over_the_candidates(model, tokens):
     """Its gradient is that of the loss summed row by row."""
-    predictor = context_predictor(model, 3)
+    predictor = update_predictor(model, 3, listed=18)
     with torch.no_grad():
-        for tensor in (*predictor.context_tensors, predictor.transition):
+        for tensor in (*predictor.update_tensors, predictor.transition):
             tensor.mul_(0.3)
         assert torch.equal(scores(model, predictor, tokens).followed1, own_loss(model, predictor, tokens)[1])
     scores(model, predictor, tokens, want_gradient=True, trains_maps=False)
@@ -81,13 +84,13 @@ def test_the_loss_is_the_models_distribution_over_the_candidates(model, tokens):
         torch.testing.assert_close(2 * tensor.grad, doubled[name], rtol=2e-3, atol=1e-5, msg=name)
 
 
-def test_what_a_context_reads_of_the_states_leaves_the_maps_gradient_as_it_is(model, tokens):
+def test_what_an_update_reads_of_the_states_leaves_the_maps_gradient_as_it_is(model, tokens):
     """The maps learn by the states that are scored."""
-    predictor = context_predictor(model, 3)
+    predictor = update_predictor(model, 3)
     plain = firp.FirpPredictor.for_model(model, 3, 2, transition_rank=5)
     with torch.no_grad():
         plain.weight.copy_(predictor.weight)
-        predictor.context_updates.zero_()
+        predictor.update_outputs.zero_()
     found, bare = (scores(model, one, tokens, want_gradient=True) for one in (predictor, plain))
     assert torch.equal(predictor.weight.grad, plain.weight.grad)
     assert torch.equal(found.kl, bare.kl) and torch.equal(found.top4, bare.top4)
