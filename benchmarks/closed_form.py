@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from firp.decoder.passes import RecordingAttention
 from firp.decoder.view import DecoderView
-from firp.drafting.update import unit
 from firp.tools.files import write_atomically
 from firp.train.data import BatchOrder, TextDataset, make_batch
 from firp.train.ridge import RidgeAccumulator
@@ -20,6 +19,11 @@ from tqdm import tqdm
 
 BATCH, MAX_LENGTH, SEED = 8, 512, 0
 BATCHES_BETWEEN_FILES = 5
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows [..., d] scaled to a mean square of 1."""
+    return functional.rms_norm(rows, rows.shape[-1:], eps=1e-6)
 
 
 @dataclass(frozen=True)

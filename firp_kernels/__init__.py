@@ -16,6 +16,7 @@ from firp_kernels.ops.rms_norm import rms_norm
 from firp_kernels.ops.rotary import rotary
 from firp_kernels.ops.top_marginals import top_marginals
 from firp_kernels.ops.tree_attention import tree_attention
+from firp_kernels.ops.update_states import update_states
 from firp_kernels.ops.verify_tree import Verified, verify_tree
 from firp_kernels.ops.write_and_attend import write_and_attend
 from firp_kernels.ops.write_cache import write_cache
@@ -44,6 +45,7 @@ __all__ = [
     "rotary",
     "top_marginals",
     "tree_attention",
+    "update_states",
     "verify_tree",
     "write_and_attend",
     "write_cache",

@@ -31,6 +31,7 @@ from firp_kernels.ops import (
     rotary,
     top_marginals,
     tree_attention,
+    update_states,
     verify_tree,
     write_and_attend,
     write_cache,
@@ -39,7 +40,7 @@ from firp_kernels.ops import (
 _MODULES = (
     write_cache, tree_attention, write_and_attend, predictor_projection, verify_tree, emit_tokens, commit_cache,
     draft_tree, top_marginals, condition_marginals, lookup_branch, keep_top_p, linear, joint_linear, gated_linear,
-    rms_norm, rotary, norm_qkv_rotary, output_norm_mlp,
+    rms_norm, rotary, norm_qkv_rotary, output_norm_mlp, update_states,
 )  # fmt: skip
 SCHEMAS = {module.__name__.rpartition(".")[2]: module.SCHEMA for module in _MODULES}
 

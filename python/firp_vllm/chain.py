@@ -9,8 +9,9 @@ import torch
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import make_tables
 from firp.drafting.trees import MAX_RANKS
-from firp.drafting.update import updated
 from torch import Tensor
+
+from firp_kernels.ops.update_states import updated
 
 LARGEST_GROWTH = 64.0  # of a pseudo row's size over its state's; trained maps keep it near 1
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
-from firp.drafting.update import unit
 from firp.train.data import BatchOrder, load_dataset
 from models import tiny_model
 
@@ -16,7 +15,7 @@ import benchmarks.ablations.held_out as held_out_module
 from benchmarks.ablations.__main__ import main
 from benchmarks.ablations.held_out import HeldOut
 from benchmarks.ablations.units import gather, train_units
-from benchmarks.closed_form import Source, solve
+from benchmarks.closed_form import Source, solve, unit
 
 
 @pytest.fixture

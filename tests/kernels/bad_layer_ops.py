@@ -35,6 +35,19 @@ def bad_gated_linear():
     yield "up", [torch.zeros(2, 5), torch.zeros(4, 5), torch.zeros(3, 5)]
 
 
+def bad_update_states():
+    states, inputs, outputs = torch.zeros(2, 3, 4), torch.zeros(3, 5, 8), torch.zeros(3, 4, 5)
+    good = [states, states[:, 0], inputs, torch.zeros(3, 5), outputs]
+    yield "states", replaced(good, _0=states[0])
+    yield "states", replaced(good, _0=states.int())
+    yield "first", replaced(good, _1=states[:, 0, :3])
+    yield "inputs", replaced(good, _2=inputs[..., :7])
+    yield "inputs", replaced(good, _2=inputs[:2])
+    yield "bias", replaced(good, _3=torch.zeros(3, 4))
+    yield "outputs", replaced(good, _4=outputs.double())
+    yield "outputs", replaced(good, _4=outputs[:, :3])
+
+
 def bad_rms_norm():
     yield "input", [torch.zeros(2, 3), torch.zeros(4), 1e-5]
     yield "weight", [torch.zeros(2, 4), torch.zeros(4, 4), 1e-5]

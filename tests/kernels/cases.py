@@ -226,6 +226,7 @@ def example_arguments(seed: int) -> dict[str, tuple]:
         "linear": (hidden, torch.randn(6, 8), torch.randn(6)),
         "joint_linear": (hidden, [torch.randn(6, 8), torch.randn(3, 8)], [torch.randn(6), torch.randn(3)]),
         "gated_linear": (hidden, torch.randn(6, 8), torch.randn(6, 8)),
+        "update_states": (hidden[:, :3], hidden[:, 4], torch.randn(3, 5, 16), torch.randn(3, 5), torch.randn(3, 8, 5)),
         "rms_norm": (hidden, torch.randn(8), 1e-5),
         "norm_qkv_rotary": layer_start_case(seed, torch.float32, seed % 2 == 1),
         "output_norm_mlp": layer_end_case(seed, torch.float32, seed % 2 == 1),

@@ -10,6 +10,7 @@ from bad_layer_ops import (
     bad_output_norm_mlp,
     bad_rms_norm,
     bad_rotary,
+    bad_update_states,
     replaced,
 )
 from cases import attention_case, draft_case, lookup_case, projection_case, verify_case
@@ -221,6 +222,7 @@ CASES = {
     "norm_qkv_rotary": bad_norm_qkv_rotary,
     "output_norm_mlp": bad_output_norm_mlp,
     "rms_norm": bad_rms_norm,
+    "update_states": bad_update_states,
     "rotary": bad_rotary,
     "top_marginals": bad_top_marginals,
     "condition_marginals": bad_condition_marginals,

@@ -7,9 +7,10 @@ from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.transition import UnitEmbeddings
 from firp.drafting.trees import MAX_RANKS
-from firp.drafting.update import updated
 from firp.train.objective import Objective
 from models import tiny_model, update_predictor
+
+from firp_kernels.ops.update_states import updated
 
 ANCHORS = torch.arange(3, 9)
 

@@ -17,52 +17,17 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from firp.decoder.view import DecoderView
 from firp.drafting.kept import kept
 from firp.drafting.predictor import FirpPredictor
+from firp_kernels.ops.update_states import updated
 
-EPSILON = 1e-6
+# What the op has a kernel for; elsewhere torch runs the formula.
+KERNEL_DTYPES = (torch.bfloat16, torch.float32)
 
 Linear = Callable[[Tensor, Tensor], Tensor]
 Fuse = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Rows [..., d] scaled to a mean square of 1."""
-    return functional.rms_norm(rows, rows.shape[-1:], eps=EPSILON)
-
-
-def each(rows: Tensor, weights: Tensor, linear: Linear) -> Tensor:
-    """Rows [n, k, a] of offsets by their own weights [k, b, a], [n, k, b]."""
-    if linear is functional.linear:
-        return torch.einsum("nka,kba->nkb", rows, weights)
-    return torch.stack([linear(rows[:, j], weights[j]) for j in range(rows.shape[1])], 1)
-
-
-def updated(
-    states: Tensor, first: Tensor, inputs: Tensor, bias: Tensor, outputs: Tensor, linear: Linear = functional.linear
-) -> Tensor:
-    """The states that the head scores.
-
-    Args:
-        states: [n, k, d] final states of pseudo rows, before the last norm.
-        first: [n, d] embeddings of the token after each anchor.
-        inputs: [k, w, 2 d] maps of the state and of that embedding, side by side.
-        bias: [k, w].
-        outputs: [k, d, w].
-        linear: the function that multiplies rows [..., a] by a weight [b, a].
-
-    Returns:
-        [n, k, d].
-    """
-    rows = torch.cat([unit(states), unit(first)[:, None].expand_as(states)], -1)
-    inner = functional.silu(each(rows, inputs, linear) + bias)
-    size = torch.linalg.vector_norm(
-        states, dim=-1, keepdim=True, dtype=torch.promote_types(states.dtype, torch.float32)
-    )
-    return states + (size * states.shape[-1] ** -0.5).to(states.dtype) * each(inner, outputs, linear)
 
 
 @dataclass(frozen=True)
@@ -135,10 +100,11 @@ class Updater:
         )  # fmt: skip
         self.weights = tuple(tensor[:num_offsets] for tensor in tensors)
         self.head = DraftHead.of(view, predictor.draft_tokens, ops.linear)
-        self._updated = updated if fuse is None else fuse(updated)
-        self._linear: Linear = ops.linear if fuse is None else functional.linear
+        self._updated = ops.update_states if view.dtype in KERNEL_DTYPES else updated
+        if fuse is not None:
+            self._updated = fuse(updated)
 
     @torch.no_grad()
     def scores(self, states: Tensor, first: Tensor) -> Tensor:
         """Scores [n, k, M] of states [n, k, d], given the tokens [n] after their anchors."""
-        return self.head(self._updated(states, self.view.embed(first), *self.weights, self._linear))
+        return self.head(self._updated(states, self.view.embed(first), *self.weights))

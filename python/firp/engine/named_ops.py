@@ -28,7 +28,7 @@ def check_named(
     run |= set() if view.device.type == "cpu" else {"keep_top_p"}
     if predictor is not None:
         run |= DRAFTING | ({"condition_marginals"} if predictor.transition_rank else set())
-        run |= {"linear"} if predictor.update_width else set()
+        run |= {"linear", "update_states"} if predictor.update_width else set()
         run -= {"draft_tree"} if (tree or predictor.tree).kind == "static" else set()
     if unused := sorted(impl.keys() - run):
         raise ValueError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from firp.drafting.predictor_file import OptionalFields
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -79,6 +81,15 @@ class TrainConfig:
                 "learning_rate: got 0, which trains a transition and an update alone, expected start_from with it, and "
                 "transition_rank or update_width"
             )
+
+    @property
+    def sizes(self) -> OptionalFields:
+        """Of the predictor that is trained."""
+        return {
+            "transition_rank": self.transition_rank,
+            "update_width": self.update_width,
+            "draft_vocabulary": self.draft_vocabulary,
+        }
 
     @property
     def keeps_pseudo_rows(self) -> bool:

@@ -13,9 +13,9 @@ from firp.decoder.passes import RealRows, pseudo_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import UnitEmbeddings
-from firp.drafting.update import updated
 from firp.train.data import Batch, possible_anchors
 from firp.train.targets import KeptRows, Targets, divergence_of, rank_of
+from firp_kernels.ops.update_states import updated
 
 
 def sample_anchors(batch: Batch, num_offsets: int, anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

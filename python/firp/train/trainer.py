@@ -15,7 +15,6 @@ from tqdm import tqdm
 from firp.decoder.passes import Packing, RealRows, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.predictor_file import OptionalFields
 from firp.drafting.profile import FILE_NAME as PROFILE
 from firp.drafting.transition import UnitEmbeddings
 from firp.generation.batch import stop_ids
@@ -102,11 +101,7 @@ class Trainer:
     def make_predictor(self) -> FirpPredictor:
         """What is trained."""
         config = self.config
-        sizes: OptionalFields = {
-            "transition_rank": config.transition_rank, "update_width": config.update_width,
-            "draft_vocabulary": config.draft_vocabulary,
-        }  # fmt: skip
-        made = FirpPredictor.for_model(self.model, config.num_offsets, config.insertion_layer, **sizes)
+        made = FirpPredictor.for_model(self.model, config.num_offsets, config.insertion_layer, **config.sizes)
         return made.to(self.device)
 
     def parameter_groups(self) -> list[dict]:
