@@ -123,7 +123,7 @@ class Chain:
         for depth in range(count):
             among = candidates[:, depth]
             score = values[:, depth].float()
-            if self.tables is not None:
+            if self.tables is not None and (depth or self.update is None):
                 source, target = self.tables
                 score = score + torch.einsum("br,bkr->bk", source[previous].float(), target[among].float())
             previous = among.gather(1, score.argmax(1, keepdim=True))[:, 0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
+from firp.drafting.transition import condition
 from firp.drafting.update import DraftHead
 from models import tiny_model, update_predictor
 
@@ -107,6 +108,21 @@ def test_outputs_of_zero_change_nothing():
     states = torch.randn(2, 3, model.config.hidden_size, dtype=torch.float64)
     found = updater_of(model, predictor).scores(states, torch.tensor([28, 0]))
     assert torch.equal(found, DecoderView(model).logits(states))
+
+
+def test_the_transition_leaves_rows_that_know_the_root_as_they_are():
+    """Depth 1 of the first sequence; the second one's are given the root as before."""
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(2, 3, 7, generator=generator).sort(-1, descending=True).values / 7
+    candidates = torch.stack([torch.randperm(29, generator=generator)[:7] for _ in range(6)]).view(2, 3, 7)
+    tables, root = torch.randn(2, 29, 4, generator=generator).unbind(), torch.tensor([5, 11])
+    ops = firp_kernels.bind(None)
+    after, order = condition(ops, probabilities, candidates, root, tables, 5, torch.tensor([True, False]))
+    expected, ranks = firp_kernels.condition_marginals(probabilities, candidates, root, *tables, 5)
+    assert torch.equal(after[0, 0], probabilities[0, :1, :5].expand(7, -1))
+    assert torch.equal(order[0, 0], torch.arange(5, dtype=torch.int32).expand(7, -1))
+    for found, usual in ((after, expected), (order, ranks)):
+        assert torch.equal(found[0, 1:], usual[0, 1:]) and torch.equal(found[1], usual[1])
 
 
 def test_only_listed_tokens_are_drafted():

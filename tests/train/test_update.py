@@ -52,9 +52,9 @@ def own_loss(model, predictor, tokens):
                 listed = torch.full_like(student, float("-inf"))
                 listed[predictor.draft_tokens] = student.detach()[predictor.draft_tokens]
                 best = listed.topk(min(MAX_RANKS, 23))
-                share = (
-                    best.values + embed(best.indices) @ target @ (embed(tokens[b, position]) @ source)
-                ).log_softmax(-1)
+                # The first row knows the token before.
+                query = embed(tokens[b, position]) @ source * (j > 0)
+                share = (best.values + embed(best.indices) @ target @ query).log_softmax(-1)
                 teacher = view.logits(real.final[b, position][None])[0]
                 goal = teacher[best.indices].softmax(-1)
                 total[j] -= (goal * share.where(share > float("-inf"), 0.0)).sum()

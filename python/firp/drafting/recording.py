@@ -20,6 +20,7 @@ from firp.decoder.passes import pseudo_rows, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import ABSENT, NODES, AcceptanceProfile, columns, ranges
+from firp.drafting.transition import condition
 from firp.drafting.trees import MAX_RANKS, Drafter, DraftTree, TreeConfig
 from firp.drafting.update import Updater
 from firp_kernels import top_marginals
@@ -36,11 +37,13 @@ class Recording:
         probabilities: [n, k, K] float32; [i, j] is the top-K marginal of pseudo[i, j + 1], descending, where i counts
             from the first root. It is for token i + j + 2.
         candidates: [n, k, K] int64 their tokens.
+        knows_next: whether the marginals are given the token after their position.
     """
 
     tokens: Tensor
     probabilities: Tensor
     candidates: Tensor
+    knows_next: bool = False
 
 
 @torch.no_grad()
@@ -67,7 +70,7 @@ def record(view: DecoderView, predictor: FirpPredictor, prompt: Tensor, answer: 
         probabilities, candidates = top_marginals(logits, offsets, min(num_ranks, logits.shape[-1]))
         parts.append((probabilities, candidates if updater is None else updater.head.tokens_at(candidates)))
     probabilities, candidates = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    return Recording(tokens[len(prompt) - 1 :], probabilities, candidates)
+    return Recording(tokens[len(prompt) - 1 :], probabilities, candidates, updater is not None)
 
 
 @torch.no_grad()
@@ -117,14 +120,15 @@ def _found(
         # The root is `up` levels after the position's next token.
         own = torch.stack([tokens[up + 1 + depth : up + 1 + depth + count] for depth in range(k - up + 1)], 1)
         roots, usable = own[:, 0].clamp(min=0), torch.full((count,), k - up, dtype=torch.int32)
+        knows_root = torch.full((count,), up == 0) if recording.knows_next else None
         first = known[up, k, 1]
         target = slice(first, first + k - up)
         for i, num_nodes in enumerate(NODES):
             drafter = Drafter(TreeConfig(num_nodes, num_nodes), k - up, ops, transition)
             given, among = (p[..., : drafter.num_ranks].contiguous() for p in (probabilities, candidates))
-            tree = drafter.draft(given, among, roots, usable)
+            tree = drafter.draft(given, among, roots, usable, knows_root)
             places[:, i, target] = _places(tree, own)
-        ranks[:, target] = _ranks(probabilities, candidates, own, ops, transition)
+        ranks[:, target] = _ranks(probabilities, candidates, own, ops, transition, knows_root)
     return places, ranks
 
 
@@ -151,6 +155,7 @@ def _ranks(
     own: Tensor,
     ops: SimpleNamespace,
     transition: tuple[Tensor, Tensor] | None,
+    knows_root: Tensor | None,
 ) -> np.ndarray:
     """Rank of each of the model's own tokens after its own parent, `ABSENT` past the candidates."""
     match = candidates == own[:, 1:, None]  # [n, depths, K]
@@ -158,7 +163,7 @@ def _ranks(
     if transition is None:
         return torch.where(inside, index, ABSENT).numpy().astype(np.uint8)
     roots = own[:, 0].clamp(min=0)
-    order = ops.condition_marginals(probabilities, candidates, roots, *transition, candidates.shape[2])[1]
+    order = condition(ops, probabilities, candidates, roots, transition, candidates.shape[2], knows_root)[1]
     before = functional.pad(index[:, :-1], (1, 0))  # the root has row 0
     rows = order.gather(2, before[:, :, None, None].expand(-1, -1, 1, order.shape[3]))[:, :, 0].long()
     rank = (rows == index[..., None]).int().argmax(2)

@@ -9,6 +9,7 @@ neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -73,3 +74,22 @@ def make_tables(
     scale = float((squares / (len(vocabulary) * maps.shape[0])).rsqrt())
     source, target = (torch.cat(parts) * scale).to(dtype).chunk(2, 1)
     return source.contiguous(), target.contiguous()
+
+
+def condition(
+    ops: SimpleNamespace,
+    probabilities: Tensor,
+    candidates: Tensor,
+    root: Tensor,
+    transition: tuple[Tensor, Tensor],
+    ranks: int,
+    knows_root: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`firp_kernels.condition_marginals`, which leaves depth 1 as it is where its marginals know the root [B]."""
+    after, order = ops.condition_marginals(probabilities, candidates, root, *transition, ranks)
+    if knows_root is None:
+        return after, order
+    as_it_is = knows_root[:, None, None]
+    first = torch.where(as_it_is, probabilities[:, :1, :ranks], after[:, 0])
+    places = torch.where(as_it_is, torch.arange(ranks, dtype=order.dtype, device=order.device), order[:, 0])
+    return torch.cat([first[:, None], after[:, 1:]], 1), torch.cat([places[:, None], order[:, 1:]], 1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from firp.drafting.rank_paths import smallest_rank_products
+from firp.drafting.transition import condition
 from firp_kernels.bitmask import num_words, pack_ancestors
 
 TREE_KINDS = ("dynamic", "static")
@@ -201,13 +202,17 @@ class Drafter:
         candidates: Tensor,
         root_token: Tensor,
         num_offsets: Tensor,
+        knows_root: Tensor | None = None,
     ) -> DraftTree:
-        """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable."""
+        """Tree from top-K marginals [B, k, K] of which the first `num_offsets` [B] depths are usable.
+
+        `knows_root` [B]: where the marginals of depth 1 are given the root token already; None: nowhere.
+        """
         config, order = self.config, None
         ranks = min(self._drafted_ranks, candidates.shape[2])
         if self.transition is not None:
-            probabilities, order = self.ops.condition_marginals(
-                probabilities, candidates, root_token, *self.transition, ranks
+            probabilities, order = condition(
+                self.ops, probabilities, candidates, root_token, self.transition, ranks, knows_root
             )
         if config.kind == "dynamic":
             return DraftTree(

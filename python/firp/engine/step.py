@@ -138,7 +138,7 @@ class Step:
             return state.tree.of_roots(emitted.root)
         if drafter is None or not scored.hidden.shape[1]:
             return first_tree(emitted.root, drafter, self.layer.compiled)
-        updater = None if self.drafters is None else self.drafters.updater
+        updater, knows_root = None if self.drafters is None else self.drafters.updater, None
         if updater is None:
             scores, rows = self.pseudo_scores(scored, emitted.rows)
         else:
@@ -147,8 +147,8 @@ class Step:
             scores = scores[..., : self.num_embeddings].contiguous()
         probabilities, candidates = self.ops.top_marginals(scores, rows, min(drafter.num_ranks, scores.shape[-1]))
         if updater is not None:
-            candidates = updater.head.tokens_at(candidates)
-        return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable))
+            candidates, knows_root = updater.head.tokens_at(candidates), rows[:, 0] == 0
+        return self._agreed(drafter.draft(probabilities, candidates, emitted.root, emitted.usable, knows_root))
 
     def updated_scores(self, updater: Updater, hidden: Tensor, emitted: Emitted) -> tuple[Tensor, Tensor]:
         """Scores [B, k, M] of the accepted node's pseudo rows, updated; and which of them drafts each depth, [B, k]."""

@@ -204,6 +204,8 @@ class Objective:
         source, target = cast(Tensor, predictor.transition)
         embed = cast(UnitEmbeddings, self.embeddings)
         query = embed(before) @ source
+        if predictor.update_width:  # the row of offset 1 knows the token before
+            query = torch.cat([torch.zeros_like(query[:, :1]), query[:, 1:]], 1)
         factor = (query[..., None, :] * (embed(targets.best) @ target)).sum(-1)
         scores = torch.log_softmax(targets.scores + factor, dim=-1)
         loss = -(torch.softmax(targets.goal, dim=-1) * scores).sum(-1)

@@ -57,5 +57,6 @@ def replay(
         rows = torch.arange(len(recordings))[:, None], source[:, None], offset
         usable = (k - levels_up).clamp(min=0).to(torch.int32)
         roots = tokens.gather(1, root[:, None])[:, 0]
-        draft = drafter.draft(probabilities[rows], candidates[rows], roots, usable)
+        knows_root = levels_up == 0 if recordings[0].knows_next else None
+        draft = drafter.draft(probabilities[rows], candidates[rows], roots, usable, knows_root)
     return stats
