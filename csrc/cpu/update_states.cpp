@@ -31,7 +31,8 @@ float unit_row(const T* row, int64_t width, T* to) {
 // work(linear of an offset, first, last) over ranges that tile the outputs of all offsets, in one parallel region.
 // Rows of an offset are `rows` prepared ones, and its outputs begin at to(offset), `stride` apart.
 template <typename T, typename To, typename Work>
-void over_offsets(const float* prepared, int64_t rows, const Tensor& weights, const Tensor* bias, int64_t stride, To to, Work work) {
+void over_offsets(
+    const float* prepared, int64_t rows, const Tensor& weights, const Tensor* bias, int64_t stride, To to, Work work) {
   const int64_t offsets = weights.size(0), outputs = weights.size(1), width = weights.size(2), padded = whole_tiles(outputs);
   over_outputs(offsets * padded, width, [&](float* scratch, int64_t first, int64_t last) {
     for (int64_t j = 0; j < offsets; ++j) {
