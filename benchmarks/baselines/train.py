@@ -60,7 +60,7 @@ class HeadConfig(TrainConfig):
             raise ValueError(f"loss_vocabulary: got {self.loss_vocabulary}, expected at least 0 (0: all tokens)")
         if self.kind not in KINDS:
             raise ValueError(f"kind: got {self.kind!r}, expected one of {', '.join(KINDS)}")
-        for name, value in (("transition_rank", 0), ("update_width", 0), ("start_from", None)):
+        for name, value in (("transition_rank", 0), ("update_width", 0), ("draft_vocabulary", 0), ("start_from", None)):
             if getattr(self, name) != value:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {value}: heads have none")
 

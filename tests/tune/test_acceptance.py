@@ -1,6 +1,7 @@
 """Acceptance replayed from a recording is that of real decoding, step by step, for any tree."""
 
 import random
+from functools import partial
 
 import firp
 import pytest
@@ -68,7 +69,7 @@ def test_replay_counts_the_steps_that_decoding_with_an_update_takes(family):
             assert replayed(recordings, tree, 3, model, predictor) == expected, (seed, tree)
 
 
-@pytest.mark.parametrize("make", [tiny_predictor, update_predictor])
+@pytest.mark.parametrize("make", [tiny_predictor, update_predictor, partial(update_predictor, listed=5)])
 @pytest.mark.parametrize("k", [1, 2])
 def test_fewer_offsets_replay_from_the_same_recording(k, make):
     model, predictor, prompts, _ = setup(5, make=make)

@@ -1,6 +1,7 @@
 """A profile tells of every tree what decoding with it does, answer by answer, and comes back from its file alone."""
 
 import random
+from functools import partial
 
 import firp
 import numpy as np
@@ -34,7 +35,7 @@ def some_tree(rng):
 
 KINDS = [
     (tiny_predictor, "random"), (tiny_predictor, "identity"), (tiny_predictor, "inverted"),
-    (update_predictor, "random"),
+    (update_predictor, "random"), (partial(update_predictor, listed=5), "random"),
 ]  # fmt: skip
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+
+from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.drafting.choices import HEADS
@@ -10,7 +13,7 @@ from firp.drafting.kept import kept
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter, TreeConfig
-from firp.drafting.update import Fuse, Updater
+from firp.drafting.update import Updater
 
 
 def check_drafting(predictor: object, tree: object) -> None:
@@ -43,7 +46,7 @@ class Drafters:
         view, ops: of the model.
         predictor: made for that model, of which the first `num_offsets` offsets draft.
         max_rows: rows of one sequence in a step at most, N + P * k.
-        fuse: as `Updater` takes it.
+        update: as `Updater` takes it.
 
     Attributes:
         num_offsets: k, at most the predictor's.
@@ -60,7 +63,7 @@ class Drafters:
         predictor: FirpPredictor,
         num_offsets: int,
         max_rows: int,
-        fuse: Fuse | None = None,
+        update: Callable[..., Tensor] | None = None,
     ) -> None:
         self.ops = ops
         self.max_rows = max_rows
@@ -71,7 +74,7 @@ class Drafters:
         maps = kept(module, "maps", [predictor.weight], settings, lambda: weight.to(view.device, view.dtype))
         self.weight = maps[:num_offsets]
         self.transition = token_tables(view, predictor.transition)
-        self.updater = Updater(view, predictor, num_offsets, ops, fuse) if predictor.update_width else None
+        self.updater = Updater(view, predictor, num_offsets, ops, update) if predictor.update_width else None
         self._by_tree: dict[TreeConfig, Drafter] = {}
 
     def of(self, tree: TreeConfig) -> Drafter | None:

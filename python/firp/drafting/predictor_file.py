@@ -126,7 +126,7 @@ def _check_numbers(name: str, tensor: Tensor) -> None:
 
 
 def _check_tokens(name: str, tensor: Tensor, vocab_size: int) -> None:
-    if not 0 <= int(tensor[0]) <= int(tensor[-1]) < vocab_size or not bool((tensor.diff() > 0).all()):
+    if not 0 <= int(tensor[0]) <= int(tensor[-1]) < vocab_size or not bool((tensor[1:] > tensor[:-1]).all()):
         raise ValueError(
             f"{name}: got {reprlib.repr(tensor.tolist())}, expected ascending token ids in 0..{vocab_size - 1}"
         )

@@ -27,7 +27,6 @@ from firp_kernels.ops.update_states import updated
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
 
 Linear = Callable[[Tensor, Tensor], Tensor]
-Fuse = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class DraftHead:
         settings = (view.dtype, view.device)
 
         def rows() -> tuple[Tensor, Tensor, Tensor | None]:
-            listed = tokens.to(view.device)
+            listed = tokens.to(view.device, copy=True)
             return listed, head.weight.detach()[listed], None if head.bias is None else head.bias.detach()[listed]
 
         return cls(view, *kept(head, "draft head", tensors, settings, rows), linear)
@@ -81,7 +80,7 @@ class Updater:
         view: of the base model.
         predictor: that has an update. num_offsets: its first k alone.
         ops: from `firp_kernels.bind`.
-        fuse: compiles a function of a few rows into few kernels; None runs it as it is.
+        update: runs the formula; None: the op, where it has a kernel for the dtype.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Updater:
         predictor: FirpPredictor,
         num_offsets: int,
         ops: SimpleNamespace,
-        fuse: Fuse | None = None,
+        update: Callable[..., Tensor] | None = None,
     ) -> None:
         self.view = view
         settings = (view.dtype, view.device)
@@ -100,9 +99,7 @@ class Updater:
         )  # fmt: skip
         self.weights = tuple(tensor[:num_offsets] for tensor in tensors)
         self.head = DraftHead.of(view, predictor.draft_tokens, ops.linear)
-        self._updated = ops.update_states if view.dtype in KERNEL_DTYPES else updated
-        if fuse is not None:
-            self._updated = fuse(updated)
+        self._updated = update or (ops.update_states if view.dtype in KERNEL_DTYPES else updated)
 
     @torch.no_grad()
     def scores(self, states: Tensor, first: Tensor) -> Tensor:

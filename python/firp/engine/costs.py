@@ -41,13 +41,13 @@ class Curves:
     Attributes:
         rows: increasing.
         layers: seconds of all layers. head: of the head.
-        apart: whether pseudo rows never share the head's pass with the nodes.
+        apart: the share of the head that pseudo rows always pass after the nodes; None where few share their pass.
     """
 
     rows: tuple[int, ...]
     layers: tuple[float, ...]
     head: tuple[float, ...]
-    apart: bool = False
+    apart: float | None = None
 
     def step(self, tree: TreeConfig, num_offsets: int, below: float, branch: int = 0) -> float:
         """Seconds of a step, by interpolation between the rows. A tree of one node decodes plainly.
@@ -58,9 +58,10 @@ class Curves:
         """
         nodes, pseudo = tree.num_nodes + branch, tree.num_lookahead * num_offsets if tree.num_nodes > 1 else 0
         layers = below * self._at(self.layers, nodes) + (1 - below) * self._at(self.layers, nodes + pseudo)
-        if not pseudo or (pseudo <= SHARED_PSEUDO_ROWS and not self.apart):
+        if not pseudo or (pseudo <= SHARED_PSEUDO_ROWS and self.apart is None):
             return layers + self._at(self.head, nodes + pseudo)
-        return layers + self._at(self.head, nodes) + self._at(self.head, num_offsets)
+        share = 1.0 if self.apart is None else self.apart
+        return layers + self._at(self.head, nodes) + share * self._at(self.head, num_offsets)
 
     def branch(self, tree: TreeConfig, num_offsets: int, below: float) -> tuple[float, ...]:
         """Seconds that a branch of 1, 2, ... nodes adds to a step."""
@@ -150,8 +151,9 @@ class StepClock:
 
     def _curves(self, least: dict[int, list[float]]) -> Curves:
         layers, head = (tuple(times) for times in zip(*least.values(), strict=True))
-        predictor = self.steps.predictor
-        apart = predictor is not None and predictor.update_width > 0
+        predictor, apart = self.steps.predictor, None
+        if predictor is not None and predictor.update_width:
+            apart = (predictor.draft_vocabulary or predictor.vocab_size) / predictor.vocab_size
         return Curves(tuple(least), tuple(np.maximum.accumulate(layers)), tuple(np.maximum.accumulate(head)), apart)
 
     def _rows(self, step: Step, state: DecodeState, rows: int) -> list[float]:

@@ -14,6 +14,7 @@ from firp.drafting.predictor import FirpPredictor
 from firp.engine.layers import LayerFunction, fused
 from firp.engine.rows import fuse_beside_layers
 from firp.engine.step import Step
+from firp_kernels.ops.update_states import updated
 
 
 class Steps:
@@ -44,6 +45,11 @@ class Steps:
         """The step that drafts nothing."""
         return self._step(None, None)
 
+    @functools.cached_property
+    def _update(self) -> Callable[..., Tensor] | None:
+        """The update of final states as few kernels, where layers are compiled."""
+        return fused(updated) if self.layer.compiled else None
+
     def drafting(self, num_offsets: int, max_rows: int, head: str | None = None) -> Step:
         """The step that drafts with the first k offsets.
 
@@ -55,8 +61,7 @@ class Steps:
             raise RuntimeError("steps: drafting without a predictor")
         key = num_offsets, max_rows, head
         if key not in self._made:
-            fuse = fused if self.layer.compiled else None
-            drafters = Drafters(self.view, self.ops, self.predictor, num_offsets, max_rows, fuse)
+            drafters = Drafters(self.view, self.ops, self.predictor, num_offsets, max_rows, self._update)
             self._made[key] = self._step(drafters, head)
         return self._made[key]
 

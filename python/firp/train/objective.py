@@ -13,6 +13,7 @@ from firp.decoder.passes import RealRows, pseudo_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.transition import UnitEmbeddings
+from firp.drafting.trees import MAX_RANKS
 from firp.train.data import Batch, possible_anchors
 from firp.train.targets import KeptRows, Targets, divergence_of, rank_of
 from firp_kernels.ops.update_states import updated
@@ -92,13 +93,12 @@ def examine(
     with torch.set_grad_enabled(rows.requires_grad and torch.is_grad_enabled()):
         student = view.logits(rows).float()
         kl = divergence_of(student, teacher)
-    student = student.detach()
+    student, ranks = student.detach(), MAX_RANKS
     if draft_tokens is not None:
-        listed = torch.zeros(student.shape[-1], dtype=torch.bool, device=student.device).index_fill(
-            0, draft_tokens, True
-        )
-        student = student.masked_fill(~listed, float("-inf"))
-    return Targets.of(kl, student, teacher)
+        left_out = torch.ones(student.shape[-1], dtype=torch.bool, device=student.device)
+        student = student.masked_fill(left_out.index_fill(0, draft_tokens, False), float("-inf"))
+        ranks = min(ranks, len(draft_tokens))
+    return Targets.of(kl, student, teacher, ranks)
 
 
 def sums_of(divergence: Tensor, rank: Tensor, followed: Tensor) -> Tensor:

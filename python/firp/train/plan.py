@@ -47,7 +47,7 @@ class TrainingWork:
         base: the base model's own rows; once in all with kept rows, else at every visit.
         targets: the head over the positions that anchors predict.
         pseudo: pseudo rows through the maps, the layers above and the head, the update and the token transition.
-        backward: gradients of the maps and the transition. The base model's weights get none.
+        backward: gradients of the maps, the update and the transition. The base model's weights get none.
     """
 
     base: int

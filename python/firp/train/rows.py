@@ -22,11 +22,12 @@ from firp.decoder.view import DecoderView
 from firp.tools.files import explained, read_object, write_atomically
 from firp.tools.hardware import available_memory
 from firp.train.data import TextDataset, make_batch, possible_anchors
-from firp.train.objective import ANCHORS_AT_ONCE
 from firp.train.targets import KeptRows
 
 # Of a GPU's free memory, what kept rows may take.
 GPU_SHARE = 0.5
+# Anchors of a sequence whose pseudo rows pass the layers together.
+ANCHORS_AT_ONCE = 64
 
 
 def row_width(config: PreTrainedConfig, insertion_layer: int) -> int:
@@ -210,8 +211,7 @@ class RowStore:
         most = int(allowed.sum(1).max())
         anchors = allowed.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most].to(states.device)
         first = torch.arange(batch, device=states.device)[:, None] * length
-        at_once = ANCHORS_AT_ONCE[states.is_cuda]
-        for some in anchors.split(at_once, dim=1) if most else ():  # scores of attention are [B, H, A * k, T]
+        for some in anchors.split(ANCHORS_AT_ONCE, dim=1) if most else ():  # scores of attention are [B, H, A * k, T]
             rows = pseudo_rows(self.view, self.maps, real, some, self.insertion_layer).flatten(0, 1)
             states.view(-1, k * width)[(first + some).flatten()] = rows.flatten(1)
         return [states, real.final]

@@ -50,10 +50,10 @@ class Targets:
     goal: Tensor
 
     @classmethod
-    def of(cls, kl: Tensor, student: Tensor, teacher: Tensor) -> Targets:
-        """From scores [n, k, V] of the rows and of the model."""
+    def of(cls, kl: Tensor, student: Tensor, teacher: Tensor, ranks: int = MAX_RANKS) -> Targets:
+        """From scores [n, k, V] of the rows and of the model; at most `ranks` candidates."""
         choice = teacher.argmax(-1)
-        scores, best = student.topk(min(MAX_RANKS, student.shape[-1]), dim=-1)
+        scores, best = student.topk(min(ranks, student.shape[-1]), dim=-1)
         found, place = (best == choice[..., None]).max(-1)
         place = place.where(found, best.shape[-1])
         return cls(kl, rank_of(student, choice), place, best, scores, teacher.gather(-1, best))
@@ -61,7 +61,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Of whole sequences, what a transition learns from where the maps never change.
+    """Of whole sequences, what a transition and an update learn from where the maps never change.
 
     Attributes:
         pseudo: [B, T, k, d] final states of the pseudo rows; of meaning at possible anchors.

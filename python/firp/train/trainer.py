@@ -154,8 +154,11 @@ class Trainer:
 
     def _run(self, time_limit_s: float | None, checkpoint_every: int, evaluate_every: int) -> bool:
         started = time.monotonic()
-        if self.store is not None and not self.store.fill(self.config.batch_size, self.progress, time_limit_s):
-            return False
+        if self.store is not None:
+            # What a GPU keeps in its memory would be lost.
+            limit = None if self.store.on_gpu else time_limit_s
+            if not self.store.fill(self.config.batch_size, self.progress, limit):
+                return False
         resumed = self.load_checkpoint()
         self.ranks.first(lambda: self.open_log(resumed))
         if not resumed:
