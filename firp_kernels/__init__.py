@@ -2,6 +2,7 @@
 
 from firp_kernels.ops.commit_cache import commit_cache
 from firp_kernels.ops.condition_marginals import condition_marginals
+from firp_kernels.ops.decoder_layers import decoder_layers
 from firp_kernels.ops.draft_tree import draft_tree
 from firp_kernels.ops.emit_tokens import Emitted, emit_tokens
 from firp_kernels.ops.gated_linear import gated_linear
@@ -31,6 +32,7 @@ __all__ = [
     "commit_cache",
     "condition_marginals",
     "cpu_isa",
+    "decoder_layers",
     "draft_tree",
     "emit_tokens",
     "gated_linear",

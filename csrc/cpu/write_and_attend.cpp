@@ -1,6 +1,5 @@
 // firp::write_and_attend on a CPU: rotary where it is asked for, firp::write_cache, then firp::tree_attention. Checks and
 // registration.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cat.h>
 #include <torch/library.h>
 
@@ -8,6 +7,7 @@
 #include <utility>
 
 #include "../checks/tensors.h"
+#include "find_op.h"
 
 namespace firp {
 namespace {
@@ -18,11 +18,6 @@ using WriteCache = void(const Tensor&, const Tensor&, const Tensor&, const Tenso
 using TreeAttention = Tensor(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, double,
     std::optional<int64_t>);
-
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // rows [B, R, H, D] after rotary, in the roundings of torch's own products and sums.
 Tensor rotated(const Tensor& rows, const Tensor& cos, const Tensor& sin) {

@@ -17,6 +17,7 @@ from firp_kernels import registry
 from firp_kernels.ops import (
     commit_cache,
     condition_marginals,
+    decoder_layers,
     draft_tree,
     emit_tokens,
     gated_linear,
@@ -40,7 +41,7 @@ from firp_kernels.ops import (
 _MODULES = (
     write_cache, tree_attention, write_and_attend, predictor_projection, verify_tree, emit_tokens, commit_cache,
     draft_tree, top_marginals, condition_marginals, lookup_branch, keep_top_p, linear, joint_linear, gated_linear,
-    rms_norm, rotary, norm_qkv_rotary, output_norm_mlp, update_states,
+    rms_norm, rotary, norm_qkv_rotary, output_norm_mlp, decoder_layers, update_states,
 )  # fmt: skip
 SCHEMAS = {module.__name__.rpartition(".")[2]: module.SCHEMA for module in _MODULES}
 

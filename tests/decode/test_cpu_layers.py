@@ -53,6 +53,26 @@ def test_whole_layers_have_the_bits_of_their_blocks(monkeypatch, family, dtype, 
         assert torch.equal(ours, theirs)
 
 
+def calls_in_a_step(engine):
+    """How often a step takes its rows through layers in one call, and the scores of the first one."""
+    seen, whole = [], engine._layer.whole
+    if whole is not None:
+        object.__setattr__(engine._layer, "whole", lambda *args: (seen.append(1), whole(*args))[1])
+    steps = list(decoded(engine))[2::2]
+    return len(seen) / len(steps), steps[0]
+
+
+def test_a_step_is_one_call_where_its_layers_are_alike():
+    """Not with another epsilon in one norm, or an op asked for by name."""
+    model = tiny_model(3, dtype=torch.float32)
+    calls, scores = calls_in_a_step(firp.Engine(model))
+    named_calls, same = calls_in_a_step(firp.Engine(model, impl={"write_and_attend": "reference"}))
+    assert (calls, named_calls) == (1, 0)
+    torch.testing.assert_close(same, scores)
+    model.model.layers[1].post_attention_layernorm.variance_epsilon *= 2
+    assert calls_in_a_step(firp.Engine(model))[0] == 0
+
+
 def test_layers_of_other_kinds_keep_their_blocks():
     for family in ("qwen3", "llama-biases", "granite", "gemma"):
         assert not any(whole_layers(firp.Engine(tiny_model(1, family, dtype=torch.float32)))), family

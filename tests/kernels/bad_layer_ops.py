@@ -1,6 +1,7 @@
 """Bad arguments of the ops that do what a layer does with few rows: (what the error says first, arguments)."""
 
 import torch
+from cases import layers_case
 
 
 def replaced(args, **changes):
@@ -90,6 +91,37 @@ def bad_output_norm_mlp():
         yield f"{names[index]}: got dtype", replaced(good, **{f"_{index}": good[index].double()})
     yield "bias: got dtype", replaced(good, _3=torch.zeros(5).double())
     yield "attended: got dtype", [part.int() if isinstance(part, torch.Tensor) else part for part in good]
+
+
+def bad_decoder_layers():
+    good = layers_case(0, torch.float32, True)
+    names = [
+        "input",
+        "cos",
+        "sin",
+        "eps",
+        "norms",
+        "projections",
+        "biases",
+        "outputs",
+        "output_biases",
+        "mlps",
+        "cache",
+    ]
+    place = {name: f"_{index}" for index, name in enumerate(names)}
+    for name in names[4:10]:
+        given = good[names.index(name)]
+        yield f"{name}: got {len(given) - 1}, expected {len(given)}", replaced(good, **{place[name]: given[1:]})
+    yield "norms: got 4, expected 2", replaced(good, _10=good[10][:1])
+    yield "cache: got shape", replaced(good, _10=good[10][0])
+    yield "cos: got shape", replaced(good, _1=good[1][0])
+    wide = good[10].expand(-1, -1, -1, -1, 2, -1)
+    yield (
+        r"projections\[0\]: got 5 heads with keys and values, expected more than 6",
+        replaced(good, _10=wide.repeat(1, 1, 1, 1, 2, 1)[..., :3, :]),
+    )
+    yield "input: got shape", replaced(good, _0=good[0][0])  # as the parts say it
+    yield "gate: got shape", replaced(good, _9=[good[9][0][:, 1:], *good[9][1:]])
 
 
 def bad_rotary():

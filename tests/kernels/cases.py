@@ -198,6 +198,27 @@ def layer_end_case(seed: int, dtype: torch.dtype, with_bias: bool, rows: int = 5
     return [normal(2, rows, 3, 8), normal(2, rows, width), normal(width, 24), bias, normal(width), 1e-5, *mlp]
 
 
+def layers_case(seed: int, dtype: torch.dtype, with_biases: bool, layers: int = 2, window: int | None = None) -> list:
+    """Arguments of `decoder_layers`: 2 sequences of other lengths, 3 heads of queries and 1 of keys, 8 wide; what lies
+    after the step's rows in the cache is NaN."""
+    lens, slots = [0, 7], 2
+    _, keys, values, *tree = shaped_attention_case(
+        5, lens, slots=slots, offsets=2, kv_heads=1, group=3, head_dim=8, dtype=dtype, window=window, seed=seed
+    )
+    rows, width = 5 + slots * 2, 12
+    starts = [layer_start_case(seed + i, dtype, with_biases, rows, width) for i in range(layers)]
+    ends = [layer_end_case(seed + i, dtype, with_biases, rows, width) for i in range(layers)]
+    generator = torch.Generator().manual_seed(seed)
+    angles = torch.randn(2, rows, 8, generator=generator).to(dtype)
+    return [
+        torch.randn(2, rows, width, generator=generator).to(dtype), angles.cos(), angles.sin(), 1e-5,
+        [norm for start, end in zip(starts, ends, strict=True) for norm in (start[1], end[4])],
+        [weight for start in starts for weight in start[3]], [bias for start in starts for bias in start[4]],
+        [end[2] for end in ends], [end[3] for end in ends if with_biases], [part for end in ends for part in end[6:]],
+        torch.stack([keys, values]).expand(layers, -1, -1, -1, -1, -1).clone(), *tree,
+    ]  # fmt: skip
+
+
 def example_arguments(seed: int) -> dict[str, tuple]:
     """Arguments of every op, small and in float32."""
     attention, draft = attention_case(seed, torch.float32, None), draft_case(seed)
@@ -230,6 +251,7 @@ def example_arguments(seed: int) -> dict[str, tuple]:
         "rms_norm": (hidden, torch.randn(8), 1e-5),
         "norm_qkv_rotary": layer_start_case(seed, torch.float32, seed % 2 == 1),
         "output_norm_mlp": layer_end_case(seed, torch.float32, seed % 2 == 1),
+        "decoder_layers": layers_case(seed, torch.float32, seed % 2 == 1),
         "top_marginals": (hidden, which, 3),
         "condition_marginals": (*marginals, torch.tensor([0, 7]), hidden[0, :1].repeat(8, 1), torch.randn(8, 8), 2),
         "rotary": (torch.randn(2, 5, 3, 8), hidden.cos(), hidden.sin()),

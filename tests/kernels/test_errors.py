@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bad_layer_ops import (
+    bad_decoder_layers,
     bad_gated_linear,
     bad_joint_linear,
     bad_linear,
@@ -221,6 +222,7 @@ CASES = {
     "gated_linear": bad_gated_linear,
     "norm_qkv_rotary": bad_norm_qkv_rotary,
     "output_norm_mlp": bad_output_norm_mlp,
+    "decoder_layers": bad_decoder_layers,
     "rms_norm": bad_rms_norm,
     "update_states": bad_update_states,
     "rotary": bad_rotary,

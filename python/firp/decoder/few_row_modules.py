@@ -6,9 +6,9 @@ calls are a good part of a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers.models.mistral.modeling_mistral import MistralAttention
@@ -134,6 +134,14 @@ class FewRowLayer(nn.Module):
                 after.variance_epsilon,
                 *(own["weight"] for own in linears),
             ),
+            settings=(
+                before.variance_epsilon,
+                after.variance_epsilon,
+                attention.scaling,
+                attention.sliding_window,
+                len(attention.biases),
+                attention.output[1] is None,
+            ),
         )
 
     def forward(
@@ -146,6 +154,34 @@ class FewRowLayer(nn.Module):
         query, key, value = heads.split_with_sizes(attention.parts, 2)
         attended = firp_step.attend(attention, query, key, value, attention.scaling, attention.sliding_window)
         return self.ops.output_norm_mlp(attended, hidden_states, *self.after)
+
+
+class JoinedLayers(NamedTuple):
+    """Layers as `firp_kernels.decoder_layers` takes them: `weights` are its arguments from `eps` to `mlps`."""
+
+    weights: tuple[float, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+    scale: float
+    sliding_window: int | None
+
+
+def joined(layers: Sequence[nn.Module]) -> JoinedLayers | None:
+    """Layers for one call; None where they are of another kind, or differ in what one call has once."""
+    if not layers or not all(isinstance(layer, FewRowLayer) for layer in layers):
+        return None
+    settings = {layer.settings for layer in layers}
+    (eps, eps_after, scale, window, *_), *others = settings
+    if others or eps != eps_after:
+        return None
+    norms, projections, biases, outputs, output_biases, mlps = [], [], [], [], [], []
+    for layer in layers:
+        output, bias, norm, _, *mlp = layer.after
+        norms += layer.before[0], norm
+        projections += layer.attention.weights
+        biases += layer.attention.biases
+        outputs.append(output)
+        output_biases += [] if bias is None else [bias]
+        mlps += mlp
+    return JoinedLayers((eps, norms, projections, biases, outputs, output_biases, mlps), scale, window)
 
 
 def ops_of(parts: Iterable[object]) -> set[str]:

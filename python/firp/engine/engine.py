@@ -85,7 +85,7 @@ class Engine:
         self._spare: list[Buffers] = []
         self.runner: StepRunner = make_runner(self.view, graphs, impl)
         self._prefill_attention = prefill_attention(impl, self.ops, self.view.device)
-        self._layer = layer_function(compiles(compile, self.view, impl), self.ops)
+        self._layer = layer_function(compiles(compile, self.view, impl), self.ops, self.view.device, impl is not None)
         self.steps = Steps(self.view, self.ops, self._layer, self._prefill_attention, predictor, head)
         self._trees: TreeChoice | None = None
         if predictor is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from firp.decoder.attention import AttentionStep, RotatingStep
+from firp.decoder.few_row_modules import joined
 from firp.decoder.view import DecoderView
 from firp.drafting.trees import DraftTree
 
@@ -24,10 +25,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class LayerFunction:
-    """Takes rows through one layer, as `_layer` does but for the attention, which it holds."""
+    """Takes rows through one layer, as `_layer` does but for the attention, which it holds.
+
+    Attributes:
+        whole: `firp_kernels.decoder_layers`, which takes them through all layers where it can; None leaves it out.
+    """
 
     call: Callable[..., Tensor]
     compiled: bool
+    whole: Callable[..., Tensor] | None = None
 
     def limits(self) -> AbstractContextManager:
         """What calls run in."""
@@ -125,14 +131,19 @@ def fused(function: Callable[..., R]) -> Callable[..., R]:
     return call
 
 
-def layer_function(compiled: bool, ops: SimpleNamespace) -> LayerFunction:
-    """The function that takes rows through one layer; compiled once for all layers."""
+def layer_function(compiled: bool, ops: SimpleNamespace, device: torch.device, named: bool) -> LayerFunction:
+    """The function that takes rows through one layer; compiled once for all layers.
+
+    Args:
+        named: whether implementations of ops were asked for by name, which `decoder_layers` does not ask.
+    """
     function = compiled_copy(_layer) if compiled else _layer
 
     def call(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, *others: Tensor | int) -> Tensor:
         return function(layer, hidden, cos, sin, ops.write_and_attend, *others)
 
-    return LayerFunction(call, compiled)
+    whole = ops.decoder_layers if device.type == "cpu" and not compiled and not named else None
+    return LayerFunction(call, compiled, whole)
 
 
 def run_layers(
@@ -147,6 +158,11 @@ def run_layers(
 ) -> Tensor:
     """Rows [B, R, d] through `layers`, whose keys and values are those of `cache` [len(layers), 2, B, S, Hkv, D]."""
     cos, sin = position_embeddings
+    if function.whole is not None and (together := joined(layers)) is not None:
+        return function.whole(
+            hidden, cos, sin, *together.weights, cache, context_lens, tree.depths, tree.ancestors, tree.lookahead,
+            num_offsets, together.scale, together.sliding_window,
+        )  # fmt: skip
     with function.limits():
         for layer, layer_cache in zip(layers, cache.unbind(0), strict=True):
             hidden = function.call(
