@@ -37,6 +37,29 @@ def pytest_sessionfinish():
     gc.unfreeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quick_interpreter():
+    """Triton's interpreter looks through its whole language at every call of a function: which names, it learns once."""
+    if HAS_GPU:
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    places = (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base)
+    builtins = {place: [name for name in dir(place) if tl.core.is_builtin(getattr(place, name))] for place in places}
+
+    def patch_builtin(place, *others):
+        for name in builtins[place]:
+            member = getattr(place, name)
+            if tl.core.is_builtin(member):
+                interpreter._patch_attr(place, name, member, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_builtin", patch_builtin)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def memory_for_other_workers():
     """Tests run side by side on one GPU: what torch keeps of a large one would be missing to the others."""
