@@ -39,7 +39,7 @@ def pytest_sessionfinish():
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_interpreter():
-    """Triton's interpreter looks through its whole language at every call of a function: which names, it learns once."""
+    """Triton's interpreter looks through its whole language at every call of a function: here only the first time."""
     if HAS_GPU:
         yield
         return

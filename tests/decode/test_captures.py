@@ -1,5 +1,6 @@
 """Captures, replays and late reads on a GPU made of CPU tensors: the same code that a GPU runs."""
 
+import functools
 import gc
 from types import SimpleNamespace
 
@@ -199,6 +200,23 @@ TREES = firp.TreeConfig(4, 4), firp.TreeConfig(16, 16)
 REPEATING = [torch.tensor([4, 5, 6, 4, 5, 6, 4, 5])], [torch.tensor([4, 5, 6, 4, 5, 6, 4]), torch.tensor([9])], SHORT
 
 
+@functools.cache
+def looking_up_model():
+    return tiny_model(3, vocab=12, dtype=torch.float32)
+
+
+@functools.cache
+def plainly(run, sampled):
+    """What eager steps without a predictor emit after the prompts of REPEATING[run]."""
+    plain, prompts = firp.Engine(looking_up_model(), graphs=False, compile=False), REPEATING[run]
+    return decoded_by(plain, prompts, False, sampled)[0]
+
+
+def decoded_by(engine, prompts, late, sampled):
+    out, stats = with_stats(engine, prompts, 40, late, choose=sampling(engine, prompts) if sampled else None)
+    return out.emitted, stats
+
+
 def sampling(engine, prompts):
     return Vectorised(engine.ops, LogitsProcessorList(), 11, None, [0] * len(prompts))
 
@@ -211,14 +229,12 @@ def sampling(engine, prompts):
     ],
 )  # fmt: skip
 def test_branches_within_captured_steps_leave_the_tokens(cuda, kind, late, sampled):
-    model = tiny_model(3, vocab=12, dtype=torch.float32)
-    plain = firp.Engine(model, graphs=False, compile=False)
+    model = looking_up_model()
     engine = looks_up(captured(model, tiny_predictor(model, 3, kind)), *TREES)
     deepest = 0
-    for prompts in (*REPEATING, REPEATING[0]):
-        choose = [sampling(e, prompts) if sampled else None for e in (engine, plain)]
-        out, stats = with_stats(engine, prompts, 40, late, choose=choose[0])
-        assert out.emitted == with_stats(plain, prompts, 40, False, choose=choose[1])[0].emitted
+    for run in (0, 1, 2, 0):
+        emitted, stats = decoded_by(engine, REPEATING[run], late, sampled)
+        assert emitted == plainly(run, sampled)
         deepest = max(deepest, len(stats.emitted_at_least))
     assert sampled or deepest > engine.num_offsets, "a branch is deeper than the predictor's offsets"
 

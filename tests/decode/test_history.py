@@ -1,5 +1,6 @@
 """Processors see the right history: a node's own path, or each emitted token once and in order."""
 
+import functools
 import random
 
 import firp
@@ -24,16 +25,22 @@ PROCESSORS = {
 }
 
 
+@functools.cache
+def unprocessed(seed):
+    """A model, prompts with their mask, and what Hugging Face decodes without any processor."""
+    model = tiny_model(seed, vocab=11)
+    ids, mask = ragged_batch(random.Random(seed), 4, 11)
+    return model, ids, mask, hf_alone(model, ids, mask, **GREEDY)
+
+
 @pytest.mark.parametrize("options", PROCESSORS.values(), ids=PROCESSORS)
 def test_a_nodes_history_is_its_own_path(options):
     accepted = changed = 0
     stops = options.get("eos_token_id", [EOS])
     for seed in range(4):
-        rng = random.Random(seed)
-        model = tiny_model(seed, vocab=11)
-        ids, mask = ragged_batch(rng, 4, 11)
+        model, ids, mask, plain = unprocessed(seed)
         expected = hf_alone(model, ids, mask, **GREEDY, **options)
-        changed += expected != hf_alone(model, ids, mask, **GREEDY)
+        changed += expected != plain
         out = firp.generate(
             model, ids, attention_mask=mask, predictor=tiny_predictor(model, seed, "identity"),
             tree=firp.TreeConfig(16, 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import torch
@@ -112,12 +113,18 @@ def draft_case(seed: int) -> list:
     return [probabilities, top.indices, root, usable, num_nodes, rng.randint(1, num_nodes), order]
 
 
+@functools.cache
+def drafted_tree(seed: int) -> tuple[torch.Tensor, ...]:
+    """Tokens, parents and look-ahead of a drafted tree, which many cases verify and none writes to."""
+    tokens, parents, _, _, lookahead = draft_tree.reference(*draft_case(seed))
+    return tokens, parents, lookahead
+
+
 def verify_case(seed: int, dtype: torch.dtype, samples: bool) -> list:
     """Arguments of `verify_tree` over a drafted tree, with ties and now and then a NaN."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
-    draft = draft_case(seed)
-    tokens, parents, _, _, lookahead = draft_tree.reference(*draft)
+    tokens, parents, lookahead = drafted_tree(seed)
     batch, num_nodes = tokens.shape
     vocab, max_depth = int(tokens.max()) + 5, rng.randint(0, 4)
     scores = torch.randn(batch, num_nodes, vocab, generator=generator).to(dtype)

@@ -7,8 +7,9 @@ import firp
 import numpy as np
 import pytest
 from firp.drafting.profile import NODES, load_profile, save_profile
-from models import tiny_model, tiny_predictor, update_predictor
+from models import PAD, tiny_model, tiny_predictor, update_predictor
 from profiles import made_profile, some_prompts
+from torch.nn.utils.rnn import pad_sequence
 
 
 def setup(seed, make=tiny_predictor, kind="random", vocab=11, max_new_tokens=40):
@@ -18,11 +19,15 @@ def setup(seed, make=tiny_predictor, kind="random", vocab=11, max_new_tokens=40)
 
 
 def decoded(model, predictor, prompts, tree, max_new_tokens=40):
-    """Steps of each prompt, and tokens."""
-    engine = firp.Engine(model, predictor, tree)
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
-    stats = [firp.generate(model, prompt[None], engine=engine, **options).stats for prompt in prompts]
-    return [one.steps for one in stats], [one.tokens for one in stats]
+    """Steps of each prompt, and tokens; the prompts are decoded in one batch."""
+    ids = pad_sequence(prompts, batch_first=True, padding_value=PAD, padding_side="left")
+    events = []
+    firp.generate(
+        model, ids, attention_mask=(ids != PAD).long(), engine=firp.Engine(model, predictor, tree),
+        max_new_tokens=max_new_tokens, do_sample=False, on_step=events.append,
+    )  # fmt: skip
+    counts = [[len(event.tokens[b]) for event in events if b in event.tokens] for b in range(len(prompts))]
+    return [len(one) for one in counts], [sum(one) for one in counts]
 
 
 def some_tree(rng):
