@@ -160,7 +160,7 @@ def test_a_biased_rule_fails_this_test(model, expected, monkeypatch, chain):
         return Biased(watched, engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)
 
     monkeypatch.setattr(importlib.import_module("firp.generation.generate"), "_chooser", biased)
-    assert chi_square(draw(engine, 2 * BATCH, **CHAINS[chain]), expected[chain]) < 1e-12
+    assert chi_square(draw(engine, BATCH, **CHAINS[chain]), expected[chain]) < 1e-12
 
 
 def test_typical_acceptance_is_lossy_as_it_says(model, expected):
@@ -173,7 +173,7 @@ def test_typical_acceptance_is_lossy_as_it_says(model, expected):
         for acceptance in (None, typical)
     ]
     assert steps[1] > steps[0] + 0.1
-    assert chi_square(draw(engine, 20_000, acceptance=typical, **CHAINS[0]), expected[0]) < 1e-12
+    assert chi_square(draw(engine, 2 * BATCH, acceptance=typical, **CHAINS[0]), expected[0]) < 1e-12
     # A bound that no probability exceeds accepts nothing but the model's own draws.
     strict = TypicalAcceptance(epsilon=1.0, delta=1e9)
     exact = draw(engine, BATCH, **CHAINS[0])

@@ -95,23 +95,10 @@ def bad_output_norm_mlp():
 
 def bad_decoder_layers():
     good = layers_case(0, torch.float32, True)
-    names = [
-        "input",
-        "cos",
-        "sin",
-        "eps",
-        "norms",
-        "projections",
-        "biases",
-        "outputs",
-        "output_biases",
-        "mlps",
-        "cache",
-    ]
-    place = {name: f"_{index}" for index, name in enumerate(names)}
-    for name in names[4:10]:
-        given = good[names.index(name)]
-        yield f"{name}: got {len(given) - 1}, expected {len(given)}", replaced(good, **{place[name]: given[1:]})
+    weights = "norms", "projections", "biases", "outputs", "output_biases", "mlps"
+    for place, name in enumerate(weights, 4):
+        given = good[place]
+        yield f"{name}: got {len(given) - 1}, expected {len(given)}", replaced(good, **{f"_{place}": given[1:]})
     yield "norms: got 4, expected 2", replaced(good, _10=good[10][:1])
     yield "cache: got shape", replaced(good, _10=good[10][0])
     yield "cos: got shape", replaced(good, _1=good[1][0])

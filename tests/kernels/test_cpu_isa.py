@@ -1,5 +1,6 @@
 """FIRP_CPU_ISA: the CPU kernels under each cap against their oracles, the name in use, one error for another value."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,14 +14,33 @@ pytestmark = pytest.mark.skipif(registry.load_extension()[0] is None, reason="th
 ROOT = Path(__file__).parents[2]
 SETS = ("portable", "avx2", "avx512", "avx512bf16")
 OPS = ("linear", "gated_linear", "joint_linear", "rms_norm", "output_norm_mlp", "tree_attention")
-NAME = "import firp_kernels; print(firp_kernels.cpu_isa())"
-CALLS = """
-import torch, firp_kernels
-for call in (lambda: firp_kernels.linear(torch.ones(1, 4), torch.ones(4, 4)), firp_kernels.cpu_isa):
-    try:
-        call()
-    except ValueError as error:
-        print(error)
+WRONG = ("", "AVX2")
+# The kernels read the cap when they are loaded: each in a process of its own, forked from one that has loaded torch.
+PRINTED = """
+import json, os, sys, torch
+
+def name():
+    import firp_kernels
+    print(firp_kernels.cpu_isa())
+
+def calls():
+    import firp_kernels
+    for call in (lambda: firp_kernels.linear(torch.ones(1, 4), torch.ones(4, 4)), firp_kernels.cpu_isa):
+        try:
+            call()
+        except ValueError as error:
+            print(error)
+
+for cap, function in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        if cap is not None:
+            os.environ["FIRP_CPU_ISA"] = cap
+        globals()[function]()
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    print("end", flush=True)
 """
 
 
@@ -34,14 +54,24 @@ def python(cap, *arguments):
 
 
 @pytest.fixture(scope="module")
-def best():
+def printed():
+    """By cap: lines that a process under it prints, of the set in use or, for a wrong one, of the errors of calls."""
+    wanted = [*((cap, "name") for cap in (None, *SETS)), *((cap, "calls") for cap in WRONG)]
+    done = python(None, "-c", PRINTED, json.dumps(wanted))
+    assert done.returncode == 0, done.stderr
+    parts = done.stdout.split("end\n")[:-1]
+    return {cap: part.splitlines() for (cap, _), part in zip(wanted, parts, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def best(printed):
     """The set in use without a cap."""
-    return python(None, "-c", NAME).stdout.strip()
+    return printed[None][0]
 
 
 @pytest.mark.parametrize("cap", SETS)
-def test_a_cap_is_the_set_in_use_where_the_processor_has_it(cap, best):
-    assert python(cap, "-c", NAME).stdout.strip() == min(best, cap, key=SETS.index)
+def test_a_cap_is_the_set_in_use_where_the_processor_has_it(cap, best, printed):
+    assert printed[cap] == [min(best, cap, key=SETS.index)]
 
 
 @pytest.mark.parametrize("cap", SETS)
@@ -60,9 +90,9 @@ def error(wrong):
     return f"FIRP_CPU_ISA: got '{wrong}', expected one of {', '.join(SETS)}"
 
 
-@pytest.mark.parametrize("wrong", ["", "AVX2"])
-def test_another_value_is_one_error_at_every_call(wrong):
-    assert python(wrong, "-c", CALLS).stdout.splitlines() == [error(wrong)] * 2
+@pytest.mark.parametrize("wrong", WRONG)
+def test_another_value_is_one_error_at_every_call(wrong, printed):
+    assert printed[wrong] == [error(wrong)] * 2
 
 
 def test_another_value_is_one_line_of_the_command():

@@ -157,9 +157,10 @@ class FewRowLayer(nn.Module):
 
 
 class JoinedLayers(NamedTuple):
-    """Layers as `firp_kernels.decoder_layers` takes them: `weights` are its arguments from `eps` to `mlps`."""
+    """Layers as `firp_kernels.decoder_layers` takes them: `weights` are its arguments from `norms` to `mlps`."""
 
-    weights: tuple[float, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+    eps: float
+    weights: tuple[list[Tensor], ...]
     scale: float
     sliding_window: int | None
 
@@ -172,7 +173,8 @@ def joined(layers: Sequence[nn.Module]) -> JoinedLayers | None:
     (eps, eps_after, scale, window, *_), *others = settings
     if others or eps != eps_after:
         return None
-    norms, projections, biases, outputs, output_biases, mlps = [], [], [], [], [], []
+    weights: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+    norms, projections, biases, outputs, output_biases, mlps = weights
     for layer in layers:
         output, bias, norm, _, *mlp = layer.after
         norms += layer.before[0], norm
@@ -181,7 +183,7 @@ def joined(layers: Sequence[nn.Module]) -> JoinedLayers | None:
         outputs.append(output)
         output_biases += [] if bias is None else [bias]
         mlps += mlp
-    return JoinedLayers((eps, norms, projections, biases, outputs, output_biases, mlps), scale, window)
+    return JoinedLayers(eps, weights, scale, window)
 
 
 def ops_of(parts: Iterable[object]) -> set[str]:

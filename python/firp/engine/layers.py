@@ -160,8 +160,8 @@ def run_layers(
     cos, sin = position_embeddings
     if function.whole is not None and (together := joined(layers)) is not None:
         return function.whole(
-            hidden, cos, sin, *together.weights, cache, context_lens, tree.depths, tree.ancestors, tree.lookahead,
-            num_offsets, together.scale, together.sliding_window,
+            hidden, cos, sin, together.eps, *together.weights, cache, context_lens, tree.depths, tree.ancestors,
+            tree.lookahead, num_offsets, together.scale, together.sliding_window,
         )  # fmt: skip
     with function.limits():
         for layer, layer_cache in zip(layers, cache.unbind(0), strict=True):
