@@ -16,6 +16,7 @@ from firp.drafting.choices import (
 )  # fmt: skip
 from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.profile import FILE_NAME, save_profile
+from firp.engine.automatic import Automatic, Plan
 from firp.engine.costs import Curves, StepClock
 from firp.tools.hardware import machine_name
 from models import tiny_model
@@ -132,6 +133,19 @@ def test_trees_of_another_k_are_timed_beside_the_first(predictor, monkeypatch, f
     engine.rungs(1)
     assert len({k for _, k in asked[0]}) == 2 and asked[0][0][0] is None
     assert (engine.num_offsets != asked[0][0][1]) == faster and len(asked) == 1 + faster
+
+
+@pytest.mark.parametrize("better, expected", [(1.02, 1), (1.2, 2)])
+def test_a_larger_k_has_to_be_clearly_faster(predictor, monkeypatch, better, expected):
+    """In whichever order the estimates put the two."""
+    monkeypatch.setattr("firp.engine.automatic.NEAR", 0.0)
+    monkeypatch.setattr(Automatic, "_tau", lambda self, tree, k: better**k if tree.num_nodes > 1 else 1.0)
+    monkeypatch.setattr(StepClock, "seconds", lambda self, trees: [1.0] * len(trees))
+    for first, second in ((1, 2), (2, 1)):
+        plans = [Plan(k, [firp.TreeConfig(2, 1)], []) for k in (first, second)]
+        monkeypatch.setattr(Automatic, "_estimate", lambda self, clock, offsets, plans=plans: plans)
+        automatic = firp.Engine(tiny_model(0), predictor)._trees.automatic
+        assert automatic._measure(1, None, None).num_offsets == expected
 
 
 def test_a_branch_adds_what_its_rows_take():

@@ -30,8 +30,9 @@ GPU_NODES_TOGETHER = 512
 MOST_ROWS = {"cpu": 64, "cuda": 256}
 # Estimates and timed steps differ by at most this factor, or all is timed again.
 STEADY, ATTEMPTS = 1.5, 3
-# The best tree of another k is timed too where its estimate is this near to the best; it has to be this much faster.
-NEAR, FASTER = 0.95, 1.02
+# The best tree of another k is timed too where its estimate is this near to the best. A larger k has to be this much
+# faster: its steps take longer, and lose more where a text is harder than the profile's.
+NEAR, FASTER = 0.95, 1.03
 # Preemptions of a thread in a second at most: 15 on an idle machine, 130 where another process wants the same cores.
 PREEMPTIONS = 60
 
@@ -185,9 +186,11 @@ class Automatic:
         k = first.num_offsets
         best = max((self._tau(tree, k) / taken for tree, taken in zip(first.trees, own, strict=True)), default=0.0)
         speeds = [self._tau(*pair) / taken for pair, taken in zip(rivals, other, strict=True)]
-        if max(speeds, default=0.0) <= FASTER * best:
+        handicaps = [FASTER if plan.num_offsets > k else 1 / FASTER for plan in others]
+        ahead = [speed / handicap for speed, handicap in zip(speeds, handicaps, strict=True)]
+        if max(ahead, default=0.0) <= best:
             return first, plain, own
-        faster = others[speeds.index(max(speeds))]
+        faster = others[ahead.index(max(ahead))]
         plain, *seconds = clock.seconds(faster.timed)
         return faster, plain, seconds
 
