@@ -30,9 +30,9 @@ GPU_NODES_TOGETHER = 512
 MOST_ROWS = {"cpu": 64, "cuda": 256}
 # Estimates and timed steps differ by at most this factor, or all is timed again.
 STEADY, ATTEMPTS = 1.5, 3
-# The best tree of another k is timed too where its estimate is this near to the best. A larger k has to be this much
-# faster: its steps take longer, and lose more where a text is harder than the profile's.
-NEAR, FASTER = 0.95, 1.03
+# The best tree of every other k is timed too where its estimate is this near to the best. One more offset has to be
+# this much faster: its steps take longer, and lose more where a text is harder than the profile's.
+NEAR, FASTER = 0.9, 1.03
 # Preemptions of a thread in a second at most: 15 on an idle machine, 130 where another process wants the same cores.
 PREEMPTIONS = 60
 
@@ -182,15 +182,12 @@ class Automatic:
         first, *others = self._plans(clock, offsets)
         rivals = [(plan.trees[0], plan.num_offsets) for plan in others]
         plain, *seconds = clock.seconds([*first.timed, *rivals])
-        own, other = seconds[: len(first.trees)], seconds[len(first.trees) :]
-        k = first.num_offsets
-        best = max((self._tau(tree, k) / taken for tree, taken in zip(first.trees, own, strict=True)), default=0.0)
-        speeds = [self._tau(*pair) / taken for pair, taken in zip(rivals, other, strict=True)]
-        handicaps = [FASTER if plan.num_offsets > k else 1 / FASTER for plan in others]
-        ahead = [speed / handicap for speed, handicap in zip(speeds, handicaps, strict=True)]
-        if max(ahead, default=0.0) <= best:
-            return first, plain, own
-        faster = others[ahead.index(max(ahead))]
+        timed = [(tree, first.num_offsets) for tree in first.trees] + rivals
+        worth = [self._tau(tree, k) / taken / FASTER**k for (tree, k), taken in zip(timed, seconds, strict=True)]
+        best = worth.index(max(worth)) - len(first.trees) if worth else -1
+        if best < 0:
+            return first, plain, seconds[: len(first.trees)]
+        faster = others[best]
         plain, *seconds = clock.seconds(faster.timed)
         return faster, plain, seconds
 
@@ -238,7 +235,7 @@ class Automatic:
         order = sorted(offsets, key=lambda k: ranked[k][0][0] if ranked[k] else 0.0, reverse=True)
         near = [k for k in order[1:] if ranked[k] and ranked[k][0][0] >= NEAR * ranked[order[0]][0][0]]
         plans = []
-        for k in (order[0], *near[:1]):
+        for k in (order[0], *near):
             rows = ranked[k][0][1] if ranked[k] else 0
             smaller = [entry for entry in ranked[k] if entry[1] <= rows / 2][:1]
             larger = [entry for entry in ranked[k] if entry[1] >= 1.5 * rows][:1]

@@ -27,11 +27,11 @@ from firp.engine.step import Step
 from firp.engine.steps import Steps
 from firp.tools.hardware import synchronize
 
-# Tokens before a measured step: a short prompt with half of its answer. Rows cost more where there is more to attend to.
+# Tokens before a measured step, a short prompt with half of its answer: rows cost more with more to attend to.
 CONTEXT, SPARE_SLOTS = 160, 64
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-SWEEPS, SWEEP_SECONDS = 4, 1.0
-STEPS, STEP_SECONDS, WARM_UP_STEPS = 7, 0.9, 2
+SWEEPS, SWEEP_SECONDS = 4, 0.8
+STEPS, STEP_SECONDS, WARM_UP_STEPS = 7, 0.8, 2
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,10 @@ static inline __attribute__((always_inline)) Quad widen_quad(const bfloat16* fro
   return reinterpret_cast<Quad>(__builtin_convertvector(halves, QuadWords) << 16);
 }
 
-// Keys of up to kBlock slots, transposed: to[d * kBlock + slot]; slots past `rows` become zero.
+// Keys of up to kBlock slots, transposed: to[d * kBlock + slot]; slots past `rows` become zero, up to a multiple of kPair.
 template <typename T>
 static void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t head_dim, float* to) {
+  const int64_t padded = (rows + kPair - 1) / kPair * kPair;
   const int64_t whole_rows = rows / 4 * 4, whole_width = head_dim / 4 * 4;
   for (int64_t r = 0; r < whole_rows; r += 4, from += 4 * stride) {
     for (int64_t d = 0; d < whole_width; d += 4) {
@@ -140,7 +141,7 @@ static void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t 
   }
   for (int64_t d = 0; d < head_dim; ++d) {
     for (int64_t r = whole_rows; r < rows; ++r) to[d * kBlock + r] = to_float(from[(r - whole_rows) * stride + d]);
-    for (int64_t r = rows; r < kBlock; ++r) to[d * kBlock + r] = 0.0f;
+    for (int64_t r = rows; r < padded; ++r) to[d * kBlock + r] = 0.0f;
   }
 }
 
@@ -149,7 +150,10 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
   const int64_t group = args.heads / args.kv_heads, context = args.context_lens[batch], head_dim = args.head_dim;
   const int64_t count = (last_row - first_row) * group, padded = (head_dim + kPair - 1) / kPair * kPair;
   const int64_t whole = context / kBlock * kBlock, rest = context - whole;
-  const int64_t open_slots = kBlock + (args.rows + kBlock - 1) / kBlock * kBlock;
+  // The step's own slots follow the context's: where both fit, they share a block.
+  const bool together = rest + args.rows <= kBlock;
+  const int64_t own = together ? rest : kBlock;
+  const int64_t open_slots = together ? kBlock : kBlock + (args.rows + kBlock - 1) / kBlock * kBlock;
   const float scale = static_cast<float>(args.scale);
   const T* keys = args.key + batch * args.key_batch + kv_head * args.key_head;
   const T* values = args.value + batch * args.value_batch + kv_head * args.value_head;
@@ -211,13 +215,13 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
   // The entries left: what the context has past its whole blocks, then each row's own slots of the step.
   for (int64_t block = 0; block < open_slots; block += kBlock) {
     const int64_t start = block ? context + block - kBlock : whole;
-    const int64_t slots = block ? std::min(kBlock, args.rows + kBlock - block) : rest;
+    const int64_t slots = block ? std::min(kBlock, args.rows + kBlock - block) : together ? rest + args.rows : rest;
     if (slots == 0) continue;
     transpose_rows(keys + start * args.key_slot, args.key_slot, slots, head_dim, block_keys);
     for (int64_t q = 0; q < count; q += kQueries) {
       multiply_any(
           std::min(kQueries, count - q), queries + q * padded, padded, block_keys, kBlock, head_dim,
-          open_scores + q * open_slots + block, open_slots, kBlock, nullptr);
+          open_scores + q * open_slots + block, open_slots, (slots + kPair - 1) / kPair * kPair, nullptr);
     }
   }
   widen_rows(values + whole * args.value_slot, args.value_slot, rest, head_dim, open_values, padded);
@@ -235,7 +239,7 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
         for (int64_t i = 0; i < some; ++i) {
           const float* all = open_scores + (q + i) * open_slots;
           float* block = scores + i * kBlock;
-          for (int64_t e = 0; e < last; ++e) block[e] = done + e < rest ? all[e] : all[kBlock + view.tail[done + e - rest]];
+          for (int64_t e = 0; e < last; ++e) block[e] = done + e < rest ? all[e] : all[own + view.tail[done + e - rest]];
           factors[i] = soften(block, from, last, scale, peaks[q + i], totals[q + i]);
         }
         multiply_any(
