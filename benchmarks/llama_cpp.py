@@ -8,9 +8,12 @@ ids greedily, in turns, with the same number of threads.
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -82,23 +85,37 @@ def gguf_file(dtype: str) -> Path:
     return path
 
 
-def llama_cpp(dtype: str, context: int) -> Method:
-    """Greedy decoding by llama.cpp, without its prompt cache."""
+def serve(pipe: Connection, path: Path, context: int, threads: int) -> None:
+    """Greedy decoding by llama.cpp, without its prompt cache, of each (prompt, number of new tokens) that comes."""
     from llama_cpp import Llama
 
-    threads = torch.get_num_threads()
-    model = Llama(
-        str(gguf_file(dtype)), n_ctx=context, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False
-    )
+    model = Llama(str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False)
+    with suppress(EOFError):  # the other end is gone
+        while True:
+            prompt, new_tokens = pipe.recv()
+            model.reset()
+            tokens: list[int] = []
+            for token in model.generate(prompt, top_k=1, temp=0.0, repeat_penalty=1.0, reset=True):
+                tokens.append(token)
+                if token == model.token_eos() or len(tokens) == new_tokens:
+                    break
+            pipe.send(tokens)
+
+
+def llama_cpp(dtype: str, context: int) -> Method:
+    """llama.cpp in a process of its own: beside another pool of threads, those of OpenMP wait differently."""
+    spawn = multiprocessing.get_context("spawn")
+    pipe, end = spawn.Pipe()
+    path = gguf_file(dtype)
+    spawn.Process(target=serve, args=(end, path, context, torch.get_num_threads()), daemon=True).start()
+    end.close()
 
     def decode(prompt: list[int], new_tokens: int) -> list[int]:
-        model.reset()
-        tokens: list[int] = []
-        for token in model.generate(prompt, top_k=1, temp=0.0, repeat_penalty=1.0, reset=True):
-            tokens.append(token)
-            if token == model.token_eos() or len(tokens) == new_tokens:
-                break
-        return tokens
+        try:
+            pipe.send((prompt, new_tokens))
+            return pipe.recv()
+        except (EOFError, OSError):
+            raise RuntimeError("llama.cpp: its process has ended") from None
 
     return decode
 
@@ -168,7 +185,11 @@ def main(
     settings = {"model": MODEL, "prompts": limit, "max_new_tokens": max_new_tokens, "repeats": repeats}
     document = {"environment": environment("cpu"), "settings": settings, "dtypes": {}}
     for name in dtype.split(","):
-        found = document["dtypes"][name] = compare(name, prompts, max_new_tokens, repeats)
+        try:
+            found = document["dtypes"][name] = compare(name, prompts, max_new_tokens, repeats)
+        except RuntimeError as error:
+            typer.echo(error, err=True)
+            raise typer.Exit(1) from error
         table = Table("method", "tokens/s", "over llama.cpp", "answers equal to plain", title=name)
         for method, figures in found.items():
             ratios = figures["over_llama_cpp"]
