@@ -21,11 +21,17 @@ using OutputNormMlp = Tensor(
     const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, const Tensor&, double, const Tensor&,
     const Tensor&, const Tensor&);
 
-void check_count(const char* name, TensorList tensors, size_t each, size_t layers, bool optional) {
+// `each` tensors of a layer, or none where that is allowed, on the device of `input`.
+void check_weights(const char* name, TensorList tensors, const Tensor& input, size_t each, size_t layers, bool optional) {
   const size_t expected = each * layers;
   TORCH_CHECK_VALUE(
       tensors.size() == expected || (optional && tensors.empty()), name, ": got ", tensors.size(), ", expected ", expected,
       optional ? " or none" : "", " (", layers, " layers)");
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    TORCH_CHECK_VALUE(
+        tensors[i].device() == input.device(), name, "[", i, "]: is on ", tensors[i].device(), ", expected ", input.device(),
+        " (as input)");
+  }
 }
 
 Tensor decoder_layers(
@@ -33,14 +39,23 @@ Tensor decoder_layers(
     TensorList biases, TensorList outputs, TensorList output_biases, TensorList mlps, const Tensor& cache,
     const Tensor& context_lens, const Tensor& depths, const Tensor& ancestors, const Tensor& lookahead, int64_t num_offsets,
     double scale, std::optional<int64_t> sliding_window) {
+  check_same_device(
+      {{"input", input},
+       {"cos", cos},
+       {"sin", sin},
+       {"cache", cache},
+       {"context_lens", context_lens},
+       {"depths", depths},
+       {"ancestors", ancestors},
+       {"lookahead", lookahead}});
   check_shape("cache", cache, {kAny, 2, kAny, kAny, kAny, kAny});
   const size_t layers = cache.size(0);
-  check_count("norms", norms, 2, layers, false);
-  check_count("projections", projections, 3, layers, false);
-  check_count("biases", biases, 3, layers, true);
-  check_count("outputs", outputs, 1, layers, false);
-  check_count("output_biases", output_biases, 1, layers, true);
-  check_count("mlps", mlps, 3, layers, false);
+  check_weights("norms", norms, input, 2, layers, false);
+  check_weights("projections", projections, input, 3, layers, false);
+  check_weights("biases", biases, input, 3, layers, true);
+  check_weights("outputs", outputs, input, 1, layers, false);
+  check_weights("output_biases", output_biases, input, 1, layers, true);
+  check_weights("mlps", mlps, input, 3, layers, false);
   check_shape("cos", cos, {kAny, kAny, kAny});
   static const auto start = find_op<NormQkvRotary>("firp::norm_qkv_rotary");
   static const auto attend = find_op<WriteAndAttend>("firp::write_and_attend");

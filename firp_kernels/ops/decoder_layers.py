@@ -26,7 +26,7 @@ def decoder_layers(
     cache: Tensor, context_lens: Tensor, depths: Tensor, ancestors: Tensor, lookahead: Tensor, num_offsets: int,
     scale: float, sliding_window: int | None = None, impl: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`norm_qkv_rotary`, `write_and_attend` and `output_norm_mlp`, layer after layer: all layers in one call.
+    """`norm_qkv_rotary`, `write_and_attend` and `output_norm_mlp`, layer after layer, in one call.
 
     Args:
         input: [B, R, d] bfloat16, float32 (float16, float64: reference only).

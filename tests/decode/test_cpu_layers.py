@@ -63,14 +63,44 @@ def calls_in_a_step(engine):
 
 
 def test_a_step_is_one_call_where_its_layers_are_alike():
-    """Not with another epsilon in one norm, or an op asked for by name."""
+    """One below and one above the insertion layer where it drafts; none where an op was asked for by name."""
     model = tiny_model(3, dtype=torch.float32)
     calls, scores = calls_in_a_step(firp.Engine(model))
-    named_calls, same = calls_in_a_step(firp.Engine(model, impl={"write_and_attend": "reference"}))
-    assert (calls, named_calls) == (1, 0)
-    torch.testing.assert_close(same, scores)
-    model.model.layers[1].post_attention_layernorm.variance_epsilon *= 2
-    assert calls_in_a_step(firp.Engine(model))[0] == 0
+    named_calls, same = calls_in_a_step(firp.Engine(model, impl={"write_and_attend": "extension"}))
+    assert (calls, named_calls) == (1, 0) and torch.equal(same, scores)
+    assert 1 < calls_in_a_step(firp.Engine(model, tiny_predictor(model, 3), firp.TreeConfig(6, 3)))[0] <= 2
+
+
+def another_scale(layer):
+    layer.self_attn.scaling *= 2
+
+
+def no_biases(layer):
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(layer.self_attn, name).bias = None
+
+
+def an_output_bias(layer):
+    layer.self_attn.o_proj.bias = torch.nn.Parameter(torch.ones(layer.self_attn.o_proj.out_features))
+
+
+def another_epsilon(layer):
+    layer.input_layernorm.variance_epsilon *= 100
+
+
+def other_epsilons(layer):
+    another_epsilon(layer)
+    layer.post_attention_layernorm.variance_epsilon *= 100
+
+
+@pytest.mark.parametrize("change", [another_scale, no_biases, an_output_bias, another_epsilon, other_epsilons])
+def test_layers_that_differ_are_called_one_by_one(change):
+    """Those of another window: the family qwen2-sliding above."""
+    model = tiny_model(3, "qwen2", dtype=torch.float32)
+    change(model.model.layers[1])
+    calls, scores = calls_in_a_step(firp.Engine(model))
+    _, same = calls_in_a_step(firp.Engine(model, impl={"write_and_attend": "extension"}))
+    assert calls == 0 and torch.equal(same, scores)
 
 
 def test_layers_of_other_kinds_keep_their_blocks():

