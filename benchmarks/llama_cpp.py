@@ -103,7 +103,7 @@ def serve(pipe: Connection, path: Path, context: int, threads: int) -> None:
 
 
 def llama_cpp(dtype: str, context: int) -> Method:
-    """llama.cpp in a process of its own: beside another pool of threads, those of OpenMP wait differently."""
+    """llama.cpp in a process of its own, so that neither has the threads of the other beside it."""
     spawn = multiprocessing.get_context("spawn")
     pipe, end = spawn.Pipe()
     path = gguf_file(dtype)

@@ -44,16 +44,17 @@ def quick_interpreter():
     if HAS_GPU or importlib.util.find_spec("triton") is None:
         yield
         return
-    import triton.language as tl
+    from triton.language.core import is_builtin
     from triton.runtime import interpreter
 
-    places = (tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base)
-    builtins = {place: [name for name in dir(place) if tl.core.is_builtin(getattr(place, name))] for place in places}
+    @functools.cache
+    def builtins(place):
+        return [name for name in dir(place) if is_builtin(getattr(place, name))]
 
     def patch_builtin(place, *others):
-        for name in builtins[place]:
+        for name in builtins(place):
             member = getattr(place, name)
-            if tl.core.is_builtin(member):
+            if is_builtin(member):
                 interpreter._patch_attr(place, name, member, *others)
 
     with pytest.MonkeyPatch.context() as patch:

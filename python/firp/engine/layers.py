@@ -28,7 +28,7 @@ class LayerFunction:
     """Takes rows through one layer, as `_layer` does but for the attention, which it holds.
 
     Attributes:
-        whole: `firp_kernels.decoder_layers`, which takes them through all layers where it can; None leaves it out.
+        whole: `firp_kernels.decoder_layers`, which takes them through a run of layers that are alike; or None.
     """
 
     call: Callable[..., Tensor]
