@@ -31,7 +31,7 @@ struct Linear {
 inline int64_t prepared_width(int64_t width) { return (width + 31) / 32 * 32; }
 
 // Rows from which bfloat16 weights are widened once instead of with every use; measured on AVX2.
-constexpr int64_t kManyRows = 10;
+constexpr int64_t kManyRows = 24;
 
 constexpr int64_t kLineBytes = 64;
 
@@ -44,29 +44,6 @@ inline int64_t tile_rows(int64_t left, int64_t most) {
   const int64_t tiles = (left + most - 1) / most;
   return (left + tiles - 1) / tiles;
 }
-
-// Which weights to ask for while `outs` outputs from `first` on are computed: a block of the same size, some blocks
-// ahead, line after line in the order of memory for any order of use, shared out among the tiles of the rows. None past
-// `last`, where the thread's outputs end: the weights there are another thread's.
-struct Fetch {
-  static constexpr int64_t kBlocksAhead = 4;
-
-  // A tile takes `step` elements of each weight row at a time.
-  template <typename T>
-  Fetch(const Linear<T>& args, int64_t first, int64_t last, int64_t outs, int64_t most_rows, int64_t step) {
-    const int64_t tiles = (args.rows + most_rows - 1) / most_rows, steps = (args.width + step - 1) / step;
-    const int64_t block = outs * args.weight_stride * static_cast<int64_t>(sizeof(T));
-    const int64_t asked = kLineBytes * std::max<int64_t>(1, steps * tiles);  // without rows nothing is asked for
-    lines = first + kBlocksAhead * outs < last ? (block + asked - 1) / asked : 0;
-    begin = reinterpret_cast<const char*>(args.weight + first * args.weight_stride) + kBlocksAhead * block;
-    share = lines * steps * kLineBytes;
-  }
-
-  const char* start(int64_t tile) const { return begin + tile * share; }
-
-  const char* begin;
-  int64_t lines, share;
-};
 
 // Floats of scratch one thread needs: four weight rows, widened.
 inline int64_t scratch_size(int64_t width) { return 4 * prepared_width(width); }

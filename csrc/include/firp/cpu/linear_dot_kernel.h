@@ -15,6 +15,28 @@ inline void prepare(const bfloat16* input, int64_t input_stride, int64_t rows, i
   }
 }
 
+// Which weights to ask for while `outs` outputs from `first` on are computed: a block of the same size, some blocks
+// ahead, line after line in the order of memory for any order of use, shared out among the tiles of the rows. None past
+// `last`, where the thread's outputs end: the weights there are another thread's.
+struct Fetch {
+  static constexpr int64_t kBlocksAhead = 4;
+
+  // A tile takes `step` elements of each weight row at a time.
+  Fetch(const Linear<bfloat16>& args, int64_t first, int64_t last, int64_t outs) {
+    const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows, steps = (args.width + kStep - 1) / kStep;
+    const int64_t block = outs * args.weight_stride * static_cast<int64_t>(sizeof(bfloat16));
+    const int64_t asked = kLineBytes * std::max<int64_t>(1, steps * tiles);  // without rows nothing is asked for
+    lines = first + kBlocksAhead * outs < last ? (block + asked - 1) / asked : 0;
+    begin = reinterpret_cast<const char*>(args.weight + first * args.weight_stride) + kBlocksAhead * block;
+    share = lines * steps * kLineBytes;
+  }
+
+  const char* start(int64_t tile) const { return begin + tile * share; }
+
+  const char* begin;
+  int64_t lines, share;
+};
+
 // Four sums of sixteen lanes each.
 static inline __attribute__((always_inline)) __m128 sums_of_four(__m512 a, __m512 b, __m512 c, __m512 d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -64,7 +86,7 @@ static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, const
 
 template <int outs>
 static void all_rows(const Linear<bfloat16>& args, int64_t first, int64_t last) {
-  const Fetch fetch(args, first, last, outs, kTileRows, kStep);
+  const Fetch fetch(args, first, last, outs);
   for (int64_t row = 0, index = 0; row < args.rows; ++index) {
     const int64_t take = tile_rows(args.rows - row, kTileRows), lines = fetch.lines;
     const char* soon = fetch.start(index);

@@ -49,26 +49,22 @@ static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats 
   return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }
 
-static inline __attribute__((always_inline)) void store_four(Quad values, float* out) {
-  *reinterpret_cast<LooseQuad*>(out) = values;
-}
-
-static inline __attribute__((always_inline)) void store_four(Quad values, bfloat16* out) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) store(values[i], out + i);
-}
-
-// Rows of a tile: as many sums as the registers hold.
-constexpr int64_t kTileRows = FIRP_VECTOR_BYTES == 64 ? 6 : 3;
+// Rows of a tile: as many sums as the registers hold, beside weights on their way from bfloat16 to float.
+template <typename T>
+constexpr int64_t kTileRows = FIRP_VECTOR_BYTES == 64 ? 6
+    : std::is_same_v<T, bfloat16>                     ? 2
+                                                      : 3;
 
 // `outs` outputs of `rows` rows, both known to the compiler so that sums stay in registers. Weight rows are
-// weight_stride elements apart. Every step asks for `lines` cache lines of the weights to come, from `soon` on.
+// weight_stride elements apart. Asks for what lies `soon` bytes behind each of them, unless that is 0.
 template <typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void products(
-    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, const char* soon, int64_t lines,
+    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, int64_t soon,
     Floats (&sums)[outs][rows]) {
   for (int64_t i = 0; i < width; i += Step<T>::size) {
-    for (int64_t l = 0; l < lines; ++l, soon += kLineBytes) fetch_soon(soon);
+    if (soon && i * static_cast<int64_t>(sizeof(T)) % kLineBytes == 0) {
+      for (int o = 0; o < outs; ++o) fetch_soon(reinterpret_cast<const char*>(weight + o * weight_stride + i) + soon);
+    }
 #pragma GCC unroll 8
     for (int part = 0; part < Step<T>::parts; ++part) {
       Floats x[rows];
@@ -84,17 +80,18 @@ static inline __attribute__((always_inline)) void products(
   }
 }
 
-// Sums to outputs, `output_stride` elements from one row to the next.
+// Sums to outputs, `apart` elements from one output to the next and `output_stride` from one row to the next.
 template <typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void finish(
-    const Floats (&sums)[outs][rows], const T* bias, T* output, int64_t output_stride) {
+    const Floats (&sums)[outs][rows], const T* bias, T* output, int64_t apart, int64_t output_stride) {
   static_assert(outs == 1 || outs == 4);
 #pragma GCC unroll 6
   for (int r = 0; r < rows; ++r, output += output_stride) {
     if constexpr (outs == 4) {
       Quad four = sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]);
-      if (bias) four += Quad{to_float(bias[0]), to_float(bias[1]), to_float(bias[2]), to_float(bias[3])};
-      store_four(four, output);
+      if (bias) four += Quad{to_float(bias[0]), to_float(bias[apart]), to_float(bias[2 * apart]), to_float(bias[3 * apart])};
+#pragma GCC unroll 4
+      for (int o = 0; o < 4; ++o) store(four[o], output + o * apart);
     } else {
       store(sum(sums[0][r]) + (bias ? to_float(*bias) : 0.0f), output);
     }
@@ -105,44 +102,49 @@ template <int outs, int rows>
 static void from_floats(
     const float* input, const float* weight, int64_t stride, const bfloat16* bias, bfloat16* output, int64_t output_stride) {
   Floats sums[outs][rows] = {};
-  products<float, outs, rows>(input, stride, weight, stride, stride, nullptr, 0, sums);
-  finish(sums, bias, output, output_stride);
+  products<float, outs, rows>(input, stride, weight, stride, stride, 0, sums);
+  finish(sums, bias, output, 1, output_stride);
 }
 
 // The last, partial step of the weight is read from a copy padded with zeros.
 template <typename T, int outs, int rows>
-static void tile(const Linear<T>& args, int64_t first, int64_t row, const char* soon, int64_t lines) {
+static void tile(const Linear<T>& args, int64_t first, int64_t apart, int64_t row, int64_t soon) {
   constexpr int64_t step = Step<T>::size;
   const int64_t stride = prepared_width(args.width), whole = args.width - args.width % step;
+  const int64_t weight_stride = apart * args.weight_stride;
   const float* input = args.prepared + row * stride;
   const T* weight = args.weight + first * args.weight_stride;
   Floats sums[outs][rows] = {};
-  products<T, outs, rows>(input, stride, weight, args.weight_stride, whole, soon, lines, sums);
+  products<T, outs, rows>(input, stride, weight, weight_stride, whole, soon, sums);
   if (whole < args.width) {
     T rest[outs][step] = {};
     for (int o = 0; o < outs; ++o) {
-      std::memcpy(rest[o], weight + o * args.weight_stride + whole, (args.width - whole) * sizeof(T));
+      std::memcpy(rest[o], weight + o * weight_stride + whole, (args.width - whole) * sizeof(T));
     }
-    products<T, outs, rows>(input + whole, stride, rest[0], step, step, nullptr, 0, sums);
+    products<T, outs, rows>(input + whole, stride, rest[0], step, step, 0, sums);
   }
-  finish(sums, args.bias ? args.bias + first : nullptr, args.output + row * args.output_stride + first, args.output_stride);
+  T* output = args.output + row * args.output_stride + first;
+  finish(sums, args.bias ? args.bias + first : nullptr, output, apart, args.output_stride);
 }
 
-// All rows of `outs` outputs: the first tile reads the weight rows from memory, the others find them in cache.
+// All rows of `outs` outputs: the first tile reads the weight rows from memory, the others find them in cache. The last
+// of several asks for the weight rows that follow, unless there are none: memory would wait for it.
 template <typename T, int outs>
-static void all_rows(const Linear<T>& args, int64_t first, int64_t last) {
-  const Fetch fetch(args, first, last, outs, kTileRows, Step<T>::size);
-  for (int64_t row = 0, index = 0; row < args.rows; ++index) {
-    const int64_t take = tile_rows(args.rows - row, kTileRows), lines = fetch.lines;
-    const char* soon = fetch.start(index);
-    if constexpr (kTileRows == 6) {
-      if (take == 6) tile<T, outs, 6>(args, first, row, soon, lines);
-      if (take == 5) tile<T, outs, 5>(args, first, row, soon, lines);
-      if (take == 4) tile<T, outs, 4>(args, first, row, soon, lines);
+static void all_rows(const Linear<T>& args, int64_t first, int64_t apart, bool more) {
+  for (int64_t row = 0; row < args.rows;) {
+    const int64_t take = tile_rows(args.rows - row, kTileRows<T>);
+    const bool asks = more && row > 0 && row + take == args.rows;
+    const int64_t soon = asks ? args.weight_stride * static_cast<int64_t>(sizeof(T)) : 0;
+    if constexpr (kTileRows<T> == 6) {
+      if (take == 6) tile<T, outs, 6>(args, first, apart, row, soon);
+      if (take == 5) tile<T, outs, 5>(args, first, apart, row, soon);
+      if (take == 4) tile<T, outs, 4>(args, first, apart, row, soon);
     }
-    if (take == 3) tile<T, outs, 3>(args, first, row, soon, lines);
-    if (take == 2) tile<T, outs, 2>(args, first, row, soon, lines);
-    if (take == 1) tile<T, outs, 1>(args, first, row, soon, lines);
+    if constexpr (kTileRows<T> >= 3) {
+      if (take == 3) tile<T, outs, 3>(args, first, apart, row, soon);
+    }
+    if (take == 2) tile<T, outs, 2>(args, first, apart, row, soon);
+    if (take == 1) tile<T, outs, 1>(args, first, apart, row, soon);
     row += take;
   }
 }
@@ -154,10 +156,10 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
   prepare(args.weight + first * args.weight_stride, args.weight_stride, outs, args.width, scratch);
   const bfloat16* bias = args.bias ? args.bias + first : nullptr;
   for (int64_t row = 0; row < args.rows;) {
-    const int64_t take = tile_rows(args.rows - row, kTileRows);
+    const int64_t take = tile_rows(args.rows - row, kTileRows<float>);
     const float* input = args.prepared + row * stride;
     bfloat16* output = args.output + row * args.output_stride + first;
-    if constexpr (kTileRows == 6) {
+    if constexpr (kTileRows<float> == 6) {
       if (take == 6) from_floats<outs, 6>(input, scratch, stride, bias, output, args.output_stride);
       if (take == 5) from_floats<outs, 5>(input, scratch, stride, bias, output, args.output_stride);
       if (take == 4) from_floats<outs, 4>(input, scratch, stride, bias, output, args.output_stride);
@@ -169,17 +171,20 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
   }
 }
 
-// `scratch`: scratch_size floats.
+// Without widening, the four outputs of a tile lie a quarter of the range apart: each of the four then reads one weight
+// row after another, a long stream that the hardware's prefetcher follows by itself. `scratch`: scratch_size floats.
 template <typename T>
 void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     if (args.rows >= kManyRows) {
       for (; first + 4 <= last; first += 4) all_rows_widened<4>(args, scratch, first);
       for (; first < last; ++first) all_rows_widened<1>(args, scratch, first);
+      return;
     }
   }
-  for (; first + 4 <= last; first += 4) all_rows<T, 4>(args, first, last);
-  for (; first < last; ++first) all_rows<T, 1>(args, first, last);
+  const int64_t apart = (last - first) / 4;
+  for (int64_t i = 1; i <= apart; ++i) all_rows<T, 4>(args, first + i - 1, apart, i < apart);
+  for (first += 4 * apart; first < last; ++first) all_rows<T, 1>(args, first, 1, false);
 }
 
 }  // namespace firp::cpu::FIRP_ISA
