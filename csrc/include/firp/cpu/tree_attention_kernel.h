@@ -127,13 +127,13 @@ static void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t 
     for (int64_t d = 0; d < whole_width; d += 4) {
       const Quad a = widen_quad(from + d), b = widen_quad(from + stride + d);
       const Quad c = widen_quad(from + 2 * stride + d), e = widen_quad(from + 3 * stride + d);
-      const Quad ab = {a[0], b[0], a[1], b[1]}, ce = {c[0], e[0], c[1], e[1]};
-      const Quad more_ab = {a[2], b[2], a[3], b[3]}, more_ce = {c[2], e[2], c[3], e[3]};
+      const Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ce = __builtin_shufflevector(c, e, 0, 4, 1, 5);
+      const Quad more_ab = __builtin_shufflevector(a, b, 2, 6, 3, 7), more_ce = __builtin_shufflevector(c, e, 2, 6, 3, 7);
       float* out = to + d * kBlock + r;
-      *reinterpret_cast<LooseQuad*>(out) = Quad{ab[0], ab[1], ce[0], ce[1]};
-      *reinterpret_cast<LooseQuad*>(out + kBlock) = Quad{ab[2], ab[3], ce[2], ce[3]};
-      *reinterpret_cast<LooseQuad*>(out + 2 * kBlock) = Quad{more_ab[0], more_ab[1], more_ce[0], more_ce[1]};
-      *reinterpret_cast<LooseQuad*>(out + 3 * kBlock) = Quad{more_ab[2], more_ab[3], more_ce[2], more_ce[3]};
+      *reinterpret_cast<LooseQuad*>(out) = __builtin_shufflevector(ab, ce, 0, 1, 4, 5);
+      *reinterpret_cast<LooseQuad*>(out + kBlock) = __builtin_shufflevector(ab, ce, 2, 3, 6, 7);
+      *reinterpret_cast<LooseQuad*>(out + 2 * kBlock) = __builtin_shufflevector(more_ab, more_ce, 0, 1, 4, 5);
+      *reinterpret_cast<LooseQuad*>(out + 3 * kBlock) = __builtin_shufflevector(more_ab, more_ce, 2, 3, 6, 7);
     }
     for (int64_t d = whole_width; d < head_dim; ++d) {
       for (int64_t i = 0; i < 4; ++i) to[d * kBlock + r + i] = to_float(from[i * stride + d]);
