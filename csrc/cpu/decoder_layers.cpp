@@ -1,5 +1,6 @@
 // firp::decoder_layers on a CPU: firp::norm_qkv_rotary, firp::write_and_attend and firp::output_norm_mlp, layer after
 // layer. Checks and registration; these ops check what they get.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -39,6 +40,8 @@ Tensor decoder_layers(
     TensorList biases, TensorList outputs, TensorList output_biases, TensorList mlps, const Tensor& cache,
     const Tensor& context_lens, const Tensor& depths, const Tensor& ancestors, const Tensor& lookahead, int64_t num_offsets,
     double scale, std::optional<int64_t> sliding_window) {
+  // No view made here leaves, so none needs autograd's record of views.
+  const at::AutoDispatchBelowADInplaceOrView guard;
   check_same_device(
       {{"input", input},
        {"cos", cos},
