@@ -40,7 +40,7 @@ Tensor decoder_layers(
     TensorList biases, TensorList outputs, TensorList output_biases, TensorList mlps, const Tensor& cache,
     const Tensor& context_lens, const Tensor& depths, const Tensor& ancestors, const Tensor& lookahead, int64_t num_offsets,
     double scale, std::optional<int64_t> sliding_window) {
-  // No view made here leaves, so none needs autograd's record of views.
+  // As for a CPU kernel's own loops: autograd need not know of the tensors and views made here.
   const at::AutoDispatchBelowADInplaceOrView guard;
   check_same_device(
       {{"input", input},

@@ -1,4 +1,5 @@
-// linear with every instruction set of this machine against sums in double precision; and a row's bits in any company.
+// linear with every instruction set of this machine against sums in double precision; and a row's bits in any company,
+// and for any ranges of outputs.
 #include "firp/cpu/linear.h"
 
 #include "test.h"
@@ -6,11 +7,12 @@
 namespace firp::test {
 namespace {
 
-// Outputs by two threads' worth of calls; rows of weight, input and output lie further apart than they are long.
+// Outputs by three threads' worth of calls, the first up to `split`; rows of weight, input and output lie further apart
+// than they are long.
 template <typename T>
 std::vector<T> run(
     cpu::Isa isa, const std::vector<T>& input, int64_t input_stride, const std::vector<T>& weight, int64_t weight_stride,
-    const T* bias, int64_t rows, int64_t width, int64_t outputs, int64_t output_stride) {
+    const T* bias, int64_t rows, int64_t width, int64_t outputs, int64_t output_stride, int64_t split = 0) {
   std::vector<float> prepared(rows * cpu::prepared_width(width)), scratch(cpu::scratch_size(width));
   std::vector<T> output(rows * output_stride, number<T>(-7.0f));
   cpu::prepare(isa, input.data(), input_stride, rows, width, prepared.data());
@@ -25,8 +27,9 @@ std::vector<T> run(
       .weight_stride = weight_stride,
       .output_stride = output_stride,
   };
-  const int64_t half = outputs / 8 * 4;
-  cpu::linear(isa, args, scratch.data(), 0, half);
+  const int64_t half = std::max(split, outputs / 8 * 4);
+  cpu::linear(isa, args, scratch.data(), 0, split);
+  cpu::linear(isa, args, scratch.data(), split, half);
   cpu::linear(isa, args, scratch.data(), half, outputs);
   return output;
 }
@@ -34,7 +37,7 @@ std::vector<T> run(
 template <typename T>
 void one_case(uint64_t seed, double rounding) {
   Random random(seed);
-  const int64_t width = random.choice({1, 5, 31, 32, 33, 64, 100, 257}), outputs = random.choice({1, 3, 4, 7, 8, 13, 22});
+  const int64_t width = random.choice({1, 5, 16, 31, 32, 33, 64, 100, 257}), outputs = random.choice({1, 3, 4, 7, 8, 13, 22});
   const int64_t rows = random.between(1, 30), weight_stride = width + random.below(3), input_stride = width + random.below(3);
   const int64_t output_stride = outputs + random.below(3);
   const std::vector<T> weight = normals<T>(random, outputs * weight_stride), input = normals<T>(random, rows * input_stride);
@@ -53,6 +56,11 @@ void one_case(uint64_t seed, double rounding) {
         CHECK(std::abs(real(all[r * output_stride + o]) - exact) <= rounding * size, seed, cpu::isa_name(isa), r, o);
       }
       for (int64_t o = outputs; o < output_stride; ++o) CHECK(real(all[r * output_stride + o]) == -7.0, seed, r, o);
+    }
+    for (int64_t split = 1; split <= outputs; ++split) {
+      const std::vector<T> other =
+          run(isa, input, input_stride, weight, weight_stride, bias, rows, width, outputs, output_stride, split);
+      CHECK(std::memcmp(other.data(), all.data(), all.size() * sizeof(T)) == 0, seed, cpu::isa_name(isa), split);
     }
     for (int64_t some = 1; some < rows; ++some) {
       const std::vector<T> part =

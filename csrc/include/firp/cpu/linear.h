@@ -35,7 +35,7 @@ constexpr int64_t kManyRows = 24;
 
 constexpr int64_t kLineBytes = 64;
 
-// Into the second-level cache: the hardware's own prefetcher follows, and the first-level cache keeps the inputs.
+// Into the second-level cache: the first-level cache keeps the inputs.
 // Inlined early: a compiler may take a function that only prefetches for one without effect, and drop its calls.
 __attribute__((always_inline)) inline void fetch_soon(const char* line) { __builtin_prefetch(line, 0, 2); }
 

@@ -21,7 +21,7 @@ inline void prepare(const bfloat16* input, int64_t input_stride, int64_t rows, i
 struct Fetch {
   static constexpr int64_t kBlocksAhead = 4;
 
-  // A tile takes `step` elements of each weight row at a time.
+  // A tile takes kStep elements of each weight row at a time.
   Fetch(const Linear<bfloat16>& args, int64_t first, int64_t last, int64_t outs) {
     const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows, steps = (args.width + kStep - 1) / kStep;
     const int64_t block = outs * args.weight_stride * static_cast<int64_t>(sizeof(bfloat16));

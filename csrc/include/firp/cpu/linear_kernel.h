@@ -49,14 +49,14 @@ static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats 
   return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }
 
-// Rows of a tile: as many sums as the registers hold, beside weights on their way from bfloat16 to float.
+// Rows of a tile, by the registers that its sums take; bfloat16 weights need some on their way to float (AVX2, measured).
 template <typename T>
 constexpr int64_t kTileRows = FIRP_VECTOR_BYTES == 64 ? 6
     : std::is_same_v<T, bfloat16>                     ? 2
                                                       : 3;
 
 // `outs` outputs of `rows` rows, both known to the compiler so that sums stay in registers. Weight rows are
-// weight_stride elements apart. Asks for what lies `soon` bytes behind each of them, unless that is 0.
+// weight_stride elements apart. Asks for what lies `soon` bytes after each of them, unless that is 0.
 template <typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void products(
     const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, int64_t soon,
@@ -98,11 +98,13 @@ static inline __attribute__((always_inline)) void finish(
   }
 }
 
+// `width`: of whole steps of bfloat16, so that a row's last zeros are those of `tile`.
 template <int outs, int rows>
 static void from_floats(
-    const float* input, const float* weight, int64_t stride, const bfloat16* bias, bfloat16* output, int64_t output_stride) {
+    const float* input, const float* weight, int64_t stride, int64_t width, const bfloat16* bias, bfloat16* output,
+    int64_t output_stride) {
   Floats sums[outs][rows] = {};
-  products<float, outs, rows>(input, stride, weight, stride, stride, 0, sums);
+  products<float, outs, rows>(input, stride, weight, stride, width, 0, sums);
   finish(sums, bias, output, 1, output_stride);
 }
 
@@ -127,8 +129,9 @@ static void tile(const Linear<T>& args, int64_t first, int64_t apart, int64_t ro
   finish(sums, args.bias ? args.bias + first : nullptr, output, apart, args.output_stride);
 }
 
-// All rows of `outs` outputs: the first tile reads the weight rows from memory, the others find them in cache. The last
-// of several asks for the weight rows that follow, unless there are none: memory would wait for it.
+// All rows of `outs` outputs, each `apart` outputs from the one before: the first tile reads the weight rows from memory,
+// the others find them in cache. The last of several asks for the rows that follow, where there are `more`, so that
+// memory does not idle meanwhile.
 template <typename T, int outs>
 static void all_rows(const Linear<T>& args, int64_t first, int64_t apart, bool more) {
   for (int64_t row = 0; row < args.rows;) {
@@ -152,7 +155,8 @@ static void all_rows(const Linear<T>& args, int64_t first, int64_t apart, bool m
 // Many rows repay writing `outs` bfloat16 weight rows once as floats, in the order of the prepared input.
 template <int outs>
 static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64_t first) {
-  const int64_t stride = prepared_width(args.width);
+  constexpr int64_t step = Step<bfloat16>::size;
+  const int64_t stride = prepared_width(args.width), width = (args.width + step - 1) / step * step;
   prepare(args.weight + first * args.weight_stride, args.weight_stride, outs, args.width, scratch);
   const bfloat16* bias = args.bias ? args.bias + first : nullptr;
   for (int64_t row = 0; row < args.rows;) {
@@ -160,13 +164,13 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
     const float* input = args.prepared + row * stride;
     bfloat16* output = args.output + row * args.output_stride + first;
     if constexpr (kTileRows<float> == 6) {
-      if (take == 6) from_floats<outs, 6>(input, scratch, stride, bias, output, args.output_stride);
-      if (take == 5) from_floats<outs, 5>(input, scratch, stride, bias, output, args.output_stride);
-      if (take == 4) from_floats<outs, 4>(input, scratch, stride, bias, output, args.output_stride);
+      if (take == 6) from_floats<outs, 6>(input, scratch, stride, width, bias, output, args.output_stride);
+      if (take == 5) from_floats<outs, 5>(input, scratch, stride, width, bias, output, args.output_stride);
+      if (take == 4) from_floats<outs, 4>(input, scratch, stride, width, bias, output, args.output_stride);
     }
-    if (take == 3) from_floats<outs, 3>(input, scratch, stride, bias, output, args.output_stride);
-    if (take == 2) from_floats<outs, 2>(input, scratch, stride, bias, output, args.output_stride);
-    if (take == 1) from_floats<outs, 1>(input, scratch, stride, bias, output, args.output_stride);
+    if (take == 3) from_floats<outs, 3>(input, scratch, stride, width, bias, output, args.output_stride);
+    if (take == 2) from_floats<outs, 2>(input, scratch, stride, width, bias, output, args.output_stride);
+    if (take == 1) from_floats<outs, 1>(input, scratch, stride, width, bias, output, args.output_stride);
     row += take;
   }
 }
@@ -183,8 +187,8 @@ void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) 
     }
   }
   const int64_t apart = (last - first) / 4;
-  for (int64_t i = 1; i <= apart; ++i) all_rows<T, 4>(args, first + i - 1, apart, i < apart);
-  for (first += 4 * apart; first < last; ++first) all_rows<T, 1>(args, first, 1, false);
+  for (int64_t i = 0; i < apart; ++i, ++first) all_rows<T, 4>(args, first, apart, i + 1 < apart);
+  for (first += 3 * apart; first < last; ++first) all_rows<T, 1>(args, first, 1, false);
 }
 
 }  // namespace firp::cpu::FIRP_ISA
