@@ -15,7 +15,7 @@ from firp.drafting.choices import (
     save_choice,
 )  # fmt: skip
 from firp.drafting.lookup import MOST_BRANCH
-from firp.drafting.profile import FILE_NAME, save_profile
+from firp.drafting.profile import FILE_NAME, AcceptanceProfile, save_profile
 from firp.engine.automatic import Automatic, Plan
 from firp.engine.costs import Curves, StepClock
 from firp.tools.hardware import machine_name
@@ -146,6 +146,19 @@ def test_a_larger_k_has_to_be_clearly_faster(predictor, monkeypatch, better, exp
         monkeypatch.setattr(Automatic, "_estimate", lambda self, clock, offsets, plans=plans: plans)
         automatic = firp.Engine(tiny_model(0), predictor)._trees.automatic
         assert automatic._measure(1, None, None).num_offsets == expected
+
+
+def test_a_batch_drafts_only_where_its_slowest_answer_gains(predictor, monkeypatch):
+    """Steps take 1.2 times a plain one; a single sequence keeps such a tree, as a text may be easy."""
+    monkeypatch.setattr(Automatic, "_estimate", lambda self, *_: [Plan(1, [firp.TreeConfig(2, 1)], [])])
+    monkeypatch.setattr(StepClock, "seconds", lambda self, trees: [1.0, 1.2])
+    for worth, trees in ((1.23, [1]), (1.24, [1, 2])):
+        monkeypatch.setattr(AcceptanceProfile, "batch_tau", lambda self, *_, worth=worth: worth)
+        automatic = firp.Engine(tiny_model(0), predictor)._trees.automatic
+        monkeypatch.setattr(automatic, "_tau", lambda tree, k: 1.9 if tree.num_nodes > 1 else 1.0)
+        for batch_size, expected in ((1, [1, 2]), (2, trees)):
+            rungs = automatic._measure(batch_size, None, None).rungs
+            assert [rung.tree.num_nodes for rung in rungs] == expected
 
 
 def test_a_branch_adds_what_its_rows_take():

@@ -1,5 +1,6 @@
 """A profile tells of every tree what decoding with it does, answer by answer, and comes back from its file alone."""
 
+import itertools
 import random
 from functools import partial
 
@@ -55,6 +56,15 @@ def test_a_profile_counts_the_steps_that_decoding_takes(make, kind):
             assert profile.replay(tree, k).tolist() == steps, (k, tree)
             assert profile.lengths.tolist() == tokens
             assert profile.tau(tree, k) == sum(tokens) / sum(steps)
+
+
+def test_a_batch_lasts_as_long_as_its_slowest_answer():
+    profile, tree = setup(0)[3], firp.TreeConfig(4, 2)
+    steps = (profile.replay(tree, 2) / profile.lengths).tolist()
+    for batch_size in (1, 2, 3):
+        slowest = [max(batch) for batch in itertools.product(steps, repeat=batch_size)]
+        assert profile.batch_tau(tree, 2, batch_size) == pytest.approx(len(slowest) / sum(slowest), rel=1e-12)
+    assert profile.batch_tau(tree, 2, 1) > profile.batch_tau(tree, 2, 8) > 1
 
 
 def test_paths_of_a_static_tree_and_answers_of_one_token():

@@ -115,6 +115,13 @@ class AcceptanceProfile:
         """Tokens that a step delivers: tokens of all answers / steps."""
         return float(self.lengths.sum() / self.replay(tree, num_offsets).sum())
 
+    def batch_tau(self, tree: TreeConfig, num_offsets: int, batch_size: int) -> float:
+        """Tokens a step delivers to each answer of a batch until its slowest is done: expected over all batches of these
+        answers, each as long as the others."""
+        steps = np.sort(self.replay(tree, num_offsets) / self.lengths)
+        at_most = np.arange(len(steps) + 1) / len(steps)
+        return float(1 / (steps * np.diff(at_most**batch_size)).sum())
+
 
 def _static_places(paths: list[tuple[int, ...]], ranks: np.ndarray) -> np.ndarray:
     """Node of a static tree at each depth of a path of ranks [n, depths], `ABSENT` where the tree has none."""

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from firp.decoder.modes import plain_tensors
-from firp.drafting.choices import Choice, Rung, add_batches, choice_file, load_choice
+from firp.drafting.choices import PAYS, Choice, Rung, add_batches, choice_file, load_choice
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile, load_profile
 from firp.drafting.trees import TreeConfig
@@ -171,7 +171,13 @@ class Automatic:
         rungs.sort(key=lambda rung: rung.seconds)
         # A tree that takes longer than one which delivers as much is never the best.
         useful = [rung for i, rung in enumerate(rungs) if all(rung.tau > cheaper.tau for cheaper in rungs[:i])]
+        if batch_size > 1:
+            useful = [rung for rung in useful if self._pays(rung, k, batch_size, plain)]
         return Measured(k, (Rung(TreeConfig(1, 1), plain, 1.0, branches[0]), *useful), steady)
+
+    def _pays(self, rung: Rung, num_offsets: int, batch_size: int, plain: float) -> bool:
+        """Whether a batch is done sooner with a tree than by plain steps, its slowest answer the last."""
+        return self.profile.batch_tau(rung.tree, num_offsets, batch_size) / rung.seconds >= PAYS / plain
 
     def _say(self, text: str) -> None:
         if self.ranks.leads:
