@@ -116,8 +116,10 @@ class AcceptanceProfile:
         return float(self.lengths.sum() / self.replay(tree, num_offsets).sum())
 
     def batch_tau(self, tree: TreeConfig, num_offsets: int, batch_size: int) -> float:
-        """Tokens a step delivers to each answer of a batch until its slowest is done: expected over all batches of these
-        answers, each as long as the others."""
+        """Tokens a step delivers to each answer of a batch until its slowest is done.
+
+        Expected over all batches of these answers, each as long as the others.
+        """
         steps = np.sort(self.replay(tree, num_offsets) / self.lengths)
         at_most = np.arange(len(steps) + 1) / len(steps)
         return float(1 / (steps * np.diff(at_most**batch_size)).sum())
