@@ -1,8 +1,6 @@
 // Checks of several weights over the same rows, with their biases.
 #pragma once
 
-#include <string>
-
 #include "tensors.h"
 
 namespace firp {
@@ -12,14 +10,10 @@ inline void check_joint_linear(const at::Tensor& input, at::TensorList weights, 
   TORCH_CHECK_VALUE(
       biases.empty() || biases.size() == weights.size(), "biases: got ", biases.size(), ", expected none or ", weights.size(),
       " (one per weight)");
-  const auto check_part = [&](const char* list, size_t i, const at::Tensor& part, at::IntArrayRef shape) {
-    const std::string name = list + ("[" + std::to_string(i) + "]");
-    check_same_device({{"input", input}, {name.c_str(), part}});
-    check_shape(name.c_str(), part, shape);
-    check_dtype(name.c_str(), part, input.scalar_type());
-  };
-  for (size_t i = 0; i < weights.size(); ++i) check_part("weights", i, weights[i], {kAny, width});
-  for (size_t i = 0; i < biases.size(); ++i) check_part("biases", i, biases[i], {weights[i].size(0)});
+  for (size_t i = 0; i < weights.size(); ++i)
+    check_part({"weights", static_cast<int64_t>(i)}, weights[i], {kAny, width}, input);
+  for (size_t i = 0; i < biases.size(); ++i)
+    check_part({"biases", static_cast<int64_t>(i)}, biases[i], {weights[i].size(0)}, input);
 }
 
 }  // namespace firp

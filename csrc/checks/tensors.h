@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <initializer_list>
+#include <ostream>
 #include <string>
 #include <utility>
 
@@ -19,13 +20,26 @@ inline std::string shape_text(at::IntArrayRef shape) {
   return text + "]";
 }
 
-inline void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef expected) {
+// How errors name a tensor: by its argument, and by its place where that is a list.
+struct Name {
+  Name(const char* argument, int64_t place = -1) : argument(argument), place(place) {}
+
+  const char* argument;
+  int64_t place;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Name& name) {
+  out << name.argument;
+  return name.place < 0 ? out : out << '[' << name.place << ']';
+}
+
+inline void check_shape(const Name& name, const at::Tensor& tensor, at::IntArrayRef expected) {
   bool same = tensor.dim() == static_cast<int64_t>(expected.size());
   for (size_t i = 0; same && i < expected.size(); ++i) same = expected[i] == kAny || expected[i] == tensor.size(i);
   TORCH_CHECK_VALUE(same, name, ": got shape ", shape_text(tensor.sizes()), ", expected ", shape_text(expected));
 }
 
-inline void check_dtype(const char* name, const at::Tensor& tensor, at::ScalarType expected) {
+inline void check_dtype(const Name& name, const at::Tensor& tensor, at::ScalarType expected) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == expected, name, ": got dtype ", tensor.scalar_type(), ", expected ", expected);
 }
 
@@ -53,6 +67,14 @@ inline void check_some_marginals(const at::Tensor& probabilities) {
   const int64_t k = probabilities.size(1), ranks = probabilities.size(-1);
   TORCH_CHECK_VALUE(
       k >= 1 && ranks >= 1, "probabilities: got ", k, " offsets and ", ranks, " ranks, expected at least one of each");
+}
+
+// A tensor of a list: its device and dtype are those of the input.
+inline void check_part(const Name& name, const at::Tensor& part, at::IntArrayRef shape, const at::Tensor& input) {
+  TORCH_CHECK_VALUE(
+      part.device() == input.device(), name, ": is on ", part.device(), ", expected ", input.device(), " (as input)");
+  check_shape(name, part, shape);
+  check_dtype(name, part, input.scalar_type());
 }
 
 // All on the device of the first.

@@ -57,11 +57,11 @@ inline at::Tensor empty_outputs(const at::Tensor& input, int64_t outputs) {
 // Prepared rows times `weight` [outputs, width], whose last dimension is dense, to rows of `output`, `stride` apart.
 template <typename T>
 cpu::Linear<T> describe_linear(
-    const float* prepared, int64_t rows, const at::Tensor& weight, const at::Tensor* bias, T* output, int64_t stride) {
+    const float* prepared, int64_t rows, const at::Tensor& weight, const T* bias, T* output, int64_t stride) {
   return {
       .prepared = prepared,
       .weight = static_cast<const T*>(weight.const_data_ptr()),
-      .bias = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr,
+      .bias = bias,
       .output = output,
       .rows = rows,
       .width = weight.size(1),
@@ -76,7 +76,8 @@ template <typename T>
 cpu::Linear<T> describe_linear(
     const at::Tensor& prepared, const at::Tensor& weight, const at::Tensor* bias, at::Tensor& output) {
   return describe_linear(
-      prepared.const_data_ptr<float>(), prepared.size(0), weight, bias, static_cast<T*>(output.mutable_data_ptr()),
+      prepared.const_data_ptr<float>(), prepared.size(0), weight,
+      bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr, static_cast<T*>(output.mutable_data_ptr()),
       output.size(-1));
 }
 
@@ -94,24 +95,12 @@ void over_outputs(int64_t outputs, int64_t width, const Work& work) {
 
 inline at::Tensor dense_weight(const at::Tensor& weight) { return weight.stride(1) == 1 ? weight : weight.contiguous(); }
 
-// Several linears over the same prepared rows, in one parallel region: their outputs side by side in rows of `output`,
-// `stride` apart.
+// Several linears over the same prepared rows, in one parallel region.
 template <typename T>
-void joint_linear_rows(
-    const float* prepared, int64_t rows, at::TensorList weights, at::TensorList biases, T* output, int64_t stride) {
-  std::vector<at::Tensor> held;
-  held.reserve(weights.size() + biases.size());
-  std::vector<cpu::Linear<T>> linears;
-  linears.reserve(weights.size());
+void joint_linear_rows(c10::ArrayRef<cpu::Linear<T>> linears) {
   int64_t padded = 0;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const at::Tensor& weight = held.emplace_back(dense_weight(weights[i]));
-    const at::Tensor* bias = biases.empty() ? nullptr : &held.emplace_back(biases[i].contiguous());
-    linears.push_back(describe_linear<T>(prepared, rows, weight, bias, output, stride));
-    output += weight.size(0);
-    padded += whole_tiles(weight.size(0));
-  }
-  over_outputs(padded, weights[0].size(1), [&](float* scratch, int64_t first, int64_t last) {
+  for (const cpu::Linear<T>& args : linears) padded += whole_tiles(args.outputs);
+  over_outputs(padded, linears[0].width, [&](float* scratch, int64_t first, int64_t last) {
     int64_t start = 0;
     for (const cpu::Linear<T>& args : linears) {
       const int64_t from = std::max<int64_t>(first - start, 0), to = std::min(last - start, args.outputs);
@@ -119,6 +108,24 @@ void joint_linear_rows(
       start += whole_tiles(args.outputs);
     }
   });
+}
+
+// The same of tensors, their outputs side by side in rows of `output`, `stride` apart.
+template <typename T>
+void joint_linear_rows(
+    const float* prepared, int64_t rows, at::TensorList weights, at::TensorList biases, T* output, int64_t stride) {
+  c10::SmallVector<at::Tensor, 8> held;
+  c10::SmallVector<cpu::Linear<T>, 4> linears;
+  held.reserve(weights.size() + biases.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const at::Tensor& weight = held.emplace_back(dense_weight(weights[i]));
+    const at::Tensor* bias = biases.empty() ? nullptr : &held.emplace_back(biases[i].contiguous());
+    linears.push_back(
+        describe_linear<T>(
+            prepared, rows, weight, bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr, output, stride));
+    output += weight.size(0);
+  }
+  joint_linear_rows<T>(linears);
 }
 
 }  // namespace firp

@@ -14,25 +14,19 @@ template <typename T>
 void run(
     const Tensor& input, const Tensor& norm, double eps, at::TensorList weights, at::TensorList biases, const Tensor& cos,
     const Tensor& sin, int64_t rotated, Tensor& output) {
-  const cpu::Isa isa = cpu::best_isa();
   const int64_t rows = input.size(0) * input.size(1), width = input.size(2);
   const int64_t head_dim = output.size(3), stride = output.size(2) * head_dim;
   const Tensor normed = at::empty(input.sizes(), input.options());
   const Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
-  const T* from = static_cast<const T*>(input.const_data_ptr());
-  T* to = static_cast<T*>(normed.mutable_data_ptr());
-  norm_rows(from, rows, norm, eps, to, prepared.mutable_data_ptr<float>());
+  float* floats = prepared.mutable_data_ptr<float>();
   T* heads = static_cast<T*>(output.mutable_data_ptr());
-  joint_linear_rows(prepared.const_data_ptr<float>(), rows, weights, biases, heads, stride);
-  const T* c = static_cast<const T*>(cos.const_data_ptr());
-  const T* s = static_cast<const T*>(sin.const_data_ptr());
-  over_rows(rows, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      for (int64_t h = 0; h < rotated; ++h) {
-        cpu::rotary(isa, heads + r * stride + h * head_dim, c + r * head_dim, s + r * head_dim, head_dim);
-      }
-    }
-  });
+  norm_rows(
+      static_cast<const T*>(input.const_data_ptr()), rows, static_cast<const T*>(norm.const_data_ptr()), width, eps,
+      static_cast<T*>(normed.mutable_data_ptr()), floats);
+  joint_linear_rows(floats, rows, weights, biases, heads, stride);
+  rotate_rows(
+      heads, stride, rows, rotated, static_cast<const T*>(cos.const_data_ptr()), static_cast<const T*>(sin.const_data_ptr()),
+      head_dim);
 }
 
 Tensor norm_qkv_rotary(

@@ -9,45 +9,15 @@ namespace {
 
 using at::Tensor;
 
-struct Weights {
-  Tensor output, bias, norm, gate, up, down;
-  double eps;
-};
-
-// attended [rows, inputs] and residual [rows, width] are dense, and so are the last dimensions of all weights.
+// attended [rows, inputs] and residual [rows, width] are dense.
 template <typename T>
-void run(const Tensor& attended, const Tensor& residual, const Weights& weights, Tensor& out) {
-  const cpu::Isa isa = cpu::best_isa();
-  const int64_t rows = attended.size(0), inputs = attended.size(1), width = residual.size(1), wide = weights.gate.size(0);
-  const int64_t widest = std::max({inputs, width, wide});
-  const Tensor floats = at::empty({rows, cpu::prepared_width(widest)}, attended.options().dtype(at::kFloat));
-  const Tensor numbers = at::empty({2 * rows, width + wide}, attended.options());
-  float* prepared = floats.mutable_data_ptr<float>();
-  T* hidden = static_cast<T*>(numbers.mutable_data_ptr());
-  T* normed = hidden + rows * width;
-  T* gates = normed + rows * width;
-  T* ups = gates + rows * wide;
-  T* result = static_cast<T*>(out.mutable_data_ptr());
-
-  // input @ weight^T + bias + added.
-  const auto add_linear = [&](const Tensor& weight, const Tensor* bias, const T* added, T* to) {
-    const cpu::Linear<T> args = describe_linear<T>(prepared, rows, weight, bias, to, width);
-    over_outputs(args.outputs, args.width, [&](float* scratch, int64_t first, int64_t last) {
-      cpu::linear(isa, args, scratch, first, last);
-      for (int64_t r = 0; r < rows; ++r) cpu::add(isa, to + r * width + first, added + r * width + first, last - first);
-    });
-  };
-
-  prepare_rows(static_cast<const T*>(attended.const_data_ptr()), inputs, rows, inputs, prepared);
-  add_linear(
-      weights.output, weights.bias.defined() ? &weights.bias : nullptr, static_cast<const T*>(residual.const_data_ptr()),
-      hidden);
-  norm_rows(hidden, rows, weights.norm, weights.eps, normed, prepared);
-  const cpu::Linear<T> gate = describe_linear<T>(prepared, rows, weights.gate, nullptr, gates, wide);
-  const cpu::Linear<T> up = describe_linear<T>(prepared, rows, weights.up, nullptr, ups, wide);
-  gated_linear_rows(gate, up);
-  prepare_rows(gates, wide, rows, wide, prepared);
-  add_linear(weights.down, nullptr, hidden, result);
+void run(const Tensor& attended, const Tensor& residual, const LayerEnd<T>& weights, Tensor& out) {
+  const int64_t rows = attended.size(0);
+  const Tensor floats = at::empty({weights.floats(rows)}, attended.options().dtype(at::kFloat));
+  const Tensor scratch = at::empty({weights.scratch(rows)}, attended.options());
+  layer_end_rows(
+      weights, static_cast<const T*>(attended.const_data_ptr()), static_cast<const T*>(residual.const_data_ptr()), rows,
+      static_cast<T*>(scratch.mutable_data_ptr()), floats.mutable_data_ptr<float>(), static_cast<T*>(out.mutable_data_ptr()));
 }
 
 Tensor output_norm_mlp(
@@ -84,19 +54,25 @@ Tensor output_norm_mlp(
        }) {
     check_dtype(name, tensor, attended.scalar_type());
   }
-  const Weights weights{
-      .output = dense_weight(output),
-      .bias = bias ? bias->contiguous() : Tensor(),
-      .norm = norm.contiguous(),
-      .gate = dense_weight(gate),
-      .up = dense_weight(up),
-      .down = dense_weight(down),
-      .eps = eps,
-  };
+  const Tensor first = dense_weight(output), gates = dense_weight(gate), ups = dense_weight(up), last = dense_weight(down);
+  const Tensor offsets = bias ? bias->contiguous() : Tensor(), scales = norm.contiguous();
   Tensor out = at::empty({batch, count, width}, residual.options());
   const Tensor rows = attended.contiguous().view({batch * count, inputs});
   const Tensor added = residual.contiguous().view({batch * count, width});
-  attended.scalar_type() == at::kFloat ? run<float>(rows, added, weights, out) : run<cpu::bfloat16>(rows, added, weights, out);
+  const auto go = [&](auto number) {
+    using T = decltype(number);
+    const LayerEnd<T> weights{
+        .output = first,
+        .gate = gates,
+        .up = ups,
+        .down = last,
+        .bias = bias ? static_cast<const T*>(offsets.const_data_ptr()) : nullptr,
+        .norm = static_cast<const T*>(scales.const_data_ptr()),
+        .eps = eps,
+    };
+    run<T>(rows, added, weights, out);
+  };
+  attended.scalar_type() == at::kFloat ? go(float{}) : go(cpu::bfloat16{});
   return out;
 }
 

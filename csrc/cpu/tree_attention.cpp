@@ -1,12 +1,9 @@
 // firp::tree_attention on a CPU: checks, threads, registration.
-#include "firp/cpu/tree_attention.h"
-
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "../checks/tensors.h"
-#include "firp/cpu/checks.h"
+#include "../checks/attention.h"
+#include "layer_rows.h"
 
 namespace firp {
 namespace {
@@ -46,19 +43,6 @@ cpu::TreeAttention<T> describe(
   };
 }
 
-// A thread takes neighbouring rows, so that few heads have their keys and values laid out by more than one.
-template <typename T>
-void run(const cpu::TreeAttention<T>& args, int64_t batch) {
-  const cpu::Isa isa = cpu::best_isa();
-  at::parallel_for(0, batch * args.kv_heads * args.rows, 1, [&](int64_t first, int64_t last) {
-    while (first < last) {
-      const int64_t pair = first / args.rows, row = first % args.rows, rows = std::min(args.rows - row, last - first);
-      cpu::tree_attention(isa, args, pair / args.kv_heads, pair % args.kv_heads, row, row + rows);
-      first += rows;
-    }
-  });
-}
-
 at::Tensor dense_rows(const at::Tensor& tensor) { return tensor.stride(3) == 1 ? tensor : tensor.contiguous(); }
 
 at::Tensor tree_attention(
@@ -77,40 +61,23 @@ at::Tensor tree_attention(
   const int64_t batch = query.size(0), rows = query.size(1), heads = query.size(2), head_dim = query.size(3);
   check_shape("key_cache", key_cache, {batch, kAny, kAny, head_dim});
   check_shape("value_cache", value_cache, key_cache.sizes());
-  check_shape("context_lens", context_lens, {batch});
-  check_shape("depths", depths, {batch, kAny});
-  const int64_t num_nodes = depths.size(1);
-  check_values(cpu::check_between("depths", num_nodes, 1, cpu::kMaxNodes, " nodes"));
-  check_shape("ancestors", ancestors, {batch, num_nodes, (num_nodes + 31) / 32});
-  check_shape("lookahead", lookahead, {batch, kAny});
   check_float("query", query);
   check_dtype("key_cache", key_cache, query.scalar_type());
   check_dtype("value_cache", value_cache, query.scalar_type());
-  check_dtype("context_lens", context_lens, at::kInt);
-  check_dtype("depths", depths, at::kInt);
-  check_dtype("ancestors", ancestors, at::kInt);
-  check_dtype("lookahead", lookahead, at::kInt);
   TORCH_CHECK_VALUE(
       key_cache.size(2) > 0 && heads % key_cache.size(2) == 0, "query: ", heads, " heads are no multiple of the cache's ",
       key_cache.size(2), " heads");
-  TORCH_CHECK_VALUE(num_offsets >= 0, "num_offsets: got ", num_offsets, ", expected at least 0");
-  const int64_t with_pseudo = num_nodes + lookahead.size(1) * num_offsets;
-  TORCH_CHECK_VALUE(
-      rows == num_nodes || rows == with_pseudo, "query: got ", rows, " rows, expected ", num_nodes, " (nodes) or ", with_pseudo,
-      " (with pseudo rows)");
-  TORCH_CHECK_VALUE(
-      !sliding_window || *sliding_window >= 1, "sliding_window: got ", sliding_window.value_or(0),
-      ", expected at least 1 or None");
+  check_tree(batch, rows, context_lens, depths, ancestors, lookahead, num_offsets, sliding_window);
   const at::Tensor lens = context_lens.contiguous(), levels = depths.contiguous(), masks = ancestors.contiguous();
   const at::Tensor nodes = lookahead.contiguous();
-  check_values(cpu::check_room(lens.const_data_ptr<int32_t>(), batch, rows, key_cache.size(1)));
-  check_values(cpu::check_lookahead(nodes.const_data_ptr<int32_t>(), nodes.numel(), num_nodes));
+  check_tree_values(lens, nodes, rows, depths.size(1), key_cache.size(1));
 
   const at::Tensor q = dense_rows(query), k = dense_rows(key_cache), v = dense_rows(value_cache);
   at::Tensor output = at::empty(query.sizes(), query.options().memory_format(at::MemoryFormat::Contiguous));
   const auto go = [&](auto number) {
     using T = decltype(number);
-    run(describe<T>(q, k, v, output, lens, levels, masks, nodes, num_offsets, scale, sliding_window.value_or(0)), batch);
+    attend_rows(
+        describe<T>(q, k, v, output, lens, levels, masks, nodes, num_offsets, scale, sliding_window.value_or(0)), batch);
   };
   switch (query.scalar_type()) {
     case at::kFloat: go(float{}); break;

@@ -44,7 +44,7 @@ def decoder_layers(
         [B, R, d], dtype of input: what the three ops return one after another, bit for bit. Without layers a copy.
 
     Raises:
-        ValueError, TypeError: what these three raise; a number of weights that does not fit the layers of the cache.
+        ValueError, TypeError: as these three; a number of weights that does not fit the layers of the cache.
 
     Example:
         >>> import torch, firp_kernels
@@ -69,12 +69,12 @@ def fake(input: Tensor, *_: object) -> Tensor:
 
 
 def check(
-    cos: Tensor, norms: Sequence[Tensor], projections: Sequence[Tensor], biases: Sequence[Tensor],
+    input: Tensor, cos: Tensor, norms: Sequence[Tensor], projections: Sequence[Tensor], biases: Sequence[Tensor],
     outputs: Sequence[Tensor], output_biases: Sequence[Tensor], mlps: Sequence[Tensor], cache: Tensor,
 ) -> None:  # fmt: skip
-    """What the three ops cannot check."""
+    """The weights by this op's own names; the three ops check what is left."""
     checks.shape("cache", cache, None, 2, None, None, None, None)
-    layers = cache.shape[0]
+    layers, _, batch, _, kv_heads, head_dim = cache.shape
     for name, tensors, each in (
         ("norms", norms, 2), ("projections", projections, 3), ("biases", biases, 3), ("outputs", outputs, 1),
         ("output_biases", output_biases, 1), ("mlps", mlps, 3),
@@ -83,7 +83,33 @@ def check(
         if len(tensors) != each * layers and not (optional and not tensors):
             expected = f"{each * layers}{' or none' if optional else ''} ({layers} layers)"
             raise ValueError(f"{name}: got {len(tensors)}, expected {expected}")
-    checks.shape("cos", cos, None, None, None)
+    checks.shape("input", input, batch, None, None)
+    checks.shape("cos", cos, batch, input.shape[1], head_dim)
+    width, keys = input.shape[2], kv_heads * head_dim
+
+    def part(name: str, place: int, tensor: Tensor, *shape: int | None) -> None:
+        checks.same_device(input=input, **{f"{name}[{place}]": tensor})
+        checks.shape(f"{name}[{place}]", tensor, *shape)
+        checks.dtype(f"{name}[{place}]", tensor, input.dtype)
+
+    for i in range(layers):
+        for place in (2 * i, 2 * i + 1):
+            part("norms", place, norms[place], width)
+        for place, shape in ((3 * i, None), (3 * i + 1, keys), (3 * i + 2, keys)):
+            part("projections", place, projections[place], shape, width)
+        queries = projections[3 * i].shape[0]
+        if not keys or not queries or queries % keys:
+            raise ValueError(
+                f"projections[{3 * i}]: got {queries} outputs, expected a multiple of {keys}, those of the keys"
+            )
+        for place in range(3 * i, 3 * i + 3) if biases else ():
+            part("biases", place, biases[place], projections[place].shape[0])
+        part("outputs", i, outputs[i], width, queries)
+        if output_biases:
+            part("output_biases", i, output_biases[i], width)
+        wide = mlps[3 * i].shape[:1]
+        for place, shapes in ((3 * i, (None, width)), (3 * i + 1, (*wide, width)), (3 * i + 2, (width, *wide))):
+            part("mlps", place, mlps[place], *shapes)
 
 
 def composed(
@@ -92,18 +118,13 @@ def composed(
     output_biases: Sequence[Tensor], mlps: Sequence[Tensor], cache: Tensor, *tree_and_scale: Any,
 ) -> Tensor:  # fmt: skip
     """The op made of `ops.norm_qkv_rotary`, `ops.write_and_attend` and `ops.output_norm_mlp`."""
-    check(cos, norms, projections, biases, outputs, output_biases, mlps, cache)
+    check(input, cos, norms, projections, biases, outputs, output_biases, mlps, cache)
     hidden = input.clone()
     for i, layer_cache in enumerate(cache.unbind(0)):
         three = slice(3 * i, 3 * i + 3)
         heads = ops.norm_qkv_rotary(hidden, norms[2 * i], eps, projections[three], biases[three], cos, sin)
         kv_heads = layer_cache.shape[3]
         queries = heads.shape[2] - 2 * kv_heads
-        if queries <= 0:
-            raise ValueError(
-                f"projections[{3 * i}]: got {heads.shape[2]} heads with keys and values, expected more than "
-                f"{2 * kv_heads}"
-            )
         parts = heads.split([queries, kv_heads, kv_heads], 2)
         attended = ops.write_and_attend(*parts, layer_cache, *tree_and_scale)
         bias = output_biases[i] if output_biases else None

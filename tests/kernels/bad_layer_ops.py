@@ -102,13 +102,21 @@ def bad_decoder_layers():
     yield "norms: got 4, expected 2", replaced(good, _10=good[10][:1])
     yield "cache: got shape", replaced(good, _10=good[10][0])
     yield "cos: got shape", replaced(good, _1=good[1][0])
-    wide = good[10].expand(-1, -1, -1, -1, 2, -1)
+    yield "input: got shape", replaced(good, _0=good[0][0])
+    yield "query: got", replaced(good, _0=good[0][:, 1:], _1=good[1][:, 1:], _2=good[2][:, 1:])
+    yield "cos: got shape", replaced(good, _1=good[1][:, 1:])
+    yield "context_lens", replaced(good, _11=good[11] + 10_000)
+    query = good[5][0]  # of 24 outputs, as three heads of keys have
     yield (
-        r"projections\[0\]: got 5 heads with keys and values, expected more than 6",
-        replaced(good, _10=wide.repeat(1, 1, 1, 1, 2, 1)[..., :3, :]),
+        r"projections\[0\]: got 16 outputs, expected a multiple of 24",
+        replaced(good, _5=[query[:16], *[query] * 5], _10=good[10].repeat(1, 1, 1, 1, 3, 1)),
     )
-    yield "input: got shape", replaced(good, _0=good[0][0])  # as the parts say it
-    yield "gate: got shape", replaced(good, _9=[good[9][0][:, 1:], *good[9][1:]])
+    # Every tensor of every list is named where it is narrower than it should be, and where its dtype is another.
+    for place, name in enumerate(weights, 4):
+        for i, tensor in enumerate(good[place]):
+            for wrong in (tensor[..., 1:], tensor.double()):
+                changed = [*good[place][:i], wrong, *good[place][i + 1 :]]
+                yield rf"{name}\[{i}\]: got", replaced(good, **{f"_{place}": changed})
 
 
 def bad_rotary():

@@ -73,8 +73,10 @@ class Drafters:
         module, settings = view.decoder.embed_tokens, (view.dtype, view.device)
         maps = kept(module, "maps", [predictor.weight], settings, lambda: weight.to(view.device, view.dtype))
         self.weight = maps[:num_offsets]
-        self.transition = token_tables(view, predictor.transition)
         self.updater = Updater(view, predictor, num_offsets, ops, update) if predictor.update_width else None
+        # An updated row of offset 1 knows the token before: with one offset nothing is left for the transition.
+        knows_all = self.updater is not None and num_offsets == 1
+        self.transition = None if knows_all else token_tables(view, predictor.transition)
         self._by_tree: dict[TreeConfig, Drafter] = {}
 
     def of(self, tree: TreeConfig) -> Drafter | None:

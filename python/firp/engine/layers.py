@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from firp.decoder.attention import AttentionStep, RotatingStep
-from firp.decoder.few_row_modules import joined
+from firp.decoder.few_row_modules import JoinedLayers, joined
 from firp.decoder.view import DecoderView
 from firp.drafting.trees import DraftTree
 
 # Graphs that one engine's layer may have: about six without a limit on batch sizes, and more where two sizes coincide.
 MAX_GRAPHS = 256
+# Runs of layers that one engine takes in one call: below the insertion layer, above it, and all.
+RUNS = 3
 
 R = TypeVar("R")
 
@@ -29,11 +32,13 @@ class LayerFunction:
 
     Attributes:
         whole: `firp_kernels.decoder_layers`, which takes them through a run of layers that are alike; or None.
+        joined: the weights of such a run, kept from step to step.
     """
 
     call: Callable[..., Tensor]
     compiled: bool
     whole: Callable[..., Tensor] | None = None
+    joined: Callable[[tuple[nn.Module, ...]], JoinedLayers | None] = joined
 
     def limits(self) -> AbstractContextManager:
         """What calls run in."""
@@ -143,7 +148,7 @@ def layer_function(compiled: bool, ops: SimpleNamespace, device: torch.device, n
         return function(layer, hidden, cos, sin, ops.write_and_attend, *others)
 
     whole = ops.decoder_layers if device.type == "cpu" and not compiled and not named else None
-    return LayerFunction(call, compiled, whole)
+    return LayerFunction(call, compiled, whole, functools.lru_cache(RUNS)(joined))
 
 
 def run_layers(
@@ -158,7 +163,7 @@ def run_layers(
 ) -> Tensor:
     """Rows [B, R, d] through `layers`, whose keys and values are those of `cache` [len(layers), 2, B, S, Hkv, D]."""
     cos, sin = position_embeddings
-    if function.whole is not None and (together := joined(layers)) is not None:
+    if function.whole is not None and (together := function.joined(tuple(layers))) is not None:
         return function.whole(
             hidden, cos, sin, together.eps, *together.weights, cache, context_lens, tree.depths, tree.ancestors,
             tree.lookahead, num_offsets, together.scale, together.sliding_window,

@@ -37,16 +37,20 @@ void rotary(T* row, const T* cos, const T* sin, int64_t head_dim) {
 }
 
 template <typename T>
+static inline __attribute__((always_inline)) void gate_part(T* gate, const T* up, int64_t count) {
+  float wide[kLanes] = {};
+  for (int64_t l = 0; l < count; ++l) wide[l] = to_float(gate[l]);
+  const Floats x = load(wide), zero = {};
+  const Floats small = exponential(x < zero ? x : -x);
+  save((x < zero ? x * small : x) / (broadcast(1.0f) + small), wide);
+  for (int64_t l = 0; l < count; ++l) store(rounded<T>(wide[l]) * to_float(up[l]), gate + l);
+}
+
+template <typename T>
 void gate(T* gate, const T* up, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t some = count - i < kLanes ? count - i : kLanes;
-    float wide[kLanes] = {};
-    for (int64_t l = 0; l < some; ++l) wide[l] = to_float(gate[i + l]);
-    const Floats x = load(wide), zero = {};
-    const Floats small = exponential(x < zero ? x : -x);
-    save((x < zero ? x * small : x) / (broadcast(1.0f) + small), wide);
-    for (int64_t l = 0; l < some; ++l) store(rounded<T>(wide[l]) * to_float(up[i + l]), gate + i + l);
-  }
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) gate_part(gate + i, up + i, kLanes);
+  if (i < count) gate_part(gate + i, up + i, count - i);
 }
 
 template <typename T>

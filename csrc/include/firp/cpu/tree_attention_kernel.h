@@ -67,30 +67,31 @@ static inline __attribute__((always_inline)) float largest(Floats values) {
   return std::max(std::max(quad[0], quad[1]), std::max(quad[2], quad[3]));
 }
 
-// Scores of one block of entries, [first, last) of which count, become weights relative to the new peak; the others
-// become zero. Returns the factor that rescales what was summed before.
+// `inside` for the lanes e + l in [first, last), `outside` for the others.
+static inline __attribute__((always_inline)) Floats
+within(int64_t e, int64_t first, int64_t last, Floats inside, Floats outside) {
+  const Integers lanes = lane_numbers() + static_cast<int32_t>(e);
+  return ((lanes >= static_cast<int32_t>(first)) & (lanes < static_cast<int32_t>(last))) ? inside : outside;
+}
+
+// Scores of one block of entries, [first, last) of which count, become weights relative to the new peak. Returns the
+// factor that rescales what was summed before.
 static inline float soften(float* scores, int64_t first, int64_t last, float scale, float& peak, float& total) {
   constexpr float lowest = -std::numeric_limits<float>::infinity();
-  for (int64_t e = 0; e < first; ++e) scores[e] = 0.0f;
-  for (int64_t e = last; e < kBlock; ++e) scores[e] = 0.0f;
-  Floats values[kBlock / kLanes], most = broadcast(lowest);
-  const bool all = first == 0 && last == kBlock;
-  const auto outside = [&](int64_t e) { return !all && (e < first || e + kLanes > last); };
-  for (int64_t e = 0; e < kBlock; e += kLanes) {
+  const int64_t begin = first / kLanes * kLanes;
+  const auto whole = [&](int64_t e) { return e >= first && e + kLanes <= last; };
+  Floats most = broadcast(lowest);
+  for (int64_t e = begin; e < last; e += kLanes) {
     Floats value = load(scores + e) * broadcast(scale);
-    if (outside(e)) {
-      for (int64_t i = 0; i < kLanes; ++i) value[i] = e + i >= first && e + i < last ? value[i] : lowest;
-    }
-    values[e / kLanes] = value;
+    if (!whole(e)) value = within(e, first, last, value, broadcast(lowest));
+    save(value, scores + e);
     most = value > most ? value : most;
   }
   const float top = std::max(peak, largest(most)), base = top == lowest ? 0.0f : top;
   Floats sum_ = {};
-  for (int64_t e = 0; e < kBlock; e += kLanes) {
-    Floats weights = exponential(values[e / kLanes] - broadcast(base));
-    if (outside(e)) {
-      for (int64_t i = 0; i < kLanes; ++i) weights[i] = e + i >= first && e + i < last ? weights[i] : 0.0f;
-    }
+  for (int64_t e = begin; e < last; e += kLanes) {
+    Floats weights = exponential(load(scores + e) - broadcast(base));
+    if (!whole(e)) weights = within(e, first, last, weights, Floats{});
     save(weights, scores + e);
     sum_ += weights;
   }
@@ -239,7 +240,9 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
         for (int64_t i = 0; i < some; ++i) {
           const float* all = open_scores + (q + i) * open_slots;
           float* block = scores + i * kBlock;
-          for (int64_t e = 0; e < last; ++e) block[e] = done + e < rest ? all[e] : all[own + view.tail[done + e - rest]];
+          const int64_t before = std::clamp<int64_t>(rest - done, 0, last);
+          std::copy(all, all + before, block);
+          for (int64_t e = before; e < last; ++e) block[e] = all[own + view.tail[done + e - rest]];
           factors[i] = soften(block, from, last, scale, peaks[q + i], totals[q + i]);
         }
         multiply_any(

@@ -7,6 +7,7 @@ constexpr int64_t kLanes = FIRP_VECTOR_BYTES / 4;
 
 typedef float Floats __attribute__((vector_size(FIRP_VECTOR_BYTES)));
 typedef float LooseFloats __attribute__((vector_size(FIRP_VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(FIRP_VECTOR_BYTES)));
 typedef uint32_t Words __attribute__((vector_size(FIRP_VECTOR_BYTES)));
 typedef uint32_t LooseWords __attribute__((vector_size(FIRP_VECTOR_BYTES), aligned(2), may_alias));
 
@@ -45,6 +46,13 @@ static inline __attribute__((always_inline)) Floats broadcast(float value) { ret
 
 static inline __attribute__((always_inline)) Floats load(const float* from) {
   return *reinterpret_cast<const LooseFloats*>(from);
+}
+
+// 0, 1, 2, ...
+static inline __attribute__((always_inline)) Integers lane_numbers() {
+  Integers lanes;
+  std::memcpy(&lanes, kLaneNumbers, sizeof(lanes));
+  return lanes;
 }
 
 static inline __attribute__((always_inline)) void save(Floats values, float* to) {
