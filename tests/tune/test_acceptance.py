@@ -28,7 +28,7 @@ def recordings_of(model, predictor, prompts, max_new_tokens, num_ranks=40):
 
 
 def replayed(recordings, tree, k, model, predictor):
-    return replay(recordings, tree, k, token_tables(DecoderView(model), predictor.transition))
+    return replay(recordings, tree, k, token_tables(DecoderView(model), predictor.transition)).stats
 
 
 def decoded(model, predictor, prompts, tree, max_new_tokens):
@@ -90,7 +90,17 @@ def test_a_larger_vocabulary_and_a_limit_of_one_token():
 
 def test_plain_decoding_delivers_one_token_a_step():
     model, predictor, prompts, _ = setup(7)
-    assert replay(recordings_of(model, predictor, prompts, 12), firp.TreeConfig(1, 1), 3).tau == 1.0
+    assert replay(recordings_of(model, predictor, prompts, 12), firp.TreeConfig(1, 1), 3).stats.tau == 1.0
+
+
+def test_the_pace_of_each_answer():
+    model, predictor, prompts, rng = setup(9)
+    recordings = recordings_of(model, predictor, prompts, 20)
+    for tree in (firp.TreeConfig(1, 1), random_tree(rng)):
+        whole = replay(recordings, tree, 3, token_tables(DecoderView(model), predictor.transition))
+        lengths = [len(recording.tokens) - 1 for recording in recordings]
+        alone = [decoded(model, predictor, [prompt], tree, 20).steps for prompt in prompts]
+        assert whole.paces.tolist() == [steps / length for steps, length in zip(alone, lengths, strict=True)]
 
 
 def test_first_offsets_share_the_weights():

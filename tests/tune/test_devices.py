@@ -43,4 +43,4 @@ def test_a_replay_takes_tables_and_recordings_of_one_device(dtype, monkeypatch):
     prompts = [torch.tensor([4, 5, 6]), torch.tensor([5, 4])]
     with pytest.raises(Replayed):
         tuner.Tuner(model, predictor, prompts, config, progress=False).run()
-    assert steps[0].steps > 0
+    assert steps[0].stats.steps > 0

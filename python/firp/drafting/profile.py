@@ -116,13 +116,20 @@ class AcceptanceProfile:
         return float(self.lengths.sum() / self.replay(tree, num_offsets).sum())
 
     def batch_tau(self, tree: TreeConfig, num_offsets: int, batch_size: int) -> float:
-        """Tokens a step delivers to each answer of a batch until its slowest is done.
+        """Tokens a step delivers to each answer of a batch until its slowest is done."""
+        return slowest_tau(self.replay(tree, num_offsets) / self.lengths, batch_size)
 
-        Expected over all batches of these answers, each as long as the others.
-        """
-        steps = np.sort(self.replay(tree, num_offsets) / self.lengths)
-        at_most = np.arange(len(steps) + 1) / len(steps)
-        return float(1 / (steps * np.diff(at_most**batch_size)).sum())
+
+def slowest_tau(paces: np.ndarray, batch_size: int) -> float:
+    """Tokens a step delivers to each answer of a batch until its slowest is done.
+
+    Expected over all batches of S answers, each as long as the others.
+
+    Args:
+        paces: [S] steps that a token of each answer takes.
+    """
+    at_most = np.arange(len(paces) + 1) / len(paces)
+    return float(1 / (np.sort(paces) * np.diff(at_most**batch_size)).sum())
 
 
 def _static_places(paths: list[tuple[int, ...]], ranks: np.ndarray) -> np.ndarray:

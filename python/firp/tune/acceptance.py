@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,10 +15,22 @@ from firp.drafting.trees import Drafter, TreeConfig, root_only
 from firp.engine.state import DecodeStats
 
 
+class Replay(NamedTuple):
+    """What decoding some answers takes.
+
+    Attributes:
+        stats: of all.
+        paces: [S] steps that a token of each takes.
+    """
+
+    stats: DecodeStats
+    paces: np.ndarray
+
+
 @torch.no_grad()
 def replay(
     recordings: list[Recording], tree: TreeConfig, num_offsets: int, transition: tuple[Tensor, Tensor] | None = None
-) -> DecodeStats:
+) -> Replay:
     """The steps that decoding the recorded answers with `tree` and the first `num_offsets` offsets takes.
 
     `transition` holds the tables of the predictor's token transition, if it has one.
@@ -36,10 +51,11 @@ def replay(
     stats = DecodeStats()
     if tree.num_nodes == 1:
         stats.add([1] * int(lengths.sum()))
-        return stats
+        return Replay(stats, np.ones(len(recordings)))
     drafter = Drafter(tree, k, ops, transition)
     probabilities, candidates = (part[..., : drafter.num_ranks].contiguous() for part in (probabilities, candidates))
     root = torch.zeros(len(recordings), dtype=torch.long)
+    steps = torch.zeros_like(root)
     draft = root_only(tokens[:, 0], num_lookahead=1)
     while bool((root < lengths).any()):
         chosen = tokens.gather(1, (root[:, None] + 1 + torch.arange(k + 1)).clamp(max=tokens.shape[1] - 1))
@@ -52,6 +68,7 @@ def replay(
         source = (root + accepted - levels_up).clamp(max=longest - 1)
         counts = torch.minimum(accepted + 1, lengths - root)
         stats.add(counts.tolist())
+        steps += counts > 0
         root = root + counts
         offset = (torch.arange(k) + levels_up[:, None]).clamp(max=k - 1)
         rows = torch.arange(len(recordings))[:, None], source[:, None], offset
@@ -59,4 +76,4 @@ def replay(
         roots = tokens.gather(1, root[:, None])[:, 0]
         knows_root = levels_up == 0 if recordings[0].knows_next else None
         draft = drafter.draft(probabilities[rows], candidates[rows], roots, usable, knows_root)
-    return stats
+    return Replay(stats, steps.numpy() / lengths.numpy())

@@ -45,7 +45,8 @@ class Point:
     """A candidate with its figures for one batch size.
 
     Attributes:
-        seconds: of one step. tau: tokens a step delivers to each sequence. batch_size: B.
+        seconds: of one step. tau: tokens a step delivers to each sequence, in a batch until its slowest answer is done.
+        batch_size: B.
     """
 
     candidate: Candidate

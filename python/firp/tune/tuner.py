@@ -11,16 +11,17 @@ from transformers import PreTrainedModel
 
 import firp_kernels
 from firp.decoder.view import DecoderView
-from firp.drafting.choices import HEADS, Choice, Rung
+from firp.drafting.choices import HEADS, PAYS, Choice, Rung
 from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.predictor import FirpPredictor
+from firp.drafting.profile import slowest_tau
 from firp.drafting.recording import Recording, record
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import Drafter
 from firp.engine.costs import StepClock
 from firp.engine.engine import Engine
 from firp.generation.batch import greedy_answers
-from firp.tune.acceptance import replay
+from firp.tune.acceptance import Replay, replay
 from firp.tune.choose import (
     Candidate,
     Point,
@@ -149,7 +150,7 @@ class Tuner:
             check_context(model, config.context, predictor.num_offsets, num_steps(config.steps, config.repeats))
         self.candidates = candidates(config.nodes, config.lookahead, offsets, config.kinds)
         self.own = {batch_size: self._own(batch_size) for batch_size in sorted(set(config.batch_sizes))}
-        self.taus: dict[Candidate, float] = {}
+        self.replays: dict[Candidate, Replay] = {}
         self.context = config.context or 0  # What the prompts have, once they are answered.
         self.num_offsets = self.most_offsets
         self.head: str | None = None
@@ -162,7 +163,7 @@ class Tuner:
         return plain(self.most_offsets) if own.num_nodes == 1 else own
 
     def run(self) -> None:
-        """Fill `taus`, `batches`, `num_offsets` and `head`."""
+        """Fill `replays`, `batches`, `num_offsets` and `head`."""
         transition = token_tables(DecoderView(self.model), self.predictor.transition)
         recordings = self._record(transition)
         if transition is not None:  # Recordings are on the host, for any device of the model.
@@ -170,7 +171,7 @@ class Tuner:
         for candidate in tqdm(
             [*dict.fromkeys([*self.candidates, *self.own.values()])], "replay", disable=None if self.progress else True
         ):
-            self.taus[candidate] = replay(recordings, candidate.tree, candidate.num_offsets, transition).tau
+            self.replays[candidate] = replay(recordings, candidate.tree, candidate.num_offsets, transition)
         for batch_size, own in self.own.items():
             self.batches[batch_size] = Batch(own=own)
             self._estimate(batch_size)
@@ -203,6 +204,11 @@ class Tuner:
             self.context = round(mean(len(prompt) + len(answer) / 2 for prompt, answer in pairs))
         return recordings
 
+    def _tau(self, candidate: Candidate, batch_size: int) -> float:
+        """Tokens a step delivers to a sequence; in a batch until its slowest answer is done."""
+        stats, paces = self.replays[candidate]
+        return stats.tau if batch_size == 1 else slowest_tau(paces, batch_size)
+
     def _engine(self, candidate: Candidate, head: str | None = None) -> Engine:
         if candidate.num_nodes == 1:
             return Engine(self.model)
@@ -214,7 +220,7 @@ class Tuner:
         taus: dict[tuple[int, int], float] = {}
         for c in self.candidates:
             size = (c.num_nodes, c.num_lookahead)
-            taus[size] = max(taus.get(size, 0.0), self.taus[c])
+            taus[size] = max(taus.get(size, 0.0), self._tau(c, batch_size))
         with tqdm(
             total=len(taus), desc=f"step times, batch {batch_size}", disable=None if self.progress else True
         ) as bar:
@@ -233,7 +239,7 @@ class Tuner:
         for candidate in self.candidates:
             estimate = step_seconds(seconds, k, candidate)
             if estimate is not None:
-                batch.grid.append(Point(candidate, estimate, self.taus[candidate], batch_size))
+                batch.grid.append(Point(candidate, estimate, self._tau(candidate, batch_size), batch_size))
 
     def _choosable(self, points: list[Point]) -> list[Point]:
         return [p for p in points if p.candidate.num_nodes == 1 or p.candidate.num_offsets == self.num_offsets]
@@ -246,7 +252,7 @@ class Tuner:
             self.context, batch_size, self.config.steps, self.config.repeats,
         )  # fmt: skip
         batch.times |= times
-        batch.final = [Point(c, time.seconds, self.taus[c], batch_size) for c, time in times.items()]
+        batch.final = [Point(c, time.seconds, self._tau(c, batch_size), batch_size) for c, time in times.items()]
 
     def _choose_head(self) -> None:
         """Measure the chosen trees with each head mode, and take the fastest mode. An update leaves one alone."""
@@ -273,12 +279,16 @@ class Tuner:
             batch.branches[c] = curves.branch(c.tree, c.num_offsets, predictor.insertion_layer / predictor.num_layers)
 
     def choice(self) -> Choice:
-        """What engines take from here: by batch size, plain decoding and the measured trees of the chosen k."""
+        """What engines take from here: by batch size, plain decoding and the measured trees of the chosen k, in a batch
+        those that pay."""
         batches = {}
         for batch_size, batch in self.batches.items():
-            drafting = [p for p in self._choosable(batch.final) if p.candidate.num_nodes > 1]
+            least = 0.0 if batch_size == 1 else PAYS * batch.plain.tokens_per_second
+            choosable = [p for p in self._choosable(batch.final) if p.tokens_per_second >= least]
+            drafting = [p for p in choosable if p.candidate.num_nodes > 1]
             points = [batch.plain, *sorted(drafting, key=lambda point: point.seconds)]
             batches[batch_size] = tuple(
-                Rung(p.candidate.tree, p.seconds, p.tau, batch.branches.get(p.candidate, ())) for p in points
+                Rung(p.candidate.tree, p.seconds, self._tau(p.candidate, 1), batch.branches.get(p.candidate, ()))
+                for p in points
             )
         return Choice(self.num_offsets, self.head, batches, "firp tune")
