@@ -17,7 +17,13 @@ def base(folder):
 
 def test_generate_compares(cli, folder):
     code, out, _ = cli("generate", "w1 w2", *base(folder), "--dtype", "float32", "--compare", "--max-new-tokens", 12)
-    assert code == 0 and "identical output: yes" in out and "tau" in out
+    assert code == 0 and "identical output: yes" in out and "tau" in out and "median of 3 answers in turns" in out
+
+
+def test_answers_that_take_long_are_not_repeated(cli, folder, monkeypatch):
+    monkeypatch.setattr("firp.cli.generate.LONG", 0.0)
+    code, out, _ = cli("generate", "w1 w2", *base(folder), "--dtype", "float32", "--compare", "--max-new-tokens", 3)
+    assert code == 0 and "identical output: yes" in out and "in turns" not in out
 
 
 def test_generate_samples_the_same_text_with_and_without_drafting(cli, folder):
