@@ -21,9 +21,7 @@ GRAPHS, GRAPHS_OVER_LARGER_BUFFERS = 14, 7
 @pytest.fixture
 def graphs(monkeypatch):
     """Layers as on a GPU, without few-row modules, traced but not compiled by Inductor; returns the graphs so far."""
-    monkeypatch.setattr(engine_module, "adapt_layer", lambda view, ops: view)
-    monkeypatch.setattr(engine_module, "adapt_norm", lambda model, ops: model.model.norm)
-    monkeypatch.setattr(engine_module, "adapt_head", lambda model, ops: model.get_output_embeddings())
+    monkeypatch.setattr(engine_module, "usual_adapters", lambda: None)
     monkeypatch.setattr(
         layers,
         "torch",

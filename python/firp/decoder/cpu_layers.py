@@ -6,6 +6,7 @@ that what stands in for them computes the same. The model's own modules stay as 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -18,8 +19,9 @@ from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+import firp_kernels
 from firp.decoder.few_row_modules import FewRowAttention, FewRowLayer, FewRowLinear, FewRowMLP, FewRowNorm
-from firp.decoder.view import replace_submodule, shallow
+from firp.decoder.view import Adapters, replace_submodule, shallow
 from firp_kernels import registry
 
 FEW_ROW_DTYPES = (torch.bfloat16, torch.float32)
@@ -127,3 +129,14 @@ def adapt_head(model: PreTrainedModel, ops: SimpleNamespace) -> Callable[[Tensor
     """The model's head, or the package's linear over the same weight."""
     head = model.get_output_embeddings()
     return FewRowLinear(head, ops) if _is_linear(head) else head
+
+
+def adapters_over(ops: SimpleNamespace) -> Adapters:
+    """What replaces parts of a model by these ops."""
+    return Adapters(*(functools.partial(adapt, ops=ops) for adapt in (adapt_layer, adapt_norm, adapt_head)))
+
+
+@functools.cache
+def usual_adapters() -> Adapters:
+    """Those over torch's own dispatch: one object, by which the views of one engine serve the next."""
+    return adapters_over(firp_kernels.bind(None))

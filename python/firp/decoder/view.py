@@ -8,8 +8,9 @@ itself is never written to, so an ordinary `model.generate` may run beside it.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,13 +108,35 @@ def check_supported(model: PreTrainedModel) -> Seen:
     return check_model(model)
 
 
+class Adapters(NamedTuple):
+    """What puts the package's ops in the place of a model's modules.
+
+    Attributes:
+        layer: a layer view to the view to use.
+        norm, head: the model to a replacement of its final norm and of its head.
+    """
+
+    layer: Callable[[nn.Module], nn.Module]
+    norm: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]]
+    head: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]]
+
+
+class _Views(NamedTuple):
+    seen: Seen
+    adapters: Adapters
+    layers: list[nn.Module]
+
+
+# Adapted layer views of models on a CPU: the next engine finds them while nothing that `Seen` tells of has changed.
+_views: weakref.WeakKeyDictionary[PreTrainedModel, _Views] = weakref.WeakKeyDictionary()
+
+
 class DecoderView:
     """The parts of a causal decoder that a FIRP step needs, each callable on its own.
 
     Args:
         model: a Hugging Face causal language model of a supported type.
-        adapt_layer: optional function applied to each layer view, returning the view to use.
-        adapt_norm, adapt_head: optional functions that return replacements of the model's final norm and head.
+        adapters: None leaves the model's modules in their places.
 
     Raises:
         ValueError: `model` is not a decoder of a supported kind.
@@ -122,9 +145,7 @@ class DecoderView:
     def __init__(
         self,
         model: PreTrainedModel,
-        adapt_layer: Callable[[nn.Module], nn.Module] | None = None,
-        adapt_norm: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] | None = None,
-        adapt_head: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]] | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self._seen = check_supported(model)
         self.config = model.config
@@ -133,16 +154,9 @@ class DecoderView:
         plan = getattr(model, "tp_plan", None) if self.ranks.size > 1 else None
         # Query heads and key heads of this rank, and the width of each.
         self.heads = (*local_heads(model.config, plan, self.ranks.size), head_counts(model.config)[2])
-        layers = zip(running_layers(model), windows(model), strict=True)
-        own = {id(layer.self_attn.config): layer.self_attn.config for layer in running_layers(model)}
-        configs = {name: view_config(config) for name, config in own.items()}  # one for all layers, as they have it
-        views = [
-            make_layer_view(layer, place, window, self.heads, configs[id(layer.self_attn.config)])
-            for place, (layer, window) in enumerate(layers)
-        ]
-        self.layers = [adapt_layer(view) for view in views] if adapt_layer else views
-        self.norm = adapt_norm(model) if adapt_norm else self.decoder.norm
-        self.head = adapt_head(model) if adapt_head else model.get_output_embeddings()
+        self.layers = self._layer_views(model, adapters)
+        self.norm = adapters.norm(model) if adapters else self.decoder.norm
+        self.head = adapters.head(model) if adapters else model.get_output_embeddings()
         # Granite and Cohere scale embeddings and scores outside their layers.
         self.embedding_factor = getattr(self.decoder, "embedding_multiplier", 1)
         self.score_factor = getattr(model, "logit_scale", 1)
@@ -152,6 +166,23 @@ class DecoderView:
         self._rotary = LengthRotary(self.decoder.rotary_emb, self.config) if by_length else None
         self.model = model
         self._check_rows()
+
+    def _layer_views(self, model: PreTrainedModel, adapters: Adapters | None) -> list[nn.Module]:
+        found = _views.get(model)
+        if found is not None and found.seen is self._seen and found.adapters is adapters:
+            return list(found.layers)
+        own = {id(layer.self_attn.config): layer.self_attn.config for layer in running_layers(model)}
+        configs = {name: view_config(config) for name, config in own.items()}  # one for all layers, as they have it
+        layers = [
+            make_layer_view(layer, place, window, self.heads, configs[id(layer.self_attn.config)])
+            for place, (layer, window) in enumerate(zip(running_layers(model), windows(model), strict=True))
+        ]
+        if adapters is None:
+            return layers
+        layers = [adapters.layer(view) for view in layers]
+        if self.device.type == "cpu":  # elsewhere an engine writes to its views
+            _views[model] = _Views(self._seen, adapters, list(layers))
+        return layers
 
     def _check_rows(self) -> None:
         if self._seen.unknown and not self._seen.proven:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 import firp_kernels
-from firp.decoder.cpu_layers import adapt_head, adapt_layer, adapt_norm
+from firp.decoder.cpu_layers import adapters_over, usual_adapters
 from firp.decoder.joint_linears import JointLinears
 from firp.decoder.modes import on_own_device, plain_tensors
 from firp.decoder.view import DecoderView
@@ -77,8 +76,8 @@ class Engine:
         self.ops = firp_kernels.bind(impl)
         self.head = head
         # The reference is torch throughout, the model's own linear layers and norms included.
-        adapted = () if impl == "reference" else (adapt_layer, adapt_norm, adapt_head)
-        self.view = DecoderView(model, *(functools.partial(adapt, ops=self.ops) for adapt in adapted))
+        over_ops = usual_adapters() if impl is None else adapters_over(self.ops)
+        self.view = DecoderView(model, None if impl == "reference" else over_ops)
         check_named(impl, self.view, predictor, tree)
         self._joint = None if isinstance(impl, str) else JointLinears(self.view)
         self.predictor = predictor
