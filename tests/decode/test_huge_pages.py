@@ -58,19 +58,24 @@ def test_huge_pages_are_asked_for_a_loaded_model():
     loaded, _ = firp.load_model("smollm2-135m", "bfloat16")
     large = [parameter for parameter in loaded.parameters() if parameter.nbytes >= huge_pages.SMALLEST]
     assert len(large) == 211
-    assert all(advised(parameter.data_ptr()) for parameter in large)
-    assert not any(advised(parameter.data_ptr()) for parameter in loaded.parameters() if parameter.nbytes < 4096)
+    spans = advised_spans()
+    assert all(advised(parameter.data_ptr(), spans) for parameter in large)
+    assert not any(advised(parameter.data_ptr(), spans) for parameter in loaded.parameters() if parameter.nbytes < 4096)
 
 
-def advised(address):
-    """Whether the mapping that holds an address is marked for huge pages; how many there are, the system decides."""
-    inside = False
+def advised_spans():
+    """The mappings that are marked for huge pages; how many there are, the system decides."""
+    spans, span = [], None
     for line in Path("/proc/self/smaps").read_text().splitlines():
-        if span := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(span[1], 16) <= address < int(span[2], 16)
-        elif inside and line.startswith("VmFlags"):
-            return "hg" in line.split()
-    return False
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            span = int(found[1], 16), int(found[2], 16)
+        elif line.startswith("VmFlags") and "hg" in line.split():
+            spans.append(span)
+    return spans
+
+
+def advised(address, spans):
+    return any(first <= address < end for first, end in spans)
 
 
 @GIVEN
