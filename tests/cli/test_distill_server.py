@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
 from api_server import Api, write_chat_model
+from started import start_firp
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path, cli):
@@ -32,9 +31,10 @@ def check(api, chat_model, tmp_path, cli):
         return "gone"
 
     api.script["w7 w7"] = [kill]
-    process = subprocess.Popen([sys.executable, "-m", "firp", "distill", *map(str, common)])
+    process = start_firp(tmp_path, "distill", *common)
     started.set()
-    assert process.wait() == -signal.SIGKILL and not output.exists()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not output.exists()
     kept_ids = {json.loads(line)["index"] for line in answers.read_bytes().split(b"\n")[:-1]}
     before = len(api.requests)
     api.script.clear()

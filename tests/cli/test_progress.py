@@ -9,6 +9,7 @@ import threading
 import firp
 import pytest
 from firp.tools.progress import MAKERS, bars_on_terminals_only
+from started import start_firp
 from transformers import modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging
 
@@ -93,17 +94,13 @@ def test_a_callers_own_switch_is_respected(folder, monkeypatch):
         logging.enable_progress_bar()
 
 
-def _firp(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "firp", *map(str, arguments)], text=True, capture_output=True, **options
-    )
-
-
-def test_a_command_in_a_pipe_shows_none(folder):
-    done = _firp(
-        "generate", "w1", "--model", folder / "model", "--predictor", folder / "predictor", "--max-new-tokens", 4
-    )
-    assert done.returncode == 0 and "Loading weights:" not in done.stderr and "%|" not in done.stderr
+def test_a_command_away_from_a_terminal_shows_none(folder, tmp_path):
+    named = ("--model", folder / "model", "--predictor", folder / "predictor")
+    process = start_firp(tmp_path, "generate", "w1", *named, "--max-new-tokens", 4)
+    process.join()
+    said = (tmp_path / "stderr").read_text()
+    assert process.exitcode == 0 and "Loading weights:" not in said and "%|" not in said
+    assert (tmp_path / "stdout").read_text()
 
 
 def test_a_full_stdout_is_one_line():
