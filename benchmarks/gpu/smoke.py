@@ -1,7 +1,7 @@
 """Whether decoding works at all: captured runs equal eager ones, buffers grow, two engines share a GPU.
 
-Random weights in float32, so no file is needed. Each model has a process of its own, and they run side by side. Exit
-code: 0, 1 where a check failed; the others run all the same.
+Random weights in float32, so no file is needed. Where there are two models each has a process of its own, and they run
+side by side. Exit code: 0, 1 where a check failed; the others run all the same.
 """
 
 from __future__ import annotations
@@ -184,9 +184,13 @@ def run_checks(device: str, name: str, sizes: dict) -> list[str]:
 
 def main(device: str) -> int:
     shapes = {"tiny": TINY, "smollm2": SMOLLM2} if device == "cuda" else {"tiny": TINY}
-    with ProcessPoolExecutor(len(shapes), mp_context=get_context("spawn")) as pool:
-        found = pool.map(run_checks, [device] * len(shapes), shapes, shapes.values())
-        failed = [title for titles in found for title in titles]
+    calls = [device] * len(shapes), shapes, shapes.values()
+    if len(shapes) == 1:
+        found = list(map(run_checks, *calls))
+    else:
+        with ProcessPoolExecutor(len(shapes), mp_context=get_context("spawn")) as pool:
+            found = list(pool.map(run_checks, *calls))
+    failed = [title for titles in found for title in titles]
     total = len(shapes) * len(CHECKS)
     print(f"{total - len(failed)} of {total} checks passed{'; failed: ' if failed else ''}{', '.join(failed)}")
     return 1 if failed else 0
