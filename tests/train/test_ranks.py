@@ -1,5 +1,6 @@
 """Training with several processes is training with one: same batches and anchors, sums in another order."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from firp.train import trainer as module
 from firp.train.config import TrainConfig
 from firp.train.ranks import TrainingRanks
 from firp.train.trainer import CHECKPOINT, LOG, Trainer
+from launcher import ENDED
 
 STEPS = 8
 # What rank 0 alone finds in an output folder, and all ranks raise.
@@ -27,13 +29,33 @@ REFUSED = {
 }
 
 
-def torchrun(folder, size, runs):
-    """Run the runs with `size` processes; the process of torchrun itself."""
-    (folder / "runs.json").write_text(json.dumps(runs))
-    script = Path(__file__).with_name("rank_runs.py")
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), str(script), str(folder))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+@contextlib.contextmanager
+def torchrun(folder, size):
+    """Runs the runs with `size` processes; what a job failed of, or None. Two ranks are started by torchrun's agent in
+    a process that outlives a job, more of them by torchrun itself.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    script, pipes = Path(__file__).with_name("rank_runs.py"), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+
+    def whole(runs):
+        (folder / "runs.json").write_text(json.dumps(runs))
+        job = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), str(script), str(folder))
+        ended = subprocess.run([sys.executable, *job], capture_output=True, text=True, env=environment)
+        return ended.stderr if ended.returncode else None
+
+    if size > 2:
+        yield whole
+        return
+    command = [sys.executable, script.with_name("launcher.py"), str(size), folder]
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as launcher:
+
+        def shared(runs):
+            launcher.stdin.write(json.dumps(runs) + "\n")
+            launcher.stdin.flush()
+            return json.loads(next(line for line in launcher.stdout if line.startswith(ENDED)).removeprefix(ENDED))
+
+        yield shared
+        launcher.stdin.close()
 
 
 def log_of(folder):
@@ -66,8 +88,12 @@ def test_ranks_train_as_one_process_does(size, request, chat_model, tmp_path, mo
     assert Trainer(config, tmp_path / "one", progress=False).run()
     assert not Trainer(config, tmp_path / "mixed", progress=False).run(time_limit_s=0.0)
 
-    ended = torchrun(tmp_path, size, [("killed", "kill")])
-    assert ended.returncode != 0 and "Signal 9 (SIGKILL)" in ended.stderr
+    with torchrun(tmp_path, size) as job:
+        check_jobs(job, size, tmp_path)
+
+
+def check_jobs(job, size, tmp_path):
+    assert "Signal 9 (SIGKILL)" in job([("killed", "kill")])
     left = sorted(path.name for path in (tmp_path / "killed").iterdir() if not path.name.startswith("."))
     assert left == [CHECKPOINT, LOG]
     assert torch.load(tmp_path / "killed" / CHECKPOINT, weights_only=True)["step"] == 3
@@ -80,8 +106,7 @@ def test_ranks_train_as_one_process_does(size, request, chat_model, tmp_path, mo
     refused = [(name, "refused") for name in REFUSED]
     runs = [("whole", "run"), ("parts", "parts"), ("mixed", "run"), ("killed", "run")]
     with locked(tmp_path / "held"):
-        ended = torchrun(tmp_path, size, [*refused, *runs])
-    assert ended.returncode == 0, ended.stderr
+        assert job([*refused, *runs]) is None
     for name, told in REFUSED.items():
         found = [(tmp_path / f"{name}-{rank}.txt").read_text() for rank in range(size)]
         assert found[0].startswith(told.format(tmp_path / name)) and found == found[:1] * size, name
