@@ -21,24 +21,32 @@ def run(cache, *command):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Of all compiled kernels: the two tests have some in common."""
+    return tmp_path_factory.mktemp("triton")
+
+
 @pytest.mark.parametrize("arch", [80, 90, 100])
-def test_what_engines_launch_is_what_compiles(arch, tmp_path, request):
-    """Exactly the variants of steps of one well-known shape on sm_90; with --exhaustive of all of them, everywhere."""
+def test_what_engines_launch_is_what_compiles(arch, cache, request):
+    """Exactly the variants of steps of one well-known shape, plain and with its largest tree, on sm_90; with
+    --exhaustive of all of them, everywhere.
+    """
     exhaustive = request.config.getoption("exhaustive")
     if arch != 90 and not exhaustive:
         pytest.skip("compiled by --exhaustive")
     every = ["--every"] if exhaustive else []
-    printed = run(tmp_path, "tests/decode/launched.py", "--arch", str(arch), *every)
+    printed = run(cache, "tests/decode/launched.py", "--arch", str(arch), *every)
     assert " 0 over a limit" in printed and "not among them: none" in printed
     assert all(name in printed for name in ("tree_attention_kernel", "walk_kernel", "bf16"))
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
-def test_other_shapes_compile(arch, tmp_path, request):
+def test_other_shapes_compile(arch, cache, request):
     """Heads, widths and dtypes that those models do not have; without --exhaustive one of each kernel on sm_90."""
     exhaustive = request.config.getoption("exhaustive")
     if arch != 90 and not exhaustive:
         pytest.skip("compiled by --exhaustive")
     limit = [] if exhaustive else ["--limit", "1"]
-    printed = run(tmp_path, "-m", "firp_kernels.triton.aot", "--arch", str(arch), *limit)
+    printed = run(cache, "-m", "firp_kernels.triton.aot", "--arch", str(arch), *limit)
     assert " 0 over a limit" in printed
