@@ -5,6 +5,7 @@ import json
 import firp
 import pytest
 import torch
+from api_server import write_chat_model
 from models import tiny_model, tiny_predictor
 
 from benchmarks import lossless
@@ -64,6 +65,7 @@ def test_a_near_tie_is_decoded_by_the_judge(model, monkeypatch):
 
 def test_the_command_goes_on_where_it_was_and_fails_where_an_answer_differs(tmp_path, capsys, monkeypatch):
     prompts, path = tmp_path / "prompts.jsonl", tmp_path / "lossless.json"
+    named = {"model": str(write_chat_model(tmp_path)), "predictor": str(tmp_path / "predictor")}
     prompts.write_text("".join(json.dumps({"id": "twice", "category": c, "prompt": "Say yes."}) + "\n" for c in "abb"))
     found = iter([True, KeyboardInterrupt, True, False])
 
@@ -75,9 +77,9 @@ def test_the_command_goes_on_where_it_was_and_fails_where_an_answer_differs(tmp_
 
     monkeypatch.setattr(lossless, "compared", compared)
     with pytest.raises(KeyboardInterrupt):
-        lossless.main(prompts, path)
+        lossless.main(prompts, path, **named)
     with pytest.raises(SystemExit, match="1"):
-        lossless.main(prompts, path)
+        lossless.main(prompts, path, **named)
     parts = json.loads(path.read_text())["parts"]
     assert {name: len(part["figures"]["answers"]) for name, part in parts.items()} == {"a": 1, "b": 2}
     assert "all: 2 of 3 answers are the model's own, 9 tokens, tau 1.500" in capsys.readouterr().out

@@ -54,10 +54,10 @@ def count_calls(engine, launches):
 
 @pytest.mark.parametrize("family", ["llama", "mistral"] if DEVICE == "cuda" else ["mistral"])
 def test_an_engine_over_triton_kernels_equals_hugging_face(family, launches):
-    model = tiny_model(2, family, dtype=torch.float32).to(DEVICE)
+    model = tiny_model(2, family, dtype=torch.float32, num_hidden_layers=2).to(DEVICE)
     ids, mask = (tensor.to(DEVICE) for tensor in ragged_batch(random.Random(2), 2, 7))
     impl = dict.fromkeys(MOST_LAUNCHES, "triton")
-    engine = firp.Engine(model, tiny_predictor(model, 2), firp.TreeConfig(8, 3), impl=impl)
+    engine = firp.Engine(model, tiny_predictor(model, 2, layer=1), firp.TreeConfig(8, 3), impl=impl)
     calls, per_call = count_calls(engine, launches)
     out = firp.generate(
         model,
