@@ -3,6 +3,7 @@
 import firp
 import pytest
 import torch
+from api_server import write_chat_model
 from firp.drafting.choices import Rung
 from firp.drafting.lookup import MOST_BRANCH, Lookup, Text
 from models import tiny_model, tiny_predictor
@@ -13,7 +14,7 @@ from benchmarks.ablations.branches import BESIDE, FEW_ROWS, WITHIN, Trees, besid
 TOKENS = 40
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made():
     model = tiny_model(3, vocab=9, dtype=torch.float64)
     model.generation_config.eos_token_id = None
@@ -65,7 +66,8 @@ def test_rows_are_those_of_a_step():
 
 def test_the_command_keeps_a_part_for_each_file(tmp_path, capsys):
     paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    named = {"model": str(write_chat_model(tmp_path)), "predictor": str(tmp_path / "predictor")}
     for path in paths * 2:
-        path.write_text('{"prompt": "one two three one two three one two"}\n')
-        main(path, tmp_path / "branches.json", limit=1, max_new_tokens=6)
+        path.write_text('{"prompt": "w1 w2 w3 w1 w2 w3 w1 w2"}\n')
+        main(path, tmp_path / "branches.json", limit=1, max_new_tokens=6, **named)
     assert capsys.readouterr().out.count("with branches") == 4 * len([*BESIDE, *WITHIN, *FEW_ROWS])

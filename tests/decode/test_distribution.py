@@ -151,10 +151,11 @@ class Biased(Typical):
 
 
 @pytest.mark.parametrize("chain", range(len(CHAINS)))
-def test_a_biased_rule_fails_this_test(model, expected, monkeypatch, chain):
+def test_a_biased_rule_fails_this_test(model, expected, monkeypatch, chain, pytestconfig):
     engine = firp.Engine(model, tiny_predictor(model, 4, "random", layer=1), firp.TreeConfig(6, 2))
     watched = Watched(engine)
-    assert chi_square(draw(engine, 2 * BATCH, **CHAINS[chain]), expected[chain]) > 1e-4
+    if chain == 0 or pytestconfig.getoption("exhaustive"):  # the watch itself biases nothing
+        assert chi_square(draw(engine, 2 * BATCH, **CHAINS[chain]), expected[chain]) > 1e-4
 
     def biased(engine, processors, seed, acceptance, out, prompts, pad_token):
         return Biased(watched, engine.ops, without_padding(processors, prompts), seed, out.history, prompts.padding)

@@ -124,8 +124,10 @@ def test_large_trees(poisoned_outputs, pytestconfig, dtype, tree, impl, device):
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("window", [None, 4])
-def test_strides(window, impl, device):
+def test_strides(window, impl, device, pytestconfig):
     """Any strides of the inputs, the same bits: transposed, every second element, a layer's slice of a whole cache."""
+    if (impl, device, window) == ("triton", "cpu", None) and not pytestconfig.getoption("exhaustive"):
+        pytest.skip("--exhaustive")
     args = case(9, [67, 2], slots=2, offsets=3, kv_heads=2, group=2, window=window)
     expected = run(args, impl, device)
     query, key, value = args[:3]
@@ -216,11 +218,13 @@ def test_a_row_has_the_same_bits_in_any_tree(dtype):
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_node_rows_do_not_depend_on_pseudo_rows(monkeypatch, dtype, splits, impl, device):
+def test_node_rows_do_not_depend_on_pseudo_rows(monkeypatch, pytestconfig, dtype, splits, impl, device):
     monkeypatch.setattr(module, "split_count", lambda *_: splits)
     args = case(5, [30, 64, 0], slots=4, offsets=3, group=2, dtype=dtype)
     expected = run(args, impl, device)[:, :5]
-    for content in (0.0, 5.0, float("inf"), float("-inf"), float("nan")):
+    contents = 5.0, float("-inf"), float("nan"), 0.0, float("inf")
+    some = (impl, device) == ("triton", "cpu") and not pytestconfig.getoption("exhaustive")
+    for content in contents[:3] if some else contents:
         changed = [arg.clone() if torch.is_tensor(arg) else arg for arg in args]
         changed[0][:, 5:] = content
         for b, length in enumerate((30, 64, 0)):
