@@ -4,12 +4,15 @@ import multiprocessing
 import os
 import runpy
 import sys
+from multiprocessing import util
 from pathlib import Path
 from unittest import mock
 
 import firp.cli.main  # noqa: F401
 
 CONTEXT = multiprocessing.get_context("forkserver")
+# Where the server's socket will be: a test's own TMPDIR is too long for the name of one.
+util.get_temp_dir()
 
 
 def start(function, *arguments):
