@@ -5,6 +5,7 @@ from threading import Barrier
 
 import firp
 import firp.tools.files
+import numpy as np
 import pytest
 import torch
 from firp.drafting.choices import (
@@ -16,8 +17,8 @@ from firp.drafting.choices import (
 )  # fmt: skip
 from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.profile import FILE_NAME, AcceptanceProfile, save_profile
-from firp.engine.automatic import Automatic, Plan
-from firp.engine.costs import Curves, StepClock
+from firp.engine.automatic import ATTEMPTS, Automatic, Plan
+from firp.engine.costs import Curves, StepClock, typical
 from firp.tools.hardware import machine_name
 from models import tiny_model
 from profiles import TREE, choice, made_profile
@@ -106,7 +107,7 @@ def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
     monkeypatch.setattr(StepClock, "seconds", lambda self, trees: taken.append(trees) or [1e9] * len(trees))
     for _ in range(2):
         assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e9
-    assert len(taken) == 3 and not choice_file(predictor).exists()
+    assert len(taken) == 2 * ATTEMPTS and not choice_file(predictor).exists()
 
 
 def test_figures_of_shared_cores_are_not_kept(predictor, monkeypatch, capsys):
@@ -132,7 +133,8 @@ def test_trees_of_another_k_are_timed_beside_the_first(predictor, monkeypatch, f
     engine = firp.Engine(tiny_model(0), predictor)
     engine.rungs(1)
     assert len({k for _, k in asked[0]}) == predictor.num_offsets and asked[0][0][0] is None
-    assert (engine.num_offsets != asked[0][0][1]) == faster and len(asked) == 1 + faster
+    assert (engine.num_offsets != asked[0][0][1]) == faster
+    assert [{k for _, k in trees} for trees in asked[1:]] == [{engine.num_offsets}]
 
 
 @pytest.mark.parametrize("better, expected", [(1.02, 1), (1.2, 2)])
@@ -146,6 +148,17 @@ def test_a_larger_k_has_to_be_clearly_faster(predictor, monkeypatch, better, exp
         monkeypatch.setattr(Automatic, "_estimate", lambda self, clock, offsets, plans=plans: plans)
         automatic = firp.Engine(tiny_model(0), predictor)._trees.automatic
         assert automatic._measure(1, None, None).num_offsets == expected
+
+
+def test_a_step_counts_by_its_share_of_a_turn():
+    """The machine is twice as slow in half of the turns, and one step meets a moment of its own."""
+    steps = np.array([1.0, 1.3, 1.7])
+    pace = np.array([1.0, 2.0, 1.0, 2.0, 1.0])
+    assert typical(pace[:, None] * steps) == pytest.approx(steps)
+    taken = pace[:, None] * steps
+    taken[1, 2] *= 8  # the others look cheaper in that turn alone
+    assert typical(taken) == pytest.approx(steps)
+    assert typical(np.array([[3.0], [1.0], [2.0]])) == pytest.approx([2.0])
 
 
 def test_a_batch_drafts_only_where_its_slowest_answer_gains(predictor, monkeypatch):

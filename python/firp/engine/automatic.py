@@ -191,11 +191,12 @@ class Automatic:
         timed = [(tree, first.num_offsets) for tree in first.trees] + rivals
         worth = [self._tau(tree, k) / taken / FASTER**k for (tree, k), taken in zip(timed, seconds, strict=True)]
         best = worth.index(max(worth)) - len(first.trees) if worth else -1
-        if best < 0:
-            return first, plain, seconds[: len(first.trees)]
-        faster = others[best]
-        plain, *seconds = clock.seconds(faster.timed)
-        return faster, plain, seconds
+        plan = first if best < 0 else others[best]
+        # Once more, or for the first time, without those of another k.
+        again = clock.seconds(plan.timed)
+        if plan is first:
+            again = [(one * other) ** 0.5 for one, other in zip([plain, *seconds], again, strict=False)]
+        return plan, again[0], again[1:]
 
     def _plans(self, clock: StepClock, offsets: list[int]) -> list[Plan]:
         """Trees worth timing as whole steps, the best k first."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from firp.tools.hardware import synchronize
 CONTEXT, SPARE_SLOTS = 160, 64
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SWEEPS, SWEEP_SECONDS = 4, 0.8
-STEPS, STEP_SECONDS, WARM_UP_STEPS = 7, 0.8, 2
+STEPS, STEP_SECONDS, WARM_UP_STEPS = 9, 0.8, 2
 
 
 @dataclass(frozen=True)
@@ -173,12 +172,13 @@ class StepClock:
         return self.view.ranks.first(lambda: taken)
 
     def seconds(self, trees: list[tuple[TreeConfig | None, int]]) -> list[float]:
-        """Median seconds of a step of each tree (None: plain decoding) with k offsets, taken in turns."""
+        """Seconds of a step of each tree (None: plain decoding) with k offsets, taken in turns."""
         choose = Greedy(self.steps.ops)
-        taken: list[list[float]] = [[] for _ in trees]
+        taken: list[list[float]] = []
         drafted: list[DraftTree | None] = [None for _ in trees]
         started = time.perf_counter()
         for turn in range(WARM_UP_STEPS + STEPS):
+            taken.append([])
             for i, (tree, num_offsets) in enumerate(trees):
                 step = self.steps.drafting(num_offsets, self.max_rows)
                 state = self.state(step, tree)
@@ -187,10 +187,19 @@ class StepClock:
                 begin = time.perf_counter()
                 self.runner.step(step, state, choose)
                 synchronize(self.device)
-                if turn >= WARM_UP_STEPS:
-                    taken[i].append(self._since(begin))
+                taken[-1].append(self._since(begin))
                 drafted[i] = state.tree
                 self.progress()
             if turn > WARM_UP_STEPS and self._since(started) > STEP_SECONDS:
                 break
-        return [median(times) for times in taken]
+        return typical(np.array(taken[WARM_UP_STEPS:])).tolist()
+
+
+def typical(taken: np.ndarray) -> np.ndarray:
+    """What each of n steps takes, from turns of all n, [T, n] to [n].
+
+    The machine's own speed moves from turn to turn. So a step counts by its share of its turn: the median of these,
+    times the median turn.
+    """
+    pace = np.exp(np.log(taken).mean(1, keepdims=True))
+    return np.median(taken / pace, axis=0) * np.median(pace)
