@@ -1,7 +1,8 @@
 // firp::predictor_projection on a CPU: one pass of the few-row linear over all k maps. Checks and registration.
-#include <ATen/ops/cat.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
+
+#include <cstring>
 
 #include "../checks/tensors.h"
 #include "firp/cpu/checks.h"
@@ -19,6 +20,14 @@ void run(const at::Tensor& sources, const at::Tensor& maps, at::Tensor& output) 
   });
 }
 
+// Rows [rows, width] times maps [k * width, width]: [rows, k * width].
+at::Tensor mapped(const at::Tensor& rows, const at::Tensor& maps) {
+  if (rows.scalar_type() != at::kFloat && rows.scalar_type() != at::kBFloat16) return at::linear(rows, maps);
+  at::Tensor output = at::empty({rows.size(0), maps.size(0)}, rows.options());
+  rows.scalar_type() == at::kFloat ? run<float>(rows, maps, output) : run<cpu::bfloat16>(rows, maps, output);
+  return output;
+}
+
 at::Tensor predictor_projection(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& lookahead) {
   check_same_device({{"hidden", hidden}, {"weight", weight}, {"lookahead", lookahead}});
   check_shape("hidden", hidden, {kAny, kAny, kAny});
@@ -31,19 +40,33 @@ at::Tensor predictor_projection(const at::Tensor& hidden, const at::Tensor& weig
   const at::Tensor nodes = lookahead.contiguous();
   check_values(cpu::check_lookahead(nodes.const_data_ptr<int32_t>(), nodes.numel(), num_nodes));
   const int64_t slots = lookahead.size(1), k = weight.size(0);
-  const at::Tensor empty = nodes.lt(0);
-  const at::Tensor index = nodes.clamp_min(0).to(at::kLong).unsqueeze(-1).expand({batch, slots, width});
-  const at::Tensor sources = hidden.gather(1, index).view({batch * slots, width});
-  const at::Tensor maps = weight.reshape({k * width, width});
-  at::Tensor pseudo;
-  if (hidden.scalar_type() == at::kFloat || hidden.scalar_type() == at::kBFloat16) {
-    pseudo = at::empty({batch * slots, k * width}, hidden.options());
-    hidden.scalar_type() == at::kFloat ? run<float>(sources, maps, pseudo) : run<cpu::bfloat16>(sources, maps, pseudo);
-  } else {
-    pseudo = at::linear(sources, maps);
+  // Rows are few: copied as bytes, they take less time than as many calls of torch.
+  const at::Tensor rows = hidden.contiguous();
+  const int32_t* node = nodes.const_data_ptr<int32_t>();
+  const int64_t row_bytes = width * rows.element_size();
+  const char* from = static_cast<const char*>(rows.const_data_ptr());
+  const at::Tensor sources = at::empty({batch * slots, width}, hidden.options());
+  char* source = static_cast<char*>(sources.mutable_data_ptr());
+  for (int64_t i = 0; i < batch * slots; ++i) {
+    const int64_t row = i / slots * num_nodes + std::max(node[i], 0);
+    if (num_nodes) std::memcpy(source + i * row_bytes, from + row * row_bytes, row_bytes);
   }
-  pseudo = pseudo.view({batch, slots, k * width}).masked_fill(empty.unsqueeze(-1), 0);
-  return at::cat({hidden, pseudo.view({batch, slots * k, width})}, 1);
+  const at::Tensor pseudo = mapped(sources, weight.reshape({k * width, width}));
+  const at::Tensor output = at::empty({batch, num_nodes + slots * k, width}, hidden.options());
+  const char* made = static_cast<const char*>(pseudo.const_data_ptr());
+  char* to = static_cast<char*>(output.mutable_data_ptr());
+  for (int64_t b = 0; b < batch; ++b) {
+    std::memcpy(to, from + b * num_nodes * row_bytes, num_nodes * row_bytes);
+    to += num_nodes * row_bytes;
+    for (int64_t i = b * slots; i < (b + 1) * slots; ++i, to += k * row_bytes) {
+      if (node[i] < 0) {
+        std::memset(to, 0, k * row_bytes);
+      } else {
+        std::memcpy(to, made + i * k * row_bytes, k * row_bytes);
+      }
+    }
+  }
+  return output;
 }
 
 }  // namespace

@@ -152,12 +152,11 @@ class Step:
 
     def updated_scores(self, updater: Updater, hidden: Tensor, emitted: Emitted) -> tuple[Tensor, Tensor]:
         """Scores [B, k, M] of the accepted node's pseudo rows, updated; and which of them drafts each depth, [B, k]."""
-        k = self.num_offsets
+        k, sequence = self.num_offsets, torch.arange(len(hidden), device=hidden.device)
         offset = emitted.rows % k  # [B, k], m + 1 .. k where the lookahead node is m levels up, in counting from 0
-        slot = emitted.rows[:, :1] - offset[:, :1]
-        states = gather_rows(hidden, slot + torch.arange(k, device=slot.device))  # [B, k, d]
+        states = hidden.unflatten(1, (-1, k))[sequence, emitted.rows[:, 0] // k]  # [B, k, d]
         # The token after the lookahead node: the m-th before the root.
-        after = emitted.tokens.gather(1, (emitted.counts[:, None] - 1 - offset[:, :1]).clamp(min=0))[:, 0]
+        after = emitted.tokens[sequence, (emitted.counts - 1 - offset[:, 0]).clamp(min=0)]
         return updater.scores(states, after.clamp(0, self.num_embeddings - 1)), offset
 
     def _agreed(self, tree: DraftTree) -> DraftTree:
