@@ -34,7 +34,7 @@ def _replays(setup: Setup, drafter: str) -> dict:
         found, total = {}, [0, 0]
         for name in categories:
             own = [r for r, answer in zip(recordings, setup.answers, strict=True) if answer.category == name]
-            stats = replay(own, tree, k, transition)
+            stats = replay(own, tree, k, transition).stats
             found[name] = stats.tau
             total = [total[0] + stats.tokens, total[1] + stats.steps]
         figures["tau"][str(size)] = total[0] / total[1]

@@ -51,7 +51,7 @@ at::Tensor predictor_projection(const at::Tensor& hidden, const at::Tensor& weig
     const int64_t row = i / slots * num_nodes + std::max(node[i], 0);
     if (num_nodes) std::memcpy(source + i * row_bytes, from + row * row_bytes, row_bytes);
   }
-  const at::Tensor pseudo = mapped(sources, weight.reshape({k * width, width}));
+  const at::Tensor pseudo = mapped(sources, dense_weight(weight.reshape({k * width, width})));
   const at::Tensor output = at::empty({batch, num_nodes + slots * k, width}, hidden.options());
   const char* made = static_cast<const char*>(pseudo.const_data_ptr());
   char* to = static_cast<char*>(output.mutable_data_ptr());

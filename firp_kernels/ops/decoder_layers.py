@@ -84,7 +84,11 @@ def check(
             expected = f"{each * layers}{' or none' if optional else ''} ({layers} layers)"
             raise ValueError(f"{name}: got {len(tensors)}, expected {expected}")
     checks.shape("input", input, batch, None, None)
+    checks.dtype("input", input, *checks.FLOATS)
+    checks.dtype("cache", cache, input.dtype)
     checks.shape("cos", cos, batch, input.shape[1], head_dim)
+    if head_dim % 2 or not head_dim:
+        raise ValueError(f"cos: got head_dim {head_dim}, expected an even one")
     width, keys = input.shape[2], kv_heads * head_dim
 
     def part(name: str, place: int, tensor: Tensor, *shape: int | None) -> None:

@@ -55,7 +55,7 @@ def test_heads_are_recorded_as_they_draft(setup):
     )
     assert torch.equal(recording.candidates, best.indices[..., :8])
     torch.testing.assert_close(recording.probabilities, best.values[..., :8])
-    assert replay([recording], firp.TreeConfig(4, 4), 2).tokens == len(answer.tokens)
+    assert replay([recording], firp.TreeConfig(4, 4), 2).stats.tokens == len(answer.tokens)
 
 
 def test_a_part_is_computed_again_only_where_its_inputs_changed(tmp_path):

@@ -19,7 +19,7 @@ def start(function, *arguments):
     """A process that runs a function of a module under today's environment; the server's own is an older one."""
     CONTEXT.set_forkserver_preload([__name__])
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
-        process = CONTEXT.Process(target=_run, args=(dict(os.environ), function, *arguments))
+        process = CONTEXT.Process(target=_run, args=(dict(os.environ), function, *arguments), daemon=True)
         process.start()
     return process
 

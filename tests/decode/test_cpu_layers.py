@@ -44,7 +44,8 @@ def test_whole_layers_have_the_bits_of_their_blocks(monkeypatch, family, dtype, 
     monkeypatch.setattr(cpu_layers, "_is_layer", lambda *_: False)
     if not whole_attention:
         monkeypatch.setattr(cpu_layers, "_is_attention", lambda *_: False)
-    blocks = firp.Engine(model, *arguments)
+    # Of a model of its own: the layers of the first engine would serve the next one.
+    blocks = firp.Engine(tiny_model(3, family, dtype=dtype), *arguments)
     assert (
         not any(whole_layers(blocks))
         and isinstance(blocks.view.layers[0].self_attn, FewRowAttention) == whole_attention

@@ -9,6 +9,8 @@ import torch
 from models import tiny_model, tiny_predictor
 from torch import nn
 
+from firp_kernels import registry
+
 
 def layers(model, predictor=None, **settings):
     return firp.Engine(model, predictor, None if predictor is None else firp.TreeConfig(4, 2), **settings).view.layers
@@ -41,19 +43,24 @@ def fewer_layers(model):
     model.config.num_hidden_layers -= 1
 
 
+pytestmark = pytest.mark.skipif(
+    registry.owner("joint_linear", "cpu") != "extension", reason="the C++ extension is not built"
+)
+
+
 def test_engines_share_the_views_of_a_model():
-    model, other = tiny_model(0), tiny_model(0)
+    model, other = tiny_model(0, dtype=torch.float32), tiny_model(0, dtype=torch.float32)
     predictor = tiny_predictor(model, 0)
     first, again = layers(model), layers(model, predictor)
     assert len(first) == len(again) and all(a is b for a, b in zip(first, again, strict=True))
     assert first is not again and first[0] is not layers(other)[0]
     assert layers(model, impl={"tree_attention": "reference"})[0] is not first[0]
-    assert layers(model, impl="reference")[0] is not first[0]
+    assert layers(model, impl="reference")[0] is not first[0] and layers(model)[0] is first[0]
 
 
 @pytest.mark.parametrize("change", [other_weight, other_module, other_setting])
 def test_a_changed_model_has_new_views(change):
-    model = tiny_model(1)
+    model = tiny_model(1, dtype=torch.float32)
     predictor = tiny_predictor(model, 1)
     first, _ = layers(model), answer(model, predictor)
     change(model)
@@ -62,7 +69,7 @@ def test_a_changed_model_has_new_views(change):
 
 
 def test_weights_written_in_place_are_read_as_they_are():
-    model = tiny_model(2)
+    model = tiny_model(2, dtype=torch.float32)
     predictor = tiny_predictor(model, 2)
     before = answer(model, predictor)
     with torch.no_grad():
@@ -72,12 +79,12 @@ def test_weights_written_in_place_are_read_as_they_are():
 
 
 def test_fewer_layers():
-    model = tiny_model(3)
+    model = tiny_model(3, dtype=torch.float32)
     assert len(layers(model)) == 1 + len((fewer_layers(model), layers(model))[1])
 
 
 def test_views_die_with_their_model():
-    model = tiny_model(4)
+    model = tiny_model(4, dtype=torch.float32)
     held = weakref.ref(layers(model)[0]), weakref.ref(model.model.layers[0].mlp)
     del model
     gc.collect()

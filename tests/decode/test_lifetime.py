@@ -64,12 +64,16 @@ def test_calls_leave_nothing_behind(no_collector, hooked):
     assert tracked() <= after_ten + 50
 
 
-def test_a_model_that_was_checked_can_be_freed(no_collector):
-    model = tiny_model(1, vocab=11)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_model_that_was_checked_can_be_freed(no_collector, dtype):
+    model = tiny_model(1, vocab=11, dtype=dtype)
     firp.generate(model, IDS, **GREEDY)
-    alive = weakref.ref(model.model.layers[1].mlp.up_proj.weight)
-    model.model.layers[1].mlp.up_proj = torch.nn.Linear(32, 48, bias=False).double()
-    assert alive() is None
+    first, second, *_ = model.model.layers
+    alive = [weakref.ref(linear.weight) for linear in (second.mlp.up_proj, first.self_attn.o_proj)]
+    second.mlp.up_proj = torch.nn.Linear(32, 48, bias=False).to(dtype)
+    first.self_attn.o_proj.weight = torch.nn.Parameter(first.self_attn.o_proj.weight.detach().clone())
+    assert [weight() for weight in alive] == [None, None]
+    assert torch.equal(firp.generate(model, IDS, **GREEDY), model.generate(IDS, **GREEDY))
 
 
 @pytest.mark.parametrize("order", [(True, False), (False, True), (True, True, False)])

@@ -105,6 +105,10 @@ def bad_decoder_layers():
     yield "input: got shape", replaced(good, _0=good[0][0])
     yield "query: got", replaced(good, _0=good[0][:, 1:], _1=good[1][:, 1:], _2=good[2][:, 1:])
     yield "cos: got shape", replaced(good, _1=good[1][:, 1:])
+    yield "cache: got dtype", replaced(good, _10=good[10].double())
+    yield "input: got dtype", replaced(good, _0=good[0].int())
+    empty = replaced(good, _1=good[1][..., :0], _2=good[2][..., :0], _10=good[10][..., :0])
+    yield "cos: got head_dim 0", empty
     yield "context_lens", replaced(good, _11=good[11] + 10_000)
     query = good[5][0]  # of 24 outputs, as three heads of keys have
     yield (

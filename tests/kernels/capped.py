@@ -8,6 +8,7 @@ import json
 import os
 import runpy
 import sys
+import traceback
 
 import hypothesis  # noqa: F401
 import pytest  # noqa: F401
@@ -54,7 +55,9 @@ def main() -> None:
                 run(*json.loads(line))
                 code = 0
             except SystemExit as end:
-                code = end.code or 0
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import layers_case, moved
+from cases import layers_case, moved, shaped_attention_case
 from implementations import on_devices
 
 import firp_kernels as kernels
@@ -15,7 +15,8 @@ def in_parts(args, impl):
     for i, layer_cache in enumerate(cache):
         three = slice(3 * i, 3 * i + 3)
         start = norms[2 * i], eps, projections[three], biases[three], cos, sin
-        heads = kernels.norm_qkv_rotary(hidden, *start, impl=impl).split([3, 1, 1], 2)
+        parts = [len(weight) // layer_cache.shape[-1] for weight in projections[three]]
+        heads = kernels.norm_qkv_rotary(hidden, *start, impl=impl).split(parts, 2)
         attended = kernels.write_and_attend(*heads, layer_cache, *tree, impl=impl)
         bias = output_biases[i] if output_biases else None
         end = outputs[i], bias, norms[2 * i + 1], eps, *mlps[three]
@@ -67,3 +68,37 @@ def test_no_layers_are_a_copy(impl, device):
     args[4:10], args[10] = [[]] * 6, args[10][:0]
     out = kernels.decoder_layers(*args, impl=impl)
     assert torch.equal(out, args[0]) and out.data_ptr() != args[0].data_ptr()
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layers_of_other_shapes(impl, device, dtype):
+    """Other heads of queries and another MLP in each, weights and norms that are not dense, and a part of a cache."""
+    rows, width, head_dim, generator = 9, 12, 8, torch.Generator().manual_seed(3)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    def strided(*shape):
+        return normal(*shape[::-1]).mT if len(shape) == 2 else normal(2 * shape[0])[::2]
+
+    _, keys, values, *tree = shaped_attention_case(
+        5, [0, 7], slots=2, offsets=2, kv_heads=2, group=1, head_dim=head_dim, dtype=dtype, window=None, seed=3
+    )
+    norms, projections, biases, outputs, output_biases, mlps = [], [], [], [], [], []
+    for heads, wide in ((2, 40), (6, 21), (4, 33)):
+        norms += strided(width), strided(width)
+        projections += [strided(heads_of * head_dim, width) for heads_of in (heads, 2, 2)]
+        biases += [strided(heads_of * head_dim) for heads_of in (heads, 2, 2)]
+        outputs.append(strided(width, heads * head_dim))
+        output_biases.append(strided(width))
+        mlps += strided(wide, width), strided(wide, width), strided(width, wide)
+    slots = keys.shape[1]
+    larger = torch.full((6, 2, 2, slots + 3, 4, head_dim), torch.nan, dtype=dtype)
+    cache = larger[::2, :, :, 2:-1, 1:3]
+    cache.copy_(torch.stack([keys, values]).expand(3, -1, -1, -1, -1, -1))
+    angles = normal(2, rows, head_dim)
+    args = [normal(2, rows, width), angles.cos(), angles.sin(), 1e-5]
+    args += [norms, projections, biases, outputs, output_biases, mlps, cache, *tree]
+    assert equal(moved(args, device) if device != "cpu" else args, impl)
+    assert larger[1::2].isnan().all() and larger[:, :, :, :2].isnan().all() and larger[..., 0, :].isnan().all()

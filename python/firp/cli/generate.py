@@ -73,11 +73,11 @@ def generate(
         streamer = MarkingStreamer(tokenizer, console)
         asked = {"max_new_tokens": max_new_tokens, "seed": seed, **sampling}
         shown[name] = _answer(base, ids, engine, **asked, streamer=streamer, on_step=streamer.step_ended)
-    runs = [shown]
+    runs: list[dict[str, Timed]] = []
     ranks = next(iter(engines.values())).view.ranks
     if compare and ranks.first(lambda: sum(answer.seconds for answer in shown.values()) < LONG):
         runs = [{name: _answer(base, ids, engine, **asked) for name, engine in engines.items()} for _ in range(REPEATS)]
-    _report(console, runs)
+    _report(console, shown, runs)
 
 
 class Timed(NamedTuple):
@@ -98,8 +98,9 @@ def _answer(base: PreTrainedModel, ids: Tensor, engine: Engine, **asked: Any) ->
     return Timed(output, time.perf_counter() - started)
 
 
-def _report(console: Console, runs: list[dict[str, Timed]]) -> None:
-    """The figures of one run by each method, or of several in turns."""
+def _report(console: Console, shown: dict[str, Timed], repeats: list[dict[str, Timed]]) -> None:
+    """The figures of repeats in turns, or where there are none of the answers that were shown."""
+    runs = repeats or [shown]
     table = Table("method", "tokens", "steps", "tau", "tokens/s", "speedup")
     for name, (out, _) in runs[0].items():
         speed = median(run[name].speed for run in runs)
@@ -115,7 +116,7 @@ def _report(console: Console, runs: list[dict[str, Timed]]) -> None:
         f"tau = tokens delivered by decode steps / decode steps; tokens/s with prefill{turns}; green tokens came free"
     )
     if len(runs[0]) > 1:
-        same = len({tuple(out.sequences[0].tolist()) for run in runs for out, _ in run.values()}) == 1
+        same = len({tuple(out.sequences[0].tolist()) for run in (shown, *repeats) for out, _ in run.values()}) == 1
         console.print(f"identical output: {'yes' if same else 'no'}")
 
 

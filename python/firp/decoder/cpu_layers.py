@@ -133,10 +133,15 @@ def adapt_head(model: PreTrainedModel, ops: SimpleNamespace) -> Callable[[Tensor
 
 def adapters_over(ops: SimpleNamespace) -> Adapters:
     """What replaces parts of a model by these ops."""
-    return Adapters(*(functools.partial(adapt, ops=ops) for adapt in (adapt_layer, adapt_norm, adapt_head)))
+    layer, norm, head = (functools.partial(adapt, ops=ops) for adapt in (adapt_layer, adapt_norm, adapt_head))
+    return Adapters(layer, norm, head)
+
+
+def _whole(layers: list[nn.Module]) -> bool:
+    return all(isinstance(layer, FewRowLayer) for layer in layers)
 
 
 @functools.cache
 def usual_adapters() -> Adapters:
     """Those over torch's own dispatch: one object, by which the views of one engine serve the next."""
-    return adapters_over(firp_kernels.bind(None))
+    return adapters_over(firp_kernels.bind(None))._replace(keeps=_whole)

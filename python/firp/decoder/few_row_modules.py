@@ -77,11 +77,10 @@ class FewRowAttention(nn.Module):
 
     def __init__(self, attention: nn.Module, ops: SimpleNamespace) -> None:
         super().__init__()
-        *projections, output = parameters_of(attention, "q_proj", "k_proj", "v_proj", "o_proj")
-        weights = [own["weight"] for own in projections]
+        *projections, last = parameters_of(attention, "q_proj", "k_proj", "v_proj", "o_proj")
         holder = attention.config if isinstance(attention, MistralAttention) else attention
         window, width = getattr(holder, "sliding_window", None), attention.head_dim
-        heads, kv_heads, _ = (weight.shape[0] // width for weight in weights)
+        heads, kv_heads, _ = (own["weight"].shape[0] // width for own in projections)
         check_window(attention, window)
         check_heads(attention, heads, kv_heads, width)
         # All at once: a module takes 5 us for each attribute, and an engine has some hundred of these.
@@ -91,13 +90,26 @@ class FewRowAttention(nn.Module):
             head_dim=width,
             scaling=attention.scaling,
             sliding_window=window,
-            weights=weights,
-            biases=[own["bias"] for own in projections if own["bias"] is not None],
-            output=(output["weight"], output["bias"]),
+            projections=projections,
+            last=last,
             rotated=[heads + kv_heads, kv_heads],
             heads=[heads, kv_heads],
             parts=[heads, kv_heads, kv_heads],
         )
+
+    # Read at use, from the modules' own dictionaries: what is kept between engines holds no parameter by itself.
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [own["weight"] for own in self.projections]
+
+    @property
+    def biases(self) -> list[Tensor]:
+        return [own["bias"] for own in self.projections if own["bias"] is not None]
+
+    @property
+    def output(self) -> tuple[Tensor, Tensor | None]:
+        return self.last["weight"], self.last["bias"]
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object
@@ -122,18 +134,12 @@ class FewRowLayer(nn.Module):
         children = vars(layer)["_modules"]
         before, after, mlp = (children[name] for name in ("input_layernorm", "post_attention_layernorm", "mlp"))
         attention = FewRowAttention(children["self_attn"], ops)
-        norms = parameters_of(layer, "input_layernorm", "post_attention_layernorm")
-        linears = parameters_of(mlp, "gate_proj", "up_proj", "down_proj")
         self.__dict__.update(
             ops=ops,
             attention=attention,  # no submodule: nothing is attached to it, and a call of a module is a slow one
-            before=(norms[0]["weight"], before.variance_epsilon),
-            after=(
-                *attention.output,
-                norms[1]["weight"],
-                after.variance_epsilon,
-                *(own["weight"] for own in linears),
-            ),
+            norms=parameters_of(layer, "input_layernorm", "post_attention_layernorm"),
+            linears=parameters_of(mlp, "gate_proj", "up_proj", "down_proj"),
+            eps=(before.variance_epsilon, after.variance_epsilon),
             settings=(
                 before.variance_epsilon,
                 after.variance_epsilon,
@@ -143,6 +149,17 @@ class FewRowLayer(nn.Module):
                 attention.output[1] is None,
             ),
         )
+
+    @property
+    def before(self) -> tuple[Tensor, float]:
+        """Norm and its epsilon, as `norm_qkv_rotary` takes them."""
+        return self.norms[0]["weight"], self.eps[0]
+
+    @property
+    def after(self) -> tuple[Any, ...]:
+        """What `output_norm_mlp` takes after its rows."""
+        weights = (own["weight"] for own in self.linears)
+        return *self.attention.output, self.norms[1]["weight"], self.eps[1], *weights
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], firp_step: AttentionStep, **_: object

@@ -114,21 +114,37 @@ class Adapters(NamedTuple):
     Attributes:
         layer: a layer view to the view to use.
         norm, head: the model to a replacement of its final norm and of its head.
+        keeps: whether layers that were made so may serve the next engine: they hold no tensor and no module of the
+            model by themselves.
     """
 
     layer: Callable[[nn.Module], nn.Module]
     norm: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]]
     head: Callable[[PreTrainedModel], Callable[[Tensor], Tensor]]
+    keeps: Callable[[list[nn.Module]], bool] = lambda layers: False
 
 
 class _Views(NamedTuple):
     seen: Seen
     adapters: Adapters
     layers: list[nn.Module]
+    watched: list[weakref.ref]
 
 
-# Adapted layer views of models on a CPU: the next engine finds them while nothing that `Seen` tells of has changed.
+# Adapted layer views of models: the next engine finds them while nothing that `Seen` tells of has changed. They go with
+# the model, and with any module of its layers.
 _views: weakref.WeakKeyDictionary[PreTrainedModel, _Views] = weakref.WeakKeyDictionary()
+
+
+def _keep_views(model: PreTrainedModel, seen: Seen, adapters: Adapters, layers: list[nn.Module]) -> None:
+    owner = weakref.ref(model)
+
+    def forget(_: weakref.ref) -> None:
+        if (alive := owner()) is not None:
+            _views.pop(alive, None)
+
+    watched = [weakref.ref(module, forget) for layer in running_layers(model) for module in layer.modules()]
+    _views[model] = _Views(seen, adapters, list(layers), watched)
 
 
 class DecoderView:
@@ -169,7 +185,9 @@ class DecoderView:
 
     def _layer_views(self, model: PreTrainedModel, adapters: Adapters | None) -> list[nn.Module]:
         found = _views.get(model)
-        if found is not None and found.seen is self._seen and found.adapters is adapters:
+        if found is not None and found.seen is not self._seen:
+            _views.pop(model, None)
+        elif found is not None and found.adapters is adapters:
             return list(found.layers)
         own = {id(layer.self_attn.config): layer.self_attn.config for layer in running_layers(model)}
         configs = {name: view_config(config) for name, config in own.items()}  # one for all layers, as they have it
@@ -177,11 +195,10 @@ class DecoderView:
             make_layer_view(layer, place, window, self.heads, configs[id(layer.self_attn.config)])
             for place, (layer, window) in enumerate(zip(running_layers(model), windows(model), strict=True))
         ]
-        if adapters is None:
-            return layers
-        layers = [adapters.layer(view) for view in layers]
-        if self.device.type == "cpu":  # elsewhere an engine writes to its views
-            _views[model] = _Views(self._seen, adapters, list(layers))
+        if adapters is not None:
+            layers = [adapters.layer(view) for view in layers]
+            if adapters.keeps(layers):
+                _keep_views(model, self._seen, adapters, layers)
         return layers
 
     def _check_rows(self) -> None:

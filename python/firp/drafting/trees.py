@@ -58,8 +58,7 @@ class DraftTree:
     def trimmed(self) -> DraftTree:
         """The same tree without the nodes and lookahead slots at its end that hold nothing in any sequence; it reads
         values."""
-        nodes = 1 + max(torch.nonzero((self.parents >= 0).any(0)).flatten().tolist(), default=0)
-        slots = 1 + max(torch.nonzero((self.lookahead >= 0).any(0)).flatten().tolist(), default=-1)
+        nodes, slots = 1 + max(_last_used(self.parents), 0), 1 + _last_used(self.lookahead)
         if (nodes, slots) == self.size:
             return self
         return DraftTree(
@@ -158,6 +157,11 @@ def root_only(root_token: Tensor, num_lookahead: int) -> DraftTree:
 
     lookahead = filled(0, 1) if num_lookahead else filled(0, 0)
     return DraftTree(root_token[:, None], filled(-1, 1), filled(0, 1), filled(1, 1, 1), lookahead)
+
+
+def _last_used(places: Tensor) -> int:
+    """The last column of [B, n] with a value of at least 0, or -1. A list takes one call of torch."""
+    return max((i for row in places.tolist() for i, value in enumerate(row) if value >= 0), default=-1)
 
 
 class Drafter:

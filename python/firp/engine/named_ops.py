@@ -28,7 +28,9 @@ def check_named(
     run = STEP | ops_of([*view.layers, view.norm, view.head])
     run |= set() if view.device.type == "cpu" else {"keep_top_p"}
     if predictor is not None:
-        run |= DRAFTING | ({"condition_marginals"} if predictor.transition_rank else set())
+        # An updated row of offset 1 knows the token before (`firp.drafting.drafters`).
+        conditions = predictor.transition_rank and not (predictor.update_width and predictor.num_offsets == 1)
+        run |= DRAFTING | ({"condition_marginals"} if conditions else set())
         run |= {"linear", "update_states"} if predictor.update_width else set()
         run -= {"draft_tree"} if (tree or predictor.tree).kind == "static" else set()
     if unused := sorted(impl.keys() - run):

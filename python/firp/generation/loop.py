@@ -159,10 +159,10 @@ class _Loop:
         drafts = verified is not None and verified.tree.num_nodes > 1
         left_out, self.after_branch = self.after_branch if drafts else set(), set()
         if self.lookup is not None:
-            accepted = ((record.path > 0) & (record.path < self.own_nodes)).sum(1).tolist()
+            paths = record.path.tolist()
+            accepted = [sum(0 < node < self.own_nodes for node in path) for path in paths]
             own = [min(count, 1 + nodes) for count, nodes in zip(own, accepted, strict=True)]
-            on_branch = (record.path >= self.own_nodes).any(1).tolist()
-            self.after_branch = {sequence for sequence, on in zip(order, on_branch, strict=True) if on}
+            self.after_branch = {i for i, path in zip(order, paths, strict=True) if max(path) >= self.own_nodes}
             for sequence in order:
                 if counts[sequence]:
                     self.lookup.observe(sequence, self.out.emitted[sequence][-counts[sequence] :])

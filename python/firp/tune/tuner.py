@@ -177,7 +177,7 @@ class Tuner:
             self._estimate(batch_size)
             self._measure_finalists(batch_size)
         self.num_offsets = choose_offsets({size: batch.final for size, batch in self.batches.items()})
-        chosen = choose_each({size: self._choosable(batch.final) for size, batch in self.batches.items()})
+        chosen = choose_each({size: self._choosable(size) for size in self.batches})
         for batch_size, point in chosen.items():
             self.batches[batch_size].choice = point
         self._choose_head()
@@ -241,8 +241,12 @@ class Tuner:
             if estimate is not None:
                 batch.grid.append(Point(candidate, estimate, self._tau(candidate, batch_size), batch_size))
 
-    def _choosable(self, points: list[Point]) -> list[Point]:
-        return [p for p in points if p.candidate.num_nodes == 1 or p.candidate.num_offsets == self.num_offsets]
+    def _choosable(self, batch_size: int) -> list[Point]:
+        """Plain decoding and the finalists of the chosen k; in a batch those that pay."""
+        batch = self.batches[batch_size]
+        least = 0.0 if batch_size == 1 else PAYS * batch.plain.tokens_per_second
+        drafting = [p for p in batch.final if p.candidate.num_nodes > 1 and p.tokens_per_second >= least]
+        return [batch.plain, *(p for p in drafting if p.candidate.num_offsets == self.num_offsets)]
 
     def _measure_finalists(self, batch_size: int) -> None:
         batch = self.batches[batch_size]
@@ -272,7 +276,7 @@ class Tuner:
         engine = Engine(self.model, predictor, predictor.tree, head=self.head)
         if engine.view.device.type != "cpu":
             return
-        last = [point.candidate for point in self._choosable(batch.final)]
+        last = [point.candidate for point in self._choosable(batch_size)]
         most = max(candidate.rows for candidate in last) + MOST_BRANCH
         curves = StepClock(engine.steps, most, engine.runner, batch_size).curves(lambda known: known.rows[-1] >= most)
         for c in last:
@@ -283,9 +287,7 @@ class Tuner:
         those that pay."""
         batches = {}
         for batch_size, batch in self.batches.items():
-            least = 0.0 if batch_size == 1 else PAYS * batch.plain.tokens_per_second
-            choosable = [p for p in self._choosable(batch.final) if p.tokens_per_second >= least]
-            drafting = [p for p in choosable if p.candidate.num_nodes > 1]
+            drafting = self._choosable(batch_size)[1:]
             points = [batch.plain, *sorted(drafting, key=lambda point: point.seconds)]
             batches[batch_size] = tuple(
                 Rung(p.candidate.tree, p.seconds, self._tau(p.candidate, 1), batch.branches.get(p.candidate, ()))
