@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import typer
 
 ROOT = Path(__file__).parents[1]
-FIGURES = ROOT / "benchmarks/results/cpu-epyc-avx2-2026-11-27.json"
+FIGURES = ROOT / "benchmarks/results/cpu-epyc-avx2-2026-11-28.json"
 PICTURE = ROOT / "docs/assets/categories.svg"
 
 STYLE = """

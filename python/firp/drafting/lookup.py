@@ -123,8 +123,7 @@ class Lookup:
             sequences: of the batch that takes the step.
             prices: tokens that a sequence could have in the time that a branch of 1, 2, ... nodes adds.
         """
-        worth = [0.0] + [-price for price in prices]
-        for chances in map(self.chances, sequences):
-            for nodes, gain in enumerate(accumulate(chances[: len(prices)]), start=1):
-                worth[nodes] += gain / len(sequences)
+        # A batch is done when its slowest sequence is: what all of them gain counts.
+        gains = [[*accumulate(self.chances(sequence)[: len(prices)])] or [0.0] * len(prices) for sequence in sequences]
+        worth = [0.0] + [min(least, default=0.0) - price for *least, price in zip(*gains, prices, strict=True)]
         return max(range(len(worth)), key=lambda nodes: (worth[nodes], -nodes))
