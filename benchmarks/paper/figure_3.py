@@ -3,7 +3,7 @@
 python -m benchmarks.paper.figure_3
 
 A drafter's order is that of argmax: of equal scores the lower token comes first. "firp" reweights its 16 best
-candidates with the token transition, given the text's own token before; the paper has no transition.
+candidates with the token transition, given the text's own token before, and updates its states; the paper has neither.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def ranks_of(recording: Recording, transition: tuple[Tensor, Tensor] | None) -> 
         source, target = transition
         before = torch.stack([recording.tokens[j + 1 : j + 1 + count] for j in range(k)], 1)
         factor = (source[before].float()[:, :, None] * target[candidates].float()).sum(-1)
+        if recording.knows_next:  # An updated row of the first step knows the token before.
+            factor[:, 0] = 0
         order = (probabilities.log() + factor).sort(dim=-1, descending=True, stable=True).indices
         candidates = candidates.gather(-1, order)
     match = candidates == own[..., None]

@@ -98,6 +98,14 @@ class Setup:
         return firp.default_predictor(self.model_name) if name is None else firp.load_predictor(name)
 
     @cached_property
+    def maps(self) -> FirpPredictor:
+        """The predictor's maps, without a transition and an update."""
+        own = self.predictor
+        maps = FirpPredictor.for_model(self.model, own.num_offsets, own.insertion_layer)
+        maps.load_state_dict({"weight": own.weight})
+        return maps.eval()
+
+    @cached_property
     def tables(self) -> tuple[Tensor, Tensor] | None:
         """Of the predictor's token transition."""
         tables = token_tables(self.view, self.predictor.transition)
@@ -111,7 +119,7 @@ class Setup:
     @property
     def drafters(self) -> list[str]:
         """Names of `NAMES` that can be measured here."""
-        maps = ["firp-maps"] if self.predictor.transition_rank else []
+        maps = ["firp-maps"] if self.predictor.transition_rank or self.predictor.update_width else []
         return ["firp", *maps, *self.heads]
 
     @property
@@ -169,16 +177,15 @@ class Setup:
 
     def recordings(self, drafter: str) -> list[Recording]:
         """Marginals of a drafter at every position of the held-out text."""
-        kind = drafter.partition("-maps")[0]
-        if kind not in self._recordings:
-            made = []
-            for answer in self.answers:
-                if kind == "firp":
-                    made.append(record(self.view, self.predictor, answer.prompt, answer.tokens, MAX_RANKS))
-                else:
-                    made.append(record_heads(self.view, self.heads[kind], answer.prompt, answer.tokens, MAX_RANKS))
-            self._recordings[kind] = made
-        return self._recordings[kind]
+        if drafter not in self._recordings:
+            predictor = {"firp": self.predictor, "firp-maps": self.maps}.get(drafter)
+            self._recordings[drafter] = [
+                record_heads(self.view, self.heads[drafter], answer.prompt, answer.tokens, MAX_RANKS)
+                if predictor is None
+                else record(self.view, predictor, answer.prompt, answer.tokens, MAX_RANKS)
+                for answer in self.answers
+            ]
+        return self._recordings[drafter]
 
     def transition_of(self, drafter: str) -> tuple[Tensor, Tensor] | None:
         """Tables that the drafter reweights candidates with."""

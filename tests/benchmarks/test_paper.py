@@ -10,6 +10,7 @@ import torch
 from firp.decoder.view import DecoderView
 from firp.drafting.recording import record
 from firp.train.targets import rank_of
+from models import update_predictor
 
 import benchmarks.closed_form as closed_form
 import benchmarks.paper.command as command_module
@@ -72,6 +73,23 @@ def test_figure_1b_is_what_decoding_gives(setup):
                 assert out.sequences[0, len(answer.prompt) :].tolist() == answer.tokens
                 tokens, steps = tokens + out.stats.tokens, steps + out.stats.steps
             assert parts[name]["figures"]["tau"][str(size)] == tokens / steps
+
+
+def test_an_update_is_not_in_the_maps_alone_and_keeps_the_first_order(setup, monkeypatch):
+    made = setup()
+    updated = update_predictor(made.model, 1, num_offsets=2)
+    monkeypatch.setattr(setups.firp, "load_predictor", lambda *_: updated)
+    made = setup()
+    whole, bare = made.recordings("firp")[0], made.recordings("firp-maps")[0]
+    assert whole.knows_next and not bare.knows_next and "firp-maps" in made.drafters
+    weights = firp.FirpPredictor.for_model(made.model, 2, updated.insertion_layer)
+    weights.load_state_dict({"weight": updated.weight})
+    answer = made.answers[0]
+    expected = record(made.view, weights, answer.prompt, answer.tokens, 16)
+    assert torch.equal(bare.candidates, expected.candidates)
+    tables = torch.randn(31, 4), torch.randn(31, 4)
+    ranks, drafted = figure_3.ranks_of(whole, tables), figure_3.ranks_of(whole, None)
+    assert torch.equal(ranks[:, 0], drafted[:, 0]) and not torch.equal(ranks[:, 1], drafted[:, 1])
 
 
 def test_figure_3_counts_the_places_of_the_answers_own_tokens(setup):
