@@ -7,12 +7,12 @@ scheme. Printed numbers are cut after two decimals, never rounded up.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated
 from xml.sax.saxutils import escape
 
 import typer
+from firp.tools.figures import cut
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "benchmarks/results/cpu-epyc-avx2-2026-11-28.json"
@@ -32,11 +32,6 @@ STYLE = """
 """
 WIDTH, ROW, TOP, BAR = 760, 28, 58, 16
 LABELS, PANEL, GAP = 120, 230, 90
-
-
-def cut(value: float) -> str:
-    """Two decimals, towards zero."""
-    return f"{math.floor(value * 100) / 100:.2f}"
 
 
 def rows(document: dict) -> list[tuple[str, float, dict[str, float]]]:

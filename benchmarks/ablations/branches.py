@@ -74,8 +74,11 @@ BESIDE = [beside(*size) for size in ((2, 2, 1), (4, 2, 2), (4, 3, 2), (8, 8, 3),
 # What remains of 64 nodes is a size that profiles know.
 WITHIN = [*(within(nodes, 3) for nodes in (8, 16, 32)), Trees((64, 64), (48, 48), MOST_BRANCH, 3, True)]
 FEW_ROWS = [
-    *(Trees((4, 3), (2, 1), 6, 2), Trees((4, 3), (3, 2), 3, 2), Trees((2, 2), (2, 1), 2, 1)),
-    *(Trees((2, 2), (2, 2), 6, 1), Trees((3, 2), (3, 2), 3, 2)),
+    Trees((4, 3), (2, 1), 6, 2),
+    Trees((4, 3), (3, 2), 3, 2),
+    Trees((2, 2), (2, 1), 2, 1),
+    Trees((2, 2), (2, 2), 6, 1),
+    Trees((3, 2), (3, 2), 3, 2),
 ]
 
 

@@ -23,6 +23,7 @@ from firp.drafting.choices import find_profile
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile, load_profile
 from firp.tools.environment import environment
+from firp.tools.figures import cut
 from firp.tools.prompt_files import OWN_PROMPTS, Prompt, load_prompts
 from rich.console import Console
 from rich.table import Table
@@ -111,7 +112,7 @@ def print_table(document: Document, console: Console) -> None:
     for name, figures in document.figures.items():
         for method, entry in figures["methods"].items():
             speed, ratio = entry["tokens_per_second"]["median"], entry["speedup_vs_ar"]
-            spread = f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"
+            spread = f"{cut(ratio['median'])}x ({cut(ratio['min'])}-{cut(ratio['max'])})"
             tree = figures.get("trees", {}).get(method, "")
             table.add_row(name, method, tree, f"{entry['tau']:.3f}", f"{speed:.1f}", spread)
     console.print(table)

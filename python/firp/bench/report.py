@@ -7,9 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from firp.tools.figures import cut
+
 
 def _ratio(spread: dict | None) -> str:
-    return "-" if spread is None else f"{spread['median']:.2f}x ({spread['min']:.2f}-{spread['max']:.2f})"
+    return "-" if spread is None else f"{cut(spread['median'])}x ({cut(spread['min'])}-{cut(spread['max'])})"
 
 
 def print_table(document: dict, console: Console | None = None) -> None:
@@ -38,7 +40,7 @@ def print_table(document: dict, console: Console | None = None) -> None:
             table.add_row(
                 category,
                 *(f"{entry['tau']:.2f}" for entry in entries),
-                *("-" if "speedup_vs_ar" not in e else f"{e['speedup_vs_ar']['median']:.2f}x" for e in entries),
+                *("-" if "speedup_vs_ar" not in e else f"{cut(e['speedup_vs_ar']['median'])}x" for e in entries),
             )
         console.print(table)
     console.print(f"tau = {document['tau']}; ratios: median (min-max) over interleaved repeats")

@@ -17,6 +17,7 @@ from firp.cli import options
 from firp.cli.streaming import MarkingStreamer
 from firp.engine.engine import Engine
 from firp.generation.generate import generate as firp_generate
+from firp.tools.figures import cut
 from firp.tools.prompt_files import encode
 
 # Answers by each method that figures are of, in turns; where those on the screen took this many seconds, they count.
@@ -105,8 +106,8 @@ def _report(console: Console, shown: dict[str, Timed], repeats: list[dict[str, T
     for name, (out, _) in runs[0].items():
         speed = median(run[name].speed for run in runs)
         ratios = sorted(run[name].speed / next(iter(run.values())).speed for run in runs)
-        spread = f" ({_cut(ratios[0])}-{_cut(ratios[-1])})" if len(runs) > 1 and ratios[-1] > ratios[0] else ""
-        speedup = f"{_cut(median(ratios))}x{spread}" if len(runs[0]) > 1 else "-"
+        spread = f" ({cut(ratios[0])}-{cut(ratios[-1])})" if len(runs) > 1 and ratios[-1] > ratios[0] else ""
+        speedup = f"{cut(median(ratios))}x{spread}" if len(runs[0]) > 1 else "-"
         table.add_row(
             name, str(out.stats.tokens), str(out.stats.steps), f"{out.stats.tau:.2f}", f"{speed:.1f}", speedup
         )
@@ -118,8 +119,3 @@ def _report(console: Console, shown: dict[str, Timed], repeats: list[dict[str, T
     if len(runs[0]) > 1:
         same = len({tuple(out.sequences[0].tolist()) for run in (shown, *repeats) for out, _ in run.values()}) == 1
         console.print(f"identical output: {'yes' if same else 'no'}")
-
-
-def _cut(ratio: float) -> str:
-    """Two decimals, never rounded up."""
-    return f"{int(100 * ratio) / 100:.2f}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from firp.tools.figures import cut
 from firp.tune.choose import Point
 from firp.tune.tuner import Batch, Tuner
 
@@ -77,7 +78,7 @@ def print_tables(tuner: Tuner, name: str, console: Console | None = None) -> Non
                 str(candidate.rows),
                 f"{1e3 * time.seconds:.2f} ({1e3 * min(time.repeats):.2f}-{1e3 * max(time.repeats):.2f})",
                 f"{point.tau:.3f}", f"{point.tokens_per_second:.1f}",
-                f"{point.tokens_per_second / batch.plain.tokens_per_second:.2f}x", _name(batch, point),
+                f"{cut(point.tokens_per_second / batch.plain.tokens_per_second)}x", _name(batch, point),
             )  # fmt: skip
         console.print(table)
         console.print(f"batch {batch_size}: {verdict(batch)}")
@@ -96,10 +97,10 @@ def verdict(batch: Batch) -> str:
     if c.num_nodes == 1:
         return "no tree pays here; plain decoding"
     text = f"(N, P) = ({c.num_nodes}, {c.num_lookahead}), k = {c.num_offsets}, {c.kind}"
-    text += f": {chosen.tokens_per_second / batch.plain.tokens_per_second:.2f}x plain decoding"
+    text += f": {cut(chosen.tokens_per_second / batch.plain.tokens_per_second)}x plain decoding"
     if c == batch.own:
         return f"{text}; the predictor's own tree is the best measured"
-    return f"{text}, {chosen.tokens_per_second / own.tokens_per_second:.2f}x the predictor's own tree"
+    return f"{text}, {cut(chosen.tokens_per_second / own.tokens_per_second)}x the predictor's own tree"
 
 
 def plot(tuner: Tuner, name: str, path: Path) -> None:
