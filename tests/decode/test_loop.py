@@ -7,6 +7,7 @@ import pytest
 import torch
 from firp.engine.buffers import Buffers, allocated_slots
 from firp.engine.chooser import Greedy
+from firp.engine.graphs import GraphRunner
 from firp.generation.loop import run
 from firp.generation.output import Output
 from firp.sampling.choosers import Vectorised
@@ -284,3 +285,15 @@ def test_warming_up_takes_every_bucket():
     assert decode(engine, prompts, False)[0] == hf_alone(model, ids, mask, max_new_tokens=NEW_TOKENS, do_sample=False)
     with pytest.raises(ValueError, match="max_len: got 1, expected at least 2"):
         engine.warm_up(max_len=1)
+
+
+def test_a_step_reaches_as_far_as_its_own_tree():
+    """Not as far as the largest of the engine's trees; a graph pads a tree to the size that is drafted."""
+    model = tiny_model(12)
+    engine = firp.Engine(model, tiny_predictor(model, 12), firp.TreeConfig(8, 3))
+    state, k = engine.start([torch.tensor([4, 5, 6])], 9, []), engine.num_offsets
+    for nodes, lookahead in ((1, 1), (8, 3)):
+        assert engine.slots(state, Greedy(engine.ops), 100, 2) == 100 + 2 * (1 + k) + nodes + lookahead * k
+        engine.step(state)
+    engine.runner, state.drafter = GraphRunner(), engine.drafter(1, firp.TreeConfig(4, 2))
+    assert engine.slots(state, Greedy(engine.ops), 100, 0) == 100 + 4 + 2 * k

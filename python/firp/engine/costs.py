@@ -19,7 +19,7 @@ from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.trees import MAX_NODES, DraftTree, TreeConfig, root_only
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers
 from firp.engine.chooser import Greedy
-from firp.engine.graphs import StepRunner
+from firp.engine.graphs import StepRunner, drafted_size
 from firp.engine.rows import SHARED_PSEUDO_ROWS
 from firp.engine.state import DecodeState
 from firp.engine.step import Step
@@ -182,6 +182,7 @@ class StepClock:
             for i, (tree, num_offsets) in enumerate(trees):
                 step = self.steps.drafting(num_offsets, self.max_rows)
                 state = self.state(step, tree)
+                state.use_slots(CONTEXT + step.most_tokens(state) + step.rows(*drafted_size(state)))
                 state.tree = drafted[i] or state.tree
                 synchronize(self.device)
                 begin = time.perf_counter()

@@ -21,7 +21,7 @@ from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import Drafter, TreeConfig, first_tree
 from firp.engine.buffers import SMALLEST_BUCKET, Buffers, allocated_slots, next_power_of_two
 from firp.engine.chooser import Chooser, Greedy
-from firp.engine.graphs import StepRunner, make_runner
+from firp.engine.graphs import StepRunner, drafted_size, make_runner
 from firp.engine.layers import compiles, layer_function
 from firp.engine.memory import check_memory
 from firp.engine.named_ops import check_named, prefill_attention
@@ -134,6 +134,10 @@ class Engine:
         """Cache slots one step writes at most: N + P * k, and those of a branch."""
         return self._step.max_rows
 
+    def slots(self, state: DecodeState, choose: Chooser, committed: int, unread: int) -> int:
+        """Cache slots that the next step may reach, after so many committed tokens and so many steps not read yet."""
+        return committed + unread * self._step.most_tokens(state) + self.runner.rows(self._step, state, choose)
+
     @plain_tensors
     @on_own_device
     def start(
@@ -242,12 +246,13 @@ class Engine:
             for length in sorted({padded_length(length) for length in range(1, max_len)}):
                 prompt = torch.zeros(min(length, max_len - 1), dtype=torch.int64)
                 self.runner.prefill(self._step, state.buffers, [prompt] * batch_size, None)
-        rows = self.max_rows
-        needed = *range(rows, max_len + rows, SMALLEST_BUCKET), max_len + rows - 1
-        buckets = {state.buffers.bucket(slots) for slots in needed}
         for tree in [None] if self._trees is None else self._trees.trees(batch_size):
             state.drafter = self.drafter(batch_size, tree)
-            for slots in sorted(buckets):
+            state.tree = first_tree(state.tree.tokens[:, 0], state.drafter, self._layer.compiled)
+            least = self._step.rows(*drafted_size(state))
+            most = max_len - 1 + self._step.most_tokens(state) + least
+            needed = *range(least, most, SMALLEST_BUCKET), most
+            for slots in sorted({state.buffers.bucket(slots) for slots in needed}):
                 state.use_slots(slots)
                 for _ in range(2):  # The first tree is the root alone.
                     state.context_lens.zero_()

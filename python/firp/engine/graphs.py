@@ -57,6 +57,9 @@ class StepRunner(Protocol):
 
     def step(self, step: Step, state: DecodeState, choose: Chooser) -> StepRecord: ...
 
+    def rows(self, step: Step, state: DecodeState, choose: Chooser) -> int:
+        """Cache slots that the next step writes."""
+
 
 class EagerRunner:
     """Runs every step as it comes."""
@@ -68,6 +71,9 @@ class EagerRunner:
 
     def step(self, step: Step, state: DecodeState, choose: Chooser) -> StepRecord:
         return step.run(state, choose)
+
+    def rows(self, step: Step, state: DecodeState, choose: Chooser) -> int:
+        return step.rows(*state.tree.size)
 
 
 @dataclass(frozen=True)
@@ -149,10 +155,12 @@ class GraphRunner:
         graph.replay()
         return record
 
+    def rows(self, step: Step, state: DecodeState, choose: Chooser) -> int:
+        return step.rows(*(drafted_size(state) if choose.on_device else state.tree.size))
+
     def _static_tree(self, step: Step, state: DecodeState) -> DraftTree:
         """The state's tree in the buffers' own tensors, padded to the size that is drafted."""
-        drafter = state.drafter
-        size = (1, 0) if drafter is None else (drafter.config.num_nodes, drafter.config.num_lookahead)
+        size, drafter = drafted_size(state), state.drafter
         trees, key = state.buffers.trees, (state.batch_size, *size)
         if key in trees and trees[key] is state.tree:
             return state.tree
@@ -183,6 +191,13 @@ class GraphRunner:
         state.tree = tree
         state.finished.copy_(finished)
         return graph, record
+
+
+def drafted_size(state: DecodeState) -> tuple[int, int]:
+    """N and P of the tree that the state's drafter drafts: a captured step verifies a tree of this size."""
+    if state.drafter is None:
+        return 1, 0
+    return state.drafter.config.num_nodes, state.drafter.config.num_lookahead
 
 
 def capture(buffers: Buffers, graph: torch.cuda.CUDAGraph, warm_up: Callable[[], None], work: Callable[[], R]) -> R:

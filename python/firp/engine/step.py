@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firp.decoder.view import DecoderView
 from firp.drafting.drafters import Drafters
-from firp.drafting.lookup import LEAST_MATCH, MOST_MATCH, host_adds_branches, making_way
+from firp.drafting.lookup import LEAST_MATCH, MOST_BRANCH, MOST_MATCH, host_adds_branches, making_way
 from firp.drafting.trees import MAX_NODES, DraftTree, first_tree
 from firp.drafting.update import Updater
 from firp.engine.chooser import Chooser
@@ -123,6 +123,14 @@ class Step:
         if state.history is None:
             return self.num_offsets
         return max(self.num_offsets, making_way(num_nodes)) if self.keeps_size else int(state.tree.depths.max())
+
+    def rows(self, num_nodes: int, num_lookahead: int) -> int:
+        """Rows of a sequence, each a slot of the cache: N + P * k."""
+        return num_nodes + num_lookahead * self.num_offsets
+
+    def most_tokens(self, state: DecodeState) -> int:
+        """Tokens that a step emits at most."""
+        return 1 + max(self.num_offsets, 0 if state.history is None else MOST_BRANCH)
 
     def emit(self, state: DecodeState, chosen: Verified) -> Emitted:
         """Tokens of the accepted nodes and the bonus token."""

@@ -13,7 +13,7 @@ import torch
 
 from firp.drafting.choices import Rung
 from firp.drafting.ladder import Ladder
-from firp.drafting.lookup import MOST_BRANCH, Lookup, host_adds_branches
+from firp.drafting.lookup import Lookup, host_adds_branches
 from firp.engine.chooser import Chooser
 from firp.engine.engine import Engine
 from firp.engine.state import DecodeState, DecodeStats, StepRecord
@@ -80,9 +80,9 @@ class _Loop:
     @torch.no_grad()
     def decode(self) -> DecodeStats:
         while len(self.ended) < len(self.out.emitted):
-            self._make_room()
             with self.out.time.measure("steps"):
                 verified = self._next_rung()
+                self._make_room()
                 record = self.engine.step(self.state, self.choose)
                 self.unread.append((self.order, verified, record, PendingRecord(record)))
             if len(self.unread) > self.delay:
@@ -108,9 +108,7 @@ class _Loop:
     def _make_room(self) -> None:
         """Let the step see a bucket with room for its rows, for any acceptance of the steps not read yet."""
         committed = max(self.state.lengths[i] + len(self.out.emitted[i]) for i in self.order)
-        depth = max(self.engine.num_offsets, 0 if self.state.history is None else MOST_BRANCH)
-        unread = len(self.unread) * (depth + 1)
-        self.state.use_slots(committed + unread + self.engine.max_rows)
+        self.state.use_slots(self.engine.slots(self.state, self.choose, committed, len(self.unread)))
 
     def _look_up(self, record: StepRecord) -> None:
         """Add to the tree that was just drafted what earlier text lets expect, where it pays."""
