@@ -20,7 +20,7 @@ from torch import Tensor
 
 from firp_kernels.ops.tree_attention import check
 from firp_kernels.triton.arrivals import take_arrivals
-from firp_kernels.triton.attention_config import launch_config, split_count
+from firp_kernels.triton.attention_config import FILLED, launch_config, split_count
 from firp_kernels.triton.attention_join import join_config, join_splits, join_splits_kernel, joins_in_place
 from firp_kernels.triton.launch import FLOATS, meta, multiprocessors, on_device_of
 
@@ -216,8 +216,8 @@ def tree_attention(
             return out
         config = launch_config(rows * group, head_dim, query.element_size(), capability)
         tiles = triton.cdiv(rows * group, config.tile["BLOCK_M"])
-        reach = capacity if sliding_window is None else min(capacity, sliding_window + rows)
-        blocks = triton.cdiv(reach, config.tile["BLOCK_N"])
+        reach = FILLED * capacity if sliding_window is None else min(FILLED * capacity, sliding_window + rows)
+        blocks = math.ceil(reach / config.tile["BLOCK_N"])
         splits = split_count(tiles * kv_heads * batch, blocks, config, multiprocessors(query))
         join = splits > 1 and joins_in_place(splits, min(rows * group, config.tile["BLOCK_M"]), head_dim)
         partial, log_sums, arrivals = out, out, out

@@ -71,7 +71,8 @@ def take_steps(models: dict[str, tuple[torch.dtype, ...]], trees: tuple[Tree, ..
             for tree in trees:
                 take_step(SHAPES[name], dtype, tree, contexts[0], batch_size=1, choose=sampling)
                 take_step(SHAPES[name], dtype, tree, contexts[0], batch_size=1, looks_up="triton")
-            take_step(SHAPES[name], dtype, trees[1], contexts[0], batch_size=1, drafted=False)
+            for context in contexts:
+                take_step(SHAPES[name], dtype, trees[1], context, batch_size=1, drafted=False)
 
 
 def main() -> int:

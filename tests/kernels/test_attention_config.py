@@ -77,8 +77,8 @@ def test_whoever_comes_last_joins_in_the_same_order(monkeypatch, poisoned_output
 
 
 def test_few_bytes_are_joined_in_place():
-    """One row of any model, a tree of 64 rows over 7B's 32 heads; not over the groups of 4 of Llama-3."""
-    assert joins_in_place(64, 8, 128) and joins_in_place(8, 64, 128) and not joins_in_place(8, 128, 128)
+    """One row of any model, two splits of 64 rows; not a whole tile of 128 rows."""
+    assert joins_in_place(32, 4, 128) and joins_in_place(2, 64, 128) and not joins_in_place(2, 128, 128)
 
 
 def test_arrivals_are_not_shared_between_what_may_run_at_once(monkeypatch):
@@ -143,6 +143,8 @@ def test_split_counts():
     assert split_count(32, 3, config, 132) == 1
     assert split_count(32 * 64, 64, config, 132) <= 2
     assert all(split_count(1, blocks, config, 132) <= max(blocks // 2, 1) for blocks in range(1, 200))
+    for packed_rows in (48, 96, 384):  # trees of 16, 32 and 128 rows in a half-filled cache of 512 slots
+        assert split_count(3, 6, launch_config(packed_rows, 64, 2, 90), 132) == 1
 
 
 @pytest.mark.gpu
