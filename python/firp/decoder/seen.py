@@ -17,7 +17,7 @@ PASSING = frozenset(["training", "gradient_checkpointing", "_gradient_checkpoint
 # Attributes of a model that lead back to it: the `generate` of a folder, which Hugging Face binds to the model, and the
 # engine that it keeps. A record of them would keep the model alive.
 ENGINE = "_firp_engine"
-LEADING_BACK = frozenset(["generate", ENGINE])
+LEADING_BACK = ("generate", ENGINE)
 # Attributes that every module starts with: dictionaries of parameters, hooks and children, compared one by one.
 _CONTAINERS = len(nn.Module().__dict__)
 
@@ -62,7 +62,11 @@ class Record(NamedTuple):
 def _own(attributes: dict) -> dict:
     """Attributes that are no containers and lead to nothing that holds the module."""
     own = dict(islice(attributes.items(), _CONTAINERS, None))
-    return own if LEADING_BACK.isdisjoint(own) else {key: own[key] for key in own if key not in LEADING_BACK}
+    return {key: own[key] for key in own if key not in LEADING_BACK} if _leads_back(attributes) else own
+
+
+def _leads_back(attributes: dict) -> bool:
+    return LEADING_BACK[0] in attributes or LEADING_BACK[1] in attributes
 
 
 def _contents(own: dict) -> tuple[tuple, tuple, tuple, tuple]:
@@ -71,9 +75,11 @@ def _contents(own: dict) -> tuple[tuple, tuple, tuple, tuple]:
     tensors: tuple = ()
     if parameters or buffers:
         held = (*parameters.values(), *buffers.values())
-        tensors = tuple((id(t), type(t), t.dtype, t.device) for t in held if t is not None)
+        tensors = tuple([(id(t), type(t), t.dtype, t.device) for t in held if t is not None])
+    # This runs for every module at every call: no dictionary where none is needed.
+    values = _own(own).values() if _leads_back(own) else list(own.values())[_CONTAINERS:]
     return (
-        (own["training"], *_own(own).values()),
+        (own["training"], *values),
         tuple(map(id, children.values())) if children else (),
         tuple(map(id, (*hooks.values(), *before.values()))) if hooks or before else (),
         tensors,

@@ -181,6 +181,8 @@ class DecoderView:
         by_length = rope_type_of(self.config) in LENGTH_ROPE_TYPES
         self._rotary = LengthRotary(self.decoder.rotary_emb, self.config) if by_length else None
         self.model = model
+        # The model's weights and buffers, found once for as long as they are those that were seen.
+        self._tensors: tuple[Seen, list[Tensor]] | None = None
         self._check_rows()
 
     def _layer_views(self, model: PreTrainedModel, adapters: Adapters | None) -> list[nn.Module]:
@@ -243,8 +245,9 @@ class DecoderView:
 
     def addresses(self) -> tuple[int, ...]:
         """Where the model's weights and buffers are: a captured step reads them there."""
-        held = (*self.model.parameters(), *self.model.buffers())
-        return tuple(tensor.data_ptr() for tensor in held)
+        if self._tensors is None or self._tensors[0] is not self._seen:
+            self._tensors = self._seen, [*self.model.parameters(), *self.model.buffers()]
+        return tuple(map(Tensor.data_ptr, self._tensors[1]))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [B, R] to hidden rows [B, R, d]."""
