@@ -79,7 +79,7 @@ wheels: $(RELEASE)/installed
 	mkdir -p $(RELEASE)/source
 	git archive HEAD | tar -x -C $(RELEASE)/source
 	FIRP_BUILD=none python -m build --sdist --no-isolation --outdir $(RELEASE)/built $(RELEASE)/source
-	FIRP_BUILD=cpu CFLAGS=-g0 pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(RELEASE)/built $(RELEASE)/built/*.tar.gz
+	FIRP_BUILD=cpu pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(RELEASE)/built $(RELEASE)/built/*.tar.gz
 	auditwheel repair --plat $(PLATFORM) --only-plat --strip --exclude 'libc10*.so' --exclude 'libtorch*.so' --wheel-dir dist $(RELEASE)/built/*.whl
 	cp $(RELEASE)/built/*.tar.gz dist
 	abi3audit --strict --summary dist/*.whl

@@ -7,6 +7,11 @@
 
 namespace firp {
 
+// Compiled once, by tree_attention.cpp.
+extern template void cpu::tree_attention(cpu::Isa, const cpu::TreeAttention<float>&, int64_t, int64_t, int64_t, int64_t);
+extern template void cpu::tree_attention(
+    cpu::Isa, const cpu::TreeAttention<cpu::bfloat16>&, int64_t, int64_t, int64_t, int64_t);
+
 // Rows of `width` normed, and then as the linears' kernel reads them.
 template <typename T>
 void norm_rows(const T* from, int64_t rows, const T* norm, int64_t width, double eps, T* normed, float* prepared) {

@@ -15,6 +15,12 @@
 
 namespace firp {
 
+// Compiled once, by linear.cpp.
+extern template void cpu::prepare(cpu::Isa, const float*, int64_t, int64_t, int64_t, float*);
+extern template void cpu::prepare(cpu::Isa, const cpu::bfloat16*, int64_t, int64_t, int64_t, float*);
+extern template void cpu::linear(cpu::Isa, const cpu::Linear<float>&, float*, int64_t, int64_t);
+extern template void cpu::linear(cpu::Isa, const cpu::Linear<cpu::bfloat16>&, float*, int64_t, int64_t);
+
 // Outputs a thread takes at a time: whole tiles of four, enough of them to repay handing out the work. And rows.
 constexpr int64_t kGrain = 64;
 constexpr int64_t kRowGrain = 16;

@@ -6,6 +6,10 @@
 #include "layer_rows.h"
 
 namespace firp {
+
+template void cpu::tree_attention(cpu::Isa, const cpu::TreeAttention<float>&, int64_t, int64_t, int64_t, int64_t);
+template void cpu::tree_attention(cpu::Isa, const cpu::TreeAttention<cpu::bfloat16>&, int64_t, int64_t, int64_t, int64_t);
+
 namespace {
 
 template <typename T>
