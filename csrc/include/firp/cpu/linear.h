@@ -39,6 +39,11 @@ constexpr int64_t kLineBytes = 64;
 // Inlined early: a compiler may take a function that only prefetches for one without effect, and drop its calls.
 __attribute__((always_inline)) inline void fetch_soon(const char* line) { __builtin_prefetch(line, 0, 2); }
 
+// Prepared rows that stay in the second-level cache while all outputs pass over them.
+inline int64_t cached_rows(int64_t width) {
+  return std::max<int64_t>(kManyRows, (1 << 18) / (static_cast<int64_t>(sizeof(float)) * prepared_width(width)));
+}
+
 // Rows of the next tile, of those left: tiles of about one size.
 inline int64_t tile_rows(int64_t left, int64_t most) {
   const int64_t tiles = (left + most - 1) / most;

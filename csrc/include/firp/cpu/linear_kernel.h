@@ -175,16 +175,31 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
   }
 }
 
-// Without widening, the four outputs of a tile lie a quarter of the range apart: each of the four then reads one weight
-// row after another, a long stream that the hardware's prefetcher follows by itself. `scratch`: scratch_size floats.
+template <typename T, int outs>
+static void many_rows(const Linear<T>& args, float* scratch, int64_t first) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    all_rows_widened<outs>(args, scratch, first);
+  } else {
+    all_rows<T, outs>(args, first, 1, false);
+  }
+}
+
+// For few rows the four outputs of a tile lie a quarter of the range apart: each of the four then reads one weight row
+// after another, a long stream that the hardware's prefetcher follows by itself. `scratch`: scratch_size floats.
 template <typename T>
 void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    if (args.rows >= kManyRows) {
-      for (; first + 4 <= last; first += 4) all_rows_widened<4>(args, scratch, first);
-      for (; first < last; ++first) all_rows_widened<1>(args, scratch, first);
-      return;
+  if (args.rows >= kManyRows) {
+    const int64_t most = cached_rows(args.width);
+    Linear<T> part = args;
+    for (int64_t left = args.rows; left; left -= part.rows) {
+      part.rows = tile_rows(left, most);
+      for (int64_t i = first; i < last; i += i + 4 <= last ? 4 : 1) {
+        i + 4 <= last ? many_rows<T, 4>(part, scratch, i) : many_rows<T, 1>(part, scratch, i);
+      }
+      part.prepared += part.rows * prepared_width(args.width);
+      part.output += part.rows * args.output_stride;
     }
+    return;
   }
   const int64_t apart = (last - first) / 4;
   for (int64_t i = 0; i < apart; ++i, ++first) all_rows<T, 4>(args, first, apart, i + 1 < apart);
