@@ -63,6 +63,24 @@ def test_tokens_after_a_batch_are_the_models_own(family, batched_on_a_cpu):
     assert max(map(len, batched_on_a_cpu)) > 1
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_comes_after_the_last_keys_and_values(family, monkeypatch):
+    """Every layer but the last passes its feed-forward block; keys and values of all are Hugging Face's."""
+    model = tiny_model(6, family, vocab=11, dtype=torch.float32)
+    engine = firp.Engine(model, impl="reference")
+    layers, (prompt,), passed = engine.view.layers, prompts_of(6, (20,)), []
+    with monkeypatch.context() as patch:
+        for place, layer in enumerate(layers):
+            note = lambda *args, place=place, own=layer.mlp.forward: passed.append(place) or own(*args)  # noqa: E731
+            patch.setattr(layer.mlp, "forward", note)
+        cache = engine.start([prompt], 1, [], checked=True).cache
+    assert passed == list(range(len(layers) - 1))
+    expected = model(prompt[None], use_cache=True).past_key_values  # the last token's too
+    for filled, own in zip(cache, expected.layers, strict=True):
+        for got, wanted in zip(filled, (own.keys.transpose(1, 2), own.values.transpose(1, 2)), strict=True):
+            torch.testing.assert_close(got[:, 20 - wanted.shape[1] : 19], wanted[:, :-1], rtol=1e-4, atol=1e-5)
+
+
 def test_prompts_join_while_their_rows_fit():
     """Every prompt once, longest first, at most `rows` rows with padding; too long ones alone, empty ones nowhere."""
     assert prompt_batches([5, 0, 3, 9, 1], 10) == [[3], [0, 2], [4]]

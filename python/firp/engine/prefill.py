@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,10 @@ def prompt_batches(lengths: list[int], rows: int) -> list[list[int]]:
     return batches
 
 
+class Filled(Exception):
+    """The last layer's keys and values are in the cache: nothing needs the rows that would come after them."""
+
+
 @dataclass
 class PrefillAttention:
     """Causal attention of a chunk of prompts over the chunk and what is before it in the cache.
@@ -104,10 +109,13 @@ class PrefillAttention:
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
     ) -> Tensor:
+        """Raises Filled in the last layer."""
         stop = self.start + query.shape[1]
         key_cache, value_cache = self.cache[module.layer_idx]
         key_cache[self.places, self.start : stop] = key
         value_cache[self.places, self.start : stop] = value
+        if module.layer_idx == len(self.cache) - 1:
+            raise Filled
         if self.tree_attention is not None:
             caches = key_cache[self.places], value_cache[self.places]
             return self._by_chains(self.tree_attention, query, *caches, scale, sliding_window)
@@ -232,7 +240,8 @@ def prefill_batch(
 
 
 def pass_chunk(view: DecoderView, tokens: Tensor, lengths: Tensor, step: PrefillAttention) -> None:
-    """Pass the tokens [n, T] of prompts of the lengths [n], last tokens included, through all layers."""
+    """Fill the cache with the tokens [n, T] of prompts of the lengths [n], last tokens included."""
     position_ids = torch.arange(step.start, step.start + tokens.shape[1], device=tokens.device).expand(tokens.shape)
     hidden = view.embed(tokens)
-    view.run_layers(hidden, view.rotary(hidden, position_ids, lengths), step, 0, view.num_layers)
+    with suppress(Filled):
+        view.run_layers(hidden, view.rotary(hidden, position_ids, lengths), step, 0, view.num_layers)
