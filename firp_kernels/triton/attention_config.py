@@ -14,8 +14,8 @@ from firp_kernels.triton.launch import LaunchConfig, shared_memory
 MAX_SPLITS = 64
 # Of a cache's slots a context fills this share, between half and all of a bucket.
 FILLED = 3 / 4
-# What a split adds, in the time of a key block: itself, and the join. One H100 took 0.6 us a block, 3 us for four splits
-# of 64 rows joined in place, nothing to speak of for 16 rows, and 2.4 us for a second launch, where a join is not cheaper.
+# What a split adds, in the time of a key block, taken as 0.6 us: itself, and the join. By whole steps on an H100, four
+# splits of 64 rows joined in place cost about 3 us, of 16 rows nothing to speak of. A second launch is an estimate.
 OWN, JOIN_OF_BLOCK, SECOND_LAUNCH = 1.0, 4.0, 5.5
 
 

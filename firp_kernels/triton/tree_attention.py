@@ -247,17 +247,18 @@ def aot_calls() -> Iterator[tuple]:
     """Arguments of launches for `aot`: all dtypes and heads, few and many rows, split and whole, windowed or not."""
     few, tree, many = (1, 1), (16, 4), (128, 1)
     half = FLOATS[:2]
-    shapes = [(torch.bfloat16, 128, tree, True, None), (torch.bfloat16, 128, few, True, 1024)]
-    shapes += [(torch.float32, 128, few, True, None), (torch.bfloat16, 128, few, True, None)]
-    shapes += [(torch.bfloat16, 128, tree, True, 1024), (torch.bfloat16, 128, many, False, None)]
-    shapes += [(dtype, 128, few, False, 1024) for dtype in FLOATS]
-    shapes += [(torch.bfloat16, head_dim, (8, 4), True, None) for head_dim in (64, 128, 256)]
-    shapes += [(dtype, head_dim, few, True, None) for dtype in FLOATS for head_dim in (64, 80, 96, 256)]
-    shapes += [(dtype, head_dim, tree, False, None) for dtype in half for head_dim in (64, 96, 256)]
-    shapes += [(dtype, head_dim, many, True, None) for dtype in half for head_dim in (64, 96)]
-    for dtype, head_dim, (rows, group), split, window in shapes:
-        # Many sequences keep all multiprocessors busy: no keys are split.
-        batch, kv_heads = (1, 8) if split else (256, 8)
+    # Sequences: keys of one are split many times, of some in two that are joined in place, of many not at all.
+    one, some, busy, kv_heads = 1, 16, 256, 8
+    shapes = [(torch.bfloat16, 128, tree, one, None), (torch.bfloat16, 128, few, one, 1024)]
+    shapes += [(torch.float32, 128, few, one, None), (torch.bfloat16, 128, few, one, None)]
+    shapes += [(torch.bfloat16, 128, tree, one, 1024), (torch.bfloat16, 128, many, busy, None)]
+    shapes += [(torch.bfloat16, 128, tree, some, window) for window in (None, 1024)]
+    shapes += [(dtype, 128, few, busy, 1024) for dtype in FLOATS]
+    shapes += [(torch.bfloat16, head_dim, (8, 4), one, None) for head_dim in (64, 128, 256)]
+    shapes += [(dtype, head_dim, few, one, None) for dtype in FLOATS for head_dim in (64, 80, 96, 256)]
+    shapes += [(dtype, head_dim, tree, busy, None) for dtype in half for head_dim in (64, 96, 256)]
+    shapes += [(dtype, head_dim, many, one, None) for dtype in half for head_dim in (64, 96)]
+    for dtype, head_dim, (rows, group), batch, window in shapes:
         query = meta(batch, rows, kv_heads * group, head_dim, dtype=dtype)
         cache = meta(2, batch, 8192, kv_heads, head_dim, dtype=dtype)
         lens, depths = meta(batch, dtype=torch.int32), meta(batch, rows, dtype=torch.int32)
