@@ -27,11 +27,20 @@ def test_a_table_holds_what_the_module_computes(family, dtype):
     if rotary is None:
         pytest.skip("its frequencies follow the length of a sequence")
     table, hidden = RotaryTable(rotary), torch.zeros(1, 1, 8, dtype=dtype)
-    for seed in range(12):
+    for seed in range(13):
         if seed == 6:
             rotary.inv_freq.data.mul_(0.5)  # which no version counter tells of
+        if seed == 7:
+            frequencies = rotary.inv_freq.clone()
+            del rotary.inv_freq
+            rotary.inv_freq = torch.nn.Parameter(frequencies)
+        if seed in (8, 10):
+            rotary.attention_scaling = torch.tensor(1.5) if seed == 8 else rotary.attention_scaling.mul_(2)
         if seed == 9:
-            rotary.attention_scaling = 1.5
+            with torch.no_grad():
+                rotary.inv_freq.mul_(0.3)
+        if seed == 11:
+            rotary.attention_scaling = 0.7
         tree = a_tree(seed)
         for got, expected in zip(table(hidden, *tree), row_rotary(rotary, hidden, *tree), strict=True):
             assert got.dtype == expected.dtype and torch.equal(got, expected)

@@ -15,8 +15,9 @@ from firp.engine.layers import fused
 # all rows of a step count, up to where their products take longer than reading the head.
 SHARED_PSEUDO_ROWS = 16
 SHARED_ROWS = 192
-# Positions of a table of cosines and sines at least.
+# Positions of a table of cosines and sines at least, and what a module may hold its frequencies and their scale as.
 SMALLEST_TABLE = 512
+HELD = (Tensor, float, int)
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -73,8 +74,10 @@ class RotaryTable:
 
     def _filled(self, hidden: Tensor, last: int) -> tuple[Tensor, Tensor]:
         """Tables [S, D] of positions up to the last one at least, made again where the module's values are others."""
-        buffers = [tensor.tolist() for tensor in vars(self.rotary)["_buffers"].values() if tensor is not None]
-        made_of = hidden.dtype, getattr(self.rotary, "attention_scaling", None), buffers
+        own = vars(self.rotary)
+        held = (*own["_buffers"].values(), *own["_parameters"].values(), *own.values())
+        values = [value.tolist() if isinstance(value, Tensor) else value for value in held if isinstance(value, HELD)]
+        made_of = hidden.dtype, values
         before, tables = self._made
         if made_of != before or last >= len(tables[0]):
             cos, sin = self.rotary(hidden, torch.arange(max(SMALLEST_TABLE, 1 << last.bit_length()))[None])
