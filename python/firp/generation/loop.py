@@ -16,6 +16,7 @@ from firp.drafting.ladder import Ladder
 from firp.drafting.lookup import Lookup, host_adds_branches
 from firp.engine.chooser import Chooser
 from firp.engine.engine import Engine
+from firp.engine.graphs import drafted_size
 from firp.engine.state import DecodeState, DecodeStats, StepRecord
 from firp.generation.output import Output
 from firp.generation.records import HostRecord, PendingRecord
@@ -100,8 +101,8 @@ class _Loop:
         drafts = rung.tree.num_nodes > 1
         self.state.drafter = self.engine.drafter(self.state.batch_size, rung.tree)
         self.drafted = rung if not drafts or self.state.tree.size[1] else None
-        size = (rung.tree.num_nodes, rung.tree.num_lookahead) if drafts else (1, 0)
-        if self.engine.captures and any(own > new for own, new in zip(self.state.tree.size, size, strict=True)):
+        sizes = zip(self.state.tree.size, drafted_size(self.state), strict=True)
+        if self.engine.captures and any(own > new for own, new in sizes):
             return None  # a graph gives the larger tree up for its root
         return verified
 

@@ -193,9 +193,9 @@ void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) 
     Linear<T> part = args;
     for (int64_t left = args.rows; left; left -= part.rows) {
       part.rows = tile_rows(left, most);
-      for (int64_t i = first; i < last; i += i + 4 <= last ? 4 : 1) {
-        i + 4 <= last ? many_rows<T, 4>(part, scratch, i) : many_rows<T, 1>(part, scratch, i);
-      }
+      int64_t i = first;
+      for (; i + 4 <= last; i += 4) many_rows<T, 4>(part, scratch, i);
+      for (; i < last; ++i) many_rows<T, 1>(part, scratch, i);
       part.prepared += part.rows * prepared_width(args.width);
       part.output += part.rows * args.output_stride;
     }
