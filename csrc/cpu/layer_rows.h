@@ -20,7 +20,7 @@ void norm_rows(const T* from, int64_t rows, const T* norm, int64_t width, double
     for (int64_t r = first; r < last; ++r) {
       cpu::rms_norm(isa, from + r * width, norm, width, static_cast<float>(eps), normed + r * width);
     }
-    cpu::prepare(isa, normed + first * width, width, last - first, width, prepared + first * cpu::prepared_width(width));
+    cpu::prepare(isa, cpu::Rows<T>{normed, width, rows, width}, first, last, prepared);
   });
 }
 
@@ -99,13 +99,13 @@ void layer_end_rows(
   T* normed = hidden + rows * width;
   T* gates = normed + rows * width;
   T* ups = gates + rows * wide;
-  prepare_rows(attended, inputs, rows, inputs, prepared);
+  prepare_rows(cpu::Rows<T>{attended, inputs, rows, inputs}, prepared);
   added_linear_rows(describe_linear<T>(prepared, rows, weights.output, weights.bias, hidden, width), residual);
   norm_rows(hidden, rows, weights.norm, width, weights.eps, normed, prepared);
   gated_linear_rows(
       describe_linear<T>(prepared, rows, weights.gate, nullptr, gates, wide),
       describe_linear<T>(prepared, rows, weights.up, nullptr, ups, wide));
-  prepare_rows(gates, wide, rows, wide, prepared);
+  prepare_rows(cpu::Rows<T>{gates, wide, rows, wide}, prepared);
   added_linear_rows(describe_linear<T>(prepared, rows, weights.down, nullptr, result, width), static_cast<const T*>(hidden));
 }
 

@@ -7,8 +7,8 @@
 
 namespace firp {
 
-template void cpu::prepare(cpu::Isa, const float*, int64_t, int64_t, int64_t, float*);
-template void cpu::prepare(cpu::Isa, const cpu::bfloat16*, int64_t, int64_t, int64_t, float*);
+template void cpu::prepare(cpu::Isa, const cpu::Rows<float>&, int64_t, int64_t, float*);
+template void cpu::prepare(cpu::Isa, const cpu::Rows<cpu::bfloat16>&, int64_t, int64_t, float*);
 template void cpu::linear(cpu::Isa, const cpu::Linear<float>&, float*, int64_t, int64_t);
 template void cpu::linear(cpu::Isa, const cpu::Linear<cpu::bfloat16>&, float*, int64_t, int64_t);
 

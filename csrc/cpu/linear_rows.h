@@ -16,8 +16,8 @@
 namespace firp {
 
 // Compiled once, by linear.cpp.
-extern template void cpu::prepare(cpu::Isa, const float*, int64_t, int64_t, int64_t, float*);
-extern template void cpu::prepare(cpu::Isa, const cpu::bfloat16*, int64_t, int64_t, int64_t, float*);
+extern template void cpu::prepare(cpu::Isa, const cpu::Rows<float>&, int64_t, int64_t, float*);
+extern template void cpu::prepare(cpu::Isa, const cpu::Rows<cpu::bfloat16>&, int64_t, int64_t, float*);
 extern template void cpu::linear(cpu::Isa, const cpu::Linear<float>&, float*, int64_t, int64_t);
 extern template void cpu::linear(cpu::Isa, const cpu::Linear<cpu::bfloat16>&, float*, int64_t, int64_t);
 
@@ -31,13 +31,10 @@ void over_rows(int64_t rows, const Work& work) {
   at::parallel_for(0, rows, kRowGrain, work);
 }
 
-// Rows of `width`, `stride` apart, as the kernel reads them, to rows of prepared_width.
+// All rows as the kernel reads them, to as many times prepared_width floats.
 template <typename T>
-void prepare_rows(const T* from, int64_t stride, int64_t rows, int64_t width, float* to) {
-  over_rows(rows, [&](int64_t first, int64_t last) {
-    const int64_t prepared = cpu::prepared_width(width);
-    cpu::prepare(cpu::best_isa(), from + first * stride, stride, last - first, width, to + first * prepared);
-  });
+void prepare_rows(const cpu::Rows<T>& rows, float* to) {
+  over_rows(rows.count, [&](int64_t first, int64_t last) { cpu::prepare(cpu::best_isa(), rows, first, last, to); });
 }
 
 // `input` [..., width] as the kernel reads it, [rows, prepared width].
@@ -47,9 +44,8 @@ at::Tensor prepare_rows(const at::Tensor& input) {
   const at::Tensor dense = input.dim() == 2 && input.stride(1) == 1 ? input : input.contiguous();
   const int64_t rows = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
   at::Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
-  prepare_rows(
-      static_cast<const T*>(dense.const_data_ptr()), dense.dim() == 2 ? dense.stride(0) : width, rows, width,
-      prepared.data_ptr<float>());
+  const int64_t stride = dense.dim() == 2 ? dense.stride(0) : width;
+  prepare_rows(cpu::Rows<T>{static_cast<const T*>(dense.const_data_ptr()), stride, rows, width}, prepared.data_ptr<float>());
   return prepared;
 }
 

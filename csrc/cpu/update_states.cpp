@@ -28,8 +28,16 @@ float unit_row(const T* row, int64_t width, T* to) {
   return std::sqrt(mean);
 }
 
+// Dense rows [offsets, batch, width] as the kernel reads them, each offset's for itself.
+template <typename T>
+void prepare_offsets(const T* from, int64_t offsets, int64_t batch, int64_t width, float* to) {
+  for (int64_t j = 0; j < offsets; ++j, from += batch * width, to += batch * cpu::prepared_width(width)) {
+    prepare_rows(cpu::Rows<T>{from, width, batch, width}, to);
+  }
+}
+
 // work(linear of an offset, first, last) over ranges that tile the outputs of all offsets, in one parallel region.
-// Rows of an offset are `rows` prepared ones, and its outputs begin at to(offset), `stride` apart.
+// An offset has `rows` rows of what prepare_offsets made, and its outputs begin at to(offset), `stride` apart.
 template <typename T, typename To, typename Work>
 void over_offsets(
     const float* prepared, int64_t rows, const Tensor& weights, const Tensor* bias, int64_t stride, To to, Work work) {
@@ -75,7 +83,7 @@ void run(const Tensor& states, const Tensor& first, const Weights& weights, Tens
       unit_row(known + b * width, width, row + width);
     }
   }
-  prepare_rows(units, 2 * width, rows, 2 * width, prepared);
+  prepare_offsets(units, offsets, batch, 2 * width, prepared);
   over_offsets<T>(
       prepared, batch, weights.inputs, &weights.bias, inner, [&](int64_t j) { return hidden + j * batch * inner; },
       [&](int64_t j, int64_t begin, int64_t end) {
@@ -87,7 +95,7 @@ void run(const Tensor& states, const Tensor& first, const Weights& weights, Tens
           }
         }
       });
-  prepare_rows(hidden, inner, rows, inner, prepared);
+  prepare_offsets(hidden, offsets, batch, inner, prepared);
   over_offsets<T>(
       prepared, batch, weights.outputs, nullptr, offsets * width, [&](int64_t j) { return to + j * width; },
       [&](int64_t j, int64_t begin, int64_t end) {

@@ -15,7 +15,10 @@ std::vector<T> run(
     const T* bias, int64_t rows, int64_t width, int64_t outputs, int64_t output_stride, int64_t split = 0) {
   std::vector<float> prepared(rows * cpu::prepared_width(width)), scratch(cpu::scratch_size(width));
   std::vector<T> output(rows * output_stride, number<T>(-7.0f));
-  cpu::prepare(isa, input.data(), input_stride, rows, width, prepared.data());
+  const cpu::Rows<T> from{input.data(), input_stride, rows, width};
+  const int64_t cut = rows * (split + 1) / (outputs + 1);
+  cpu::prepare(isa, from, cut, rows, prepared.data());
+  cpu::prepare(isa, from, 0, cut, prepared.data());
   const cpu::Linear<T> args{
       .prepared = prepared.data(),
       .weight = weight.data(),

@@ -27,7 +27,14 @@ struct Linear {
   int64_t rows, width, outputs, weight_stride, output_stride;
 };
 
-// Floats a prepared row takes: a whole number of the widest weight loads (32 elements).
+// Rows of an input, `stride` apart.
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t stride, count, width;
+};
+
+// Floats that a prepared row needs: a whole number of the widest weight loads (32 elements).
 inline int64_t prepared_width(int64_t width) { return (width + 31) / 32 * 32; }
 
 // Rows from which bfloat16 weights are widened once instead of with every use, and rows pass in blocks; measured on AVX2.
@@ -61,10 +68,11 @@ inline int64_t scratch_size(int64_t width) { return 4 * prepared_width(width); }
 
 namespace firp::cpu {
 
-// Input [rows, width], rows input_stride apart, to float rows of prepared_width in the order the kernel of `isa` reads.
+// Rows [first, last) of `rows` as the kernel of `isa` reads them. `prepared` is for all of them: rows.count times
+// prepared_width floats. Where a row lies in it, only that kernel knows.
 template <typename T>
-void prepare(Isa isa, const T* input, int64_t input_stride, int64_t rows, int64_t width, float* prepared) {
-  FIRP_DISPATCH_DOT(prepare(input, input_stride, rows, width, prepared));
+void prepare(Isa isa, const Rows<T>& rows, int64_t first, int64_t last, float* prepared) {
+  FIRP_DISPATCH_DOT(prepare(rows, first, last, prepared));
 }
 
 // Outputs [first, last); `scratch` holds scratch_size floats.

@@ -6,11 +6,11 @@ namespace firp::cpu::avx512_bf16 {
 constexpr int64_t kStep = 32;
 constexpr int64_t kTileRows = 6;
 
-inline void prepare(const bfloat16* input, int64_t input_stride, int64_t rows, int64_t width, float* prepared) {
-  char* to = reinterpret_cast<char*>(prepared);
-  const int64_t bytes = width * 2, stride = prepared_width(width) * 2;
-  for (int64_t r = 0; r < rows; ++r, input += input_stride, to += stride) {
-    std::memcpy(to, input, bytes);
+inline void prepare(const Rows<bfloat16>& rows, int64_t first, int64_t last, float* prepared) {
+  const int64_t bytes = rows.width * 2, stride = prepared_width(rows.width) * 2;
+  char* to = reinterpret_cast<char*>(prepared) + first * stride;
+  for (int64_t r = first; r < last; ++r, to += stride) {
+    std::memcpy(to, rows.data + r * rows.stride, bytes);
     std::memset(to + bytes, 0, stride - bytes);
   }
 }

@@ -27,12 +27,14 @@ struct Step<bfloat16> {
 };
 
 template <typename T>
-void prepare(const T* input, int64_t input_stride, int64_t rows, int64_t width, float* prepared) {
+void prepare(const Rows<T>& rows, int64_t first, int64_t last, float* prepared) {
   constexpr int64_t step = Step<T>::size;
-  const int64_t stride = prepared_width(width), whole = width - width % step;
-  for (int64_t r = 0; r < rows; ++r, input += input_stride, prepared += stride) {
+  const int64_t stride = prepared_width(rows.width), whole = rows.width - rows.width % step;
+  prepared += first * stride;
+  for (int64_t r = first; r < last; ++r, prepared += stride) {
+    const T* input = rows.data + r * rows.stride;
     T rest[step] = {};
-    std::memcpy(rest, input + whole, (width - whole) * sizeof(T));
+    std::memcpy(rest, input + whole, (rows.width - whole) * sizeof(T));
     for (int64_t i = 0; i < stride; i += step) {
       for (int part = 0; part < Step<T>::parts; ++part) {
         const Floats values = i < whole ? Step<T>::load(input + i, part) : i == whole ? Step<T>::load(rest, part) : Floats{};
@@ -157,7 +159,7 @@ template <int outs>
 static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64_t first) {
   constexpr int64_t step = Step<bfloat16>::size;
   const int64_t stride = prepared_width(args.width), width = (args.width + step - 1) / step * step;
-  prepare(args.weight + first * args.weight_stride, args.weight_stride, outs, args.width, scratch);
+  prepare(Rows<bfloat16>{args.weight + first * args.weight_stride, args.weight_stride, outs, args.width}, 0, outs, scratch);
   const bfloat16* bias = args.bias ? args.bias + first : nullptr;
   for (int64_t row = 0; row < args.rows;) {
     const int64_t take = tile_rows(args.rows - row, kTileRows<float>);
