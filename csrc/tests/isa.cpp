@@ -5,7 +5,7 @@
 
 int main() {
   using namespace firp;
-  const cpu::Isa sets[] = {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512_bf16};
+  const cpu::Isa sets[] = {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512_bf16, cpu::Isa::amx};
   for (const cpu::Isa detected : sets) {
     CHECK(cpu::capped_isa(detected, nullptr) == detected);
     for (const cpu::Isa cap : sets) {
@@ -19,7 +19,7 @@ int main() {
     } catch (const std::invalid_argument& error) {
       problem = error.what();
     }
-    const std::string expected = "', expected one of portable, avx2, avx512, avx512bf16";
+    const std::string expected = "', expected one of portable, avx2, avx512, avx512bf16, amx";
     CHECK(problem == "FIRP_CPU_ISA: got '" + std::string(wrong) + expected, problem);
   }
 }

@@ -41,8 +41,9 @@ template <typename T>
 void one_case(uint64_t seed, double rounding) {
   Random random(seed);
   const int64_t width = random.choice({0, 1, 5, 16, 31, 32, 33, 64, 100, 257, 3001}),
-                outputs = random.choice({1, 3, 4, 7, 8, 13, 22});
-  const int64_t rows = random.between(1, 30), weight_stride = width + random.below(3), input_stride = width + random.below(3);
+                outputs = random.choice({1, 3, 4, 7, 8, 13, 22, 50});
+  const int64_t rows = random.between(1, random.chance(0.1) ? 70 : 30), weight_stride = width + random.below(3),
+                input_stride = width + random.below(3);
   const int64_t output_stride = outputs + random.below(3);
   const std::vector<T> weight = normals<T>(random, outputs * weight_stride), input = normals<T>(random, rows * input_stride);
   const std::vector<T> added = normals<T>(random, outputs);

@@ -12,7 +12,7 @@ from firp_kernels import registry
 
 pytestmark = pytest.mark.skipif(registry.load_extension()[0] is None, reason="the C++ extension is not built")
 ROOT = Path(__file__).parents[2]
-SETS = ("portable", "avx2", "avx512", "avx512bf16")
+SETS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 OPS = ("linear", "gated_linear", "joint_linear", "rms_norm", "output_norm_mlp", "threads", "tree_attention")
 WRONG = ("", "AVX2")
 

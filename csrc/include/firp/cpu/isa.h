@@ -10,6 +10,11 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 // Functions between FIRP_TARGET_BEGIN("avx2,fma") and FIRP_TARGET_END are compiled for these instructions, for any flags
 // of the translation unit.
 #define FIRP_PRAGMA(text) _Pragma(#text)
@@ -22,6 +27,7 @@
 #endif
 
 // Returns `call` of the kernel for `isa`. FIRP_DISPATCH_DOT: of a kernel that has a set of its own for T = bfloat16.
+// FIRP_DISPATCH_TILE: of one that has two.
 #if defined(__x86_64__)
 #define FIRP_DISPATCH(call)                    \
   if (isa >= Isa::avx512) return avx512::call; \
@@ -29,30 +35,50 @@
   return portable::call
 #define FIRP_DISPATCH_DOT(call)                            \
   if constexpr (std::is_same_v<T, bfloat16>) {             \
-    if (isa == Isa::avx512_bf16) return avx512_bf16::call; \
+    if (isa >= Isa::avx512_bf16) return avx512_bf16::call; \
   }                                                        \
   FIRP_DISPATCH(call)
+#define FIRP_DISPATCH_TILE(call)               \
+  if constexpr (std::is_same_v<T, bfloat16>) { \
+    if (isa == Isa::amx) return amx::call;     \
+  }                                            \
+  FIRP_DISPATCH_DOT(call)
 #else
 #define FIRP_DISPATCH(call) return portable::call
 #define FIRP_DISPATCH_DOT(call) FIRP_DISPATCH(call)
+#define FIRP_DISPATCH_TILE(call) FIRP_DISPATCH(call)
 #endif
 
 namespace firp::cpu {
 
-enum class Isa { portable, avx2, avx512, avx512_bf16 };
+enum class Isa { portable, avx2, avx512, avx512_bf16, amx };
 
 // As FIRP_CPU_ISA takes them and firp_kernels.cpu_isa returns them.
 inline const char* isa_name(Isa isa) {
-  constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
   return names[static_cast<int>(isa)];
 }
+
+#if defined(__x86_64__)
+// Linux gives a process room for tiles only when it asks; it refuses where a signal stack would be too small for them.
+inline bool has_tiles() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of asm/prctl.h
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+      syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 inline Isa detect_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) {
     const bool dot = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl");
-    return dot ? Isa::avx512_bf16 : Isa::avx512;
+    if (!dot) return Isa::avx512;
+    return has_tiles() ? Isa::amx : Isa::avx512_bf16;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
@@ -63,7 +89,7 @@ inline Isa detect_isa() {
 inline Isa capped_isa(Isa detected, const char* cap) {
   if (!cap) return detected;
   std::string expected;
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx}) {
     if (std::strcmp(isa_name(isa), cap) == 0) return std::min(detected, isa);
     expected += std::string(expected.empty() ? "" : ", ") + isa_name(isa);
   }

@@ -12,6 +12,7 @@
 
 #include "firp/cpu/isa.h"
 #include "firp/cpu/number.h"
+#include "firp/cpu/transpose.h"
 #include "firp/cpu/vector.h"
 
 namespace firp::cpu {
@@ -64,6 +65,7 @@ inline int64_t scratch_size(int64_t width) { return 4 * prepared_width(width); }
 
 #define FIRP_KERNEL "firp/cpu/linear_kernel.h"
 #define FIRP_DOT_KERNEL "firp/cpu/linear_dot_kernel.h"
+#define FIRP_TILE_KERNEL "firp/cpu/linear_tile_kernel.h"
 #include "firp/cpu/for_each_isa.h"
 
 namespace firp::cpu {
@@ -72,13 +74,13 @@ namespace firp::cpu {
 // prepared_width floats. Where a row lies in it, only that kernel knows.
 template <typename T>
 void prepare(Isa isa, const Rows<T>& rows, int64_t first, int64_t last, float* prepared) {
-  FIRP_DISPATCH_DOT(prepare(rows, first, last, prepared));
+  FIRP_DISPATCH_TILE(prepare(rows, first, last, prepared));
 }
 
 // Outputs [first, last); `scratch` holds scratch_size floats.
 template <typename T>
 void linear(Isa isa, const Linear<T>& args, float* scratch, int64_t first, int64_t last) {
-  FIRP_DISPATCH_DOT(linear(args, scratch, first, last));
+  FIRP_DISPATCH_TILE(linear(args, scratch, first, last));
 }
 
 }  // namespace firp::cpu

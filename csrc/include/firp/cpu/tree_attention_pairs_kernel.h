@@ -3,35 +3,6 @@
 
 namespace firp::cpu::avx512_bf16 {
 
-constexpr int64_t kGroup = 16;
-
-// Sixteen rows of 32 elements, transposed by pairs: to[pair * kBlock + row] for sixteen pairs.
-static inline __attribute__((always_inline)) void transpose_pairs(__m512i (&rows)[kGroup], uint32_t* to) {
-  __m512i other[kGroup];
-#pragma GCC unroll 8
-  for (int i = 0; i < kGroup; i += 2) {
-    other[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    other[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < kGroup; i += 4) {
-    rows[i] = _mm512_unpacklo_epi64(other[i], other[i + 2]);
-    rows[i + 1] = _mm512_unpackhi_epi64(other[i], other[i + 2]);
-    rows[i + 2] = _mm512_unpacklo_epi64(other[i + 1], other[i + 3]);
-    rows[i + 3] = _mm512_unpackhi_epi64(other[i + 1], other[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i a = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0x88), b = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0x88),
-                  d = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0xdd);
-    _mm512_storeu_si512(to + j * kBlock, _mm512_shuffle_i32x4(a, c, 0x88));
-    _mm512_storeu_si512(to + (4 + j) * kBlock, _mm512_shuffle_i32x4(b, d, 0x88));
-    _mm512_storeu_si512(to + (8 + j) * kBlock, _mm512_shuffle_i32x4(a, c, 0xdd));
-    _mm512_storeu_si512(to + (12 + j) * kBlock, _mm512_shuffle_i32x4(b, d, 0xdd));
-  }
-}
-
 static inline __attribute__((always_inline)) __mmask32 columns_mask(int64_t head_dim, int64_t first) {
   return head_dim - first >= 32 ? 0xffffffffu : (1u << (head_dim - first)) - 1;
 }
@@ -47,7 +18,9 @@ static void pair_keys(const bfloat16* from, int64_t stride, int64_t rows, int64_
         const bool live = slot + i < rows;
         vectors[i] = _mm512_maskz_loadu_epi16(live ? columns_mask(head_dim, d) : 0, from + (live ? slot + i : 0) * stride + d);
       }
-      transpose_pairs(vectors, to + d / 2 * kBlock + slot);
+      transpose(vectors);
+#pragma GCC unroll 16
+      for (int i = 0; i < kGroup; ++i) _mm512_storeu_si512(to + (d / 2 + i) * kBlock + slot, vectors[i]);
     }
   }
 }

@@ -1,0 +1,46 @@
+// Sixteen rows of sixteen words, transposed in registers, for kernels that multiply bfloat16 pairs.
+#pragma once
+
+#include <cstdint>
+
+#include "firp/cpu/isa.h"
+#include "firp/cpu/vector.h"
+
+#if defined(__x86_64__)
+FIRP_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16")
+namespace firp::cpu::avx512_bf16 {
+
+constexpr int64_t kGroup = 16;
+
+// rows[j] becomes word j of every row.
+static inline __attribute__((always_inline)) void transpose(__m512i (&rows)[kGroup]) {
+  __m512i other[kGroup];
+#pragma GCC unroll 8
+  for (int i = 0; i < kGroup; i += 2) {
+    other[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    other[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kGroup; i += 4) {
+    rows[i] = _mm512_unpacklo_epi64(other[i], other[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(other[i], other[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(other[i + 1], other[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(other[i + 1], other[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i a = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0x88), b = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0x88),
+                  d = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0xdd);
+    other[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+    other[4 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+    other[8 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    other[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kGroup; ++i) rows[i] = other[i];
+}
+
+}  // namespace firp::cpu::avx512_bf16
+FIRP_TARGET_END
+#endif
