@@ -12,7 +12,7 @@
 
 #include "firp/cpu/isa.h"
 #include "firp/cpu/number.h"
-#include "firp/cpu/transpose.h"
+#include "firp/cpu/pairs.h"
 #include "firp/cpu/vector.h"
 
 namespace firp::cpu {

@@ -4,9 +4,6 @@
 
 namespace firp::cpu::amx {
 
-using avx512_bf16::kGroup;
-using avx512_bf16::transpose;
-
 constexpr int64_t kStep = 32;
 // Two tiles of outputs by two of rows, and the four that they are made of, are all tiles there are.
 constexpr int64_t kOutputs = 2 * kGroup;
@@ -41,13 +38,6 @@ inline void prepare(const Rows<bfloat16>& rows, int64_t first, int64_t last, flo
   }
 }
 
-// As the instruction that loads it wants it.
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // The tiles of `outputs` by `rows`, up to kOutputs and kRows: sums [output, row] in tiles 0 to 3, weights [output, pair]
 // in 4 and 5, inputs [pair, row] in 6 and 7.
 class Tiles {
@@ -61,20 +51,15 @@ class Tiles {
     for (int i = 0; i < 2; ++i) {
       const int64_t some_outputs = std::clamp<int64_t>(outputs - i * kGroup, 1, kGroup);
       for (int j = 0; j < 2; ++j) {
-        set(shapes, 2 * i + j, some_outputs, std::clamp<int64_t>(rows - j * kGroup, 1, kGroup));
+        shapes.set(2 * i + j, some_outputs, std::clamp<int64_t>(rows - j * kGroup, 1, kGroup));
       }
-      set(shapes, 4 + i, some_outputs, kGroup);
-      set(shapes, 6 + i, kGroup, std::clamp<int64_t>(rows - i * kGroup, 1, kGroup));
+      shapes.set(4 + i, some_outputs, kGroup);
+      shapes.set(6 + i, kGroup, std::clamp<int64_t>(rows - i * kGroup, 1, kGroup));
     }
     _tile_loadconfig(&shapes);
   }
 
  private:
-  static void set(TileShapes& shapes, int tile, int64_t rows, int64_t words) {
-    shapes.rows[tile] = static_cast<uint8_t>(rows);
-    shapes.row_bytes[tile] = static_cast<uint16_t>(4 * words);
-  }
-
   int64_t outputs_ = 0, rows_ = 0;
 };
 
@@ -99,9 +84,6 @@ static inline __attribute__((always_inline)) void step(const Operands& at) {
     if constexpr (two_rows) _tile_dpbf16ps(3, 5, 7);
   }
 }
-
-// Compilers do not know that a tile's load reads memory, and its store writes it.
-static inline __attribute__((always_inline)) void settle() { asm volatile("" ::: "memory"); }
 
 // Sums [output, row] plus the bias to rows of outputs.
 static void finish(

@@ -15,7 +15,7 @@
 
 #include "firp/cpu/isa.h"
 #include "firp/cpu/number.h"
-#include "firp/cpu/transpose.h"
+#include "firp/cpu/pairs.h"
 #include "firp/cpu/vector.h"
 
 namespace firp::cpu {
@@ -114,6 +114,7 @@ void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t k
 
 #define FIRP_KERNEL "firp/cpu/tree_attention_kernel.h"
 #define FIRP_DOT_KERNEL "firp/cpu/tree_attention_dot_kernel.h"
+#define FIRP_TILE_KERNEL "firp/cpu/tree_attention_tile_kernel.h"
 #include "firp/cpu/for_each_isa.h"
 
 namespace firp::cpu {
@@ -123,7 +124,7 @@ template <typename T>
 void tree_attention(
     Isa isa, const TreeAttention<T>& args, int64_t batch, int64_t kv_head, int64_t first_row, int64_t last_row) {
   if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bfloat16>) {
-    FIRP_DISPATCH_DOT(tree_attention(args, batch, kv_head, first_row, last_row));
+    FIRP_DISPATCH_TILE(tree_attention(args, batch, kv_head, first_row, last_row));
   } else {
     tree_attention_plain(args, batch, kv_head, first_row, last_row);
   }

@@ -1,4 +1,4 @@
-// Keys and values laid out for tree_attention_dot_kernel.h, two bfloat16 to a word; included before it, for its
+// Keys and values laid out for tree_attention_flow_kernel.h, two bfloat16 to a word; included before it, for its
 // instruction set.
 
 namespace firp::cpu::avx512_bf16 {

@@ -1,4 +1,4 @@
-// Sixteen rows of sixteen words, transposed in registers, for kernels that multiply bfloat16 pairs.
+// What kernels that multiply pairs of bfloat16 share, and those that multiply tiles of pairs.
 #pragma once
 
 #include <cstdint>
@@ -42,5 +42,27 @@ static inline __attribute__((always_inline)) void transpose(__m512i (&rows)[kGro
 }
 
 }  // namespace firp::cpu::avx512_bf16
+
+namespace firp::cpu::amx {
+
+using avx512_bf16::kGroup;
+using avx512_bf16::transpose;
+
+// As the instruction that loads it wants it.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  void set(int tile, int64_t some_rows, int64_t words) {
+    rows[tile] = static_cast<uint8_t>(some_rows);
+    row_bytes[tile] = static_cast<uint16_t>(4 * words);
+  }
+};
+
+// Compilers do not know that a tile's load reads memory, and its store writes it.
+static inline __attribute__((always_inline)) void settle() { asm volatile("" ::: "memory"); }
+
+}  // namespace firp::cpu::amx
 FIRP_TARGET_END
 #endif
