@@ -9,6 +9,8 @@ typedef float Floats __attribute__((vector_size(FIRP_VECTOR_BYTES)));
 typedef float LooseFloats __attribute__((vector_size(FIRP_VECTOR_BYTES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(FIRP_VECTOR_BYTES)));
 typedef uint32_t Words __attribute__((vector_size(FIRP_VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(FIRP_VECTOR_BYTES / 2)));
+typedef uint16_t LooseHalves __attribute__((vector_size(FIRP_VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef uint32_t LooseWords __attribute__((vector_size(FIRP_VECTOR_BYTES), aligned(2), may_alias));
 
 // One rounding, in every tile alike: a compiler left to contract a * b + c by itself may not treat all tiles the same.
@@ -48,6 +50,14 @@ static inline __attribute__((always_inline)) Floats load(const float* from) {
   return *reinterpret_cast<const LooseFloats*>(from);
 }
 
+static inline __attribute__((always_inline)) Floats load(const bfloat16* from) {
+#if defined(__x86_64__) && FIRP_VECTOR_BYTES == 64
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
+#else
+  return reinterpret_cast<Floats>(__builtin_convertvector(*reinterpret_cast<const LooseHalves*>(from), Words) << 16);
+#endif
+}
+
 // 0, 1, 2, ...
 static inline __attribute__((always_inline)) Integers lane_numbers() {
   Integers lanes;
@@ -57,6 +67,27 @@ static inline __attribute__((always_inline)) Integers lane_numbers() {
 
 static inline __attribute__((always_inline)) void save(Floats values, float* to) {
   *reinterpret_cast<LooseFloats*>(to) = values;
+}
+
+// The bits of bfloat16 values, as `store` rounds them.
+static inline __attribute__((always_inline)) Words narrowed(Floats values) {
+  const Words bits = reinterpret_cast<Words>(values);
+  return values != values ? Words{} + 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline __attribute__((always_inline)) void save(Floats values, bfloat16* to) {
+#if defined(__x86_64__) && FIRP_VECTOR_BYTES == 64
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16((__m512i)narrowed(values)));
+#else
+  *reinterpret_cast<LooseHalves*>(to) = __builtin_convertvector(narrowed(values), Halves);
+#endif
+}
+
+// As it would come back from a T.
+template <typename T>
+static inline __attribute__((always_inline)) Floats rounded(Floats values) {
+  if constexpr (std::is_same_v<T, bfloat16>) return reinterpret_cast<Floats>(narrowed(values) << 16);
+  return values;
 }
 
 // exp for x <= 0, to about one unit in the last place; below -87 as at -87. NaN stays NaN.
