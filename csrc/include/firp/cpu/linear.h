@@ -38,9 +38,6 @@ struct Rows {
 // Floats that a prepared row needs: a whole number of the widest weight loads (32 elements).
 inline int64_t prepared_width(int64_t width) { return (width + 31) / 32 * 32; }
 
-// Rows from which bfloat16 weights are widened once instead of with every use, and rows pass in blocks; measured on AVX2.
-constexpr int64_t kManyRows = 24;
-
 constexpr int64_t kLineBytes = 64;
 
 // Into the second-level cache: the first-level cache keeps the inputs.
@@ -49,7 +46,7 @@ __attribute__((always_inline)) inline void fetch_soon(const char* line) { __buil
 
 // Prepared rows that stay in the second-level cache while all outputs pass over them: 256 KiB, unless those are few rows.
 inline int64_t cached_rows(int64_t width) {
-  return std::max<int64_t>(kManyRows, (1 << 16) / std::max<int64_t>(prepared_width(width), 1));
+  return std::max<int64_t>(24, (1 << 16) / std::max<int64_t>(prepared_width(width), 1));
 }
 
 // Rows of the next tile, of those left: tiles of about one size.
