@@ -38,7 +38,7 @@ def some_tree(rng):
 
 
 def some_size(rng, sizes):
-    """Few nodes of a small vocabulary have all tokens below them. No mass is left to these: rounding would order them."""
+    """A few nodes have all tokens of a small vocabulary below them: no mass is left, and rounding would order them."""
     num_nodes = rng.choice(sizes)
     return num_nodes, num_nodes if rng.random() < 0.3 else rng.randint(1, (3 * num_nodes + 3) // 4)
 

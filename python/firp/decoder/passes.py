@@ -174,7 +174,8 @@ class PseudoAttention:
         future = torch.ones(k, k, dtype=torch.bool, device=query.device).triu(1)
         chain = chain.masked_fill(future, float("-inf")).reshape(batch, heads, anchors * k, k)
 
-        weights = torch.softmax(torch.cat([real, chain], dim=-1), dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+        precise = torch.promote_types(query.dtype, torch.float32)
+        weights = torch.softmax(torch.cat([real, chain], dim=-1), dim=-1, dtype=precise).to(query.dtype)
         own = weights[..., -k:].reshape(batch, heads, anchors, k, k)
         out = torch.matmul(weights[..., :-k], real_value) + torch.matmul(own, value_chain).reshape(query.shape)
         return out.transpose(1, 2)
