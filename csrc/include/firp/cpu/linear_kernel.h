@@ -44,11 +44,22 @@ void prepare(const Rows<T>& rows, int64_t first, int64_t last, float* prepared) 
   }
 }
 
+// The lanes are added in the order of `sum`, those of four vectors at once where a vector holds their quads.
 static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats b, Floats c, Floats d) {
+#if defined(__x86_64__) && FIRP_VECTOR_BYTES == 64
+  const Floats ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  const Floats cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+  Floats quads = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  quads += _mm512_permute_ps(quads, 0x4e);
+  quads += _mm512_permute_ps(quads, 0xb1);
+  const __m512i first = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+  return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, quads));
+#else
   const Quad p = fold(a), q = fold(b), r = fold(c), s = fold(d);
   const Quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
   const Quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
   return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
+#endif
 }
 
 // Rows from which bfloat16 weights are widened once instead of with every use, and rows pass in blocks (measured: AVX2 on
