@@ -201,21 +201,40 @@ static void many_rows(const Linear<T>& args, float* scratch, int64_t first) {
   }
 }
 
+// Rows, and outputs that all pass over them, before the next rows: what they read of either stays in a cache.
+struct Block {
+  int64_t rows, outputs;
+};
+
+// In float32 with AVX-512 rows stay in the first-level cache, 28 KiB, and weights in the second, 512 KiB (a Xeon, measured).
+template <typename T>
+Block cached_block(int64_t width, int64_t outputs) {
+  if (FIRP_VECTOR_BYTES != 64 || std::is_same_v<T, bfloat16>) return {cached_rows(width), outputs};
+  const int64_t bytes = std::max<int64_t>(4 * prepared_width(width), 1), tile = kTileRows<T>;
+  return {std::max((28 << 10) / bytes / tile * tile, tile), std::max<int64_t>((512 << 10) / bytes / 4 * 4, 4)};
+}
+
+template <typename T>
+void many_rows(const Linear<T>& args, int64_t most, float* scratch, int64_t first, int64_t last) {
+  Linear<T> part = args;
+  for (int64_t left = args.rows; left; left -= part.rows) {
+    part.rows = tile_rows(left, most);
+    int64_t i = first;
+    for (; i + 4 <= last; i += 4) many_rows<T, 4>(part, scratch, i);
+    for (; i < last; ++i) many_rows<T, 1>(part, scratch, i);
+    part.prepared += part.rows * prepared_width(args.width);
+    part.output += part.rows * args.output_stride;
+  }
+}
+
 // For few rows the four outputs of a tile lie a quarter of the range apart: each of the four then reads one weight row
 // after another, a long stream that the hardware's prefetcher follows by itself. `scratch`: scratch_size floats.
 template <typename T>
 void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) {
   if (args.rows >= kManyRows) {
-    const int64_t most = cached_rows(args.width);
-    Linear<T> part = args;
-    for (int64_t left = args.rows; left; left -= part.rows) {
-      part.rows = tile_rows(left, most);
-      int64_t i = first;
-      for (; i + 4 <= last; i += 4) many_rows<T, 4>(part, scratch, i);
-      for (; i < last; ++i) many_rows<T, 1>(part, scratch, i);
-      part.prepared += part.rows * prepared_width(args.width);
-      part.output += part.rows * args.output_stride;
-    }
+    const Block block = cached_block<T>(args.width, last - first);
+    for (; first < last; first += block.outputs)
+      many_rows(args, block.rows, scratch, first, std::min(first + block.outputs, last));
     return;
   }
   const int64_t apart = (last - first) / 4;
