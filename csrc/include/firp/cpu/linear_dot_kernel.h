@@ -7,6 +7,7 @@ constexpr int64_t kStep = 32;
 constexpr int64_t kTileRows = 6;
 
 inline void prepare(const Rows<bfloat16>& rows, int64_t first, int64_t last, float* prepared) {
+  if (!rows.width) return;
   const int64_t bytes = rows.width * 2, stride = prepared_width(rows.width) * 2;
   char* to = reinterpret_cast<char*>(prepared) + first * stride;
   for (int64_t r = first; r < last; ++r, to += stride) {

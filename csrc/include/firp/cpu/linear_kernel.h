@@ -28,6 +28,7 @@ struct Step<bfloat16> {
 
 template <typename T>
 void prepare(const Rows<T>& rows, int64_t first, int64_t last, float* prepared) {
+  if (!rows.width) return;
   constexpr int64_t step = Step<T>::size;
   const int64_t stride = prepared_width(rows.width), whole = rows.width - rows.width % step;
   prepared += first * stride;
