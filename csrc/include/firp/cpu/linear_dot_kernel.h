@@ -73,7 +73,7 @@ static void tile(const Linear<bfloat16>& args, int64_t first, int64_t row, const
     }
   };
   for (int64_t i = 0; i < whole; i += kStep) step(i, 0xffffffffu);
-  if (whole < args.width) step(whole, (1u << (args.width - whole)) - 1);
+  if (whole < args.width) step(whole, columns_mask(args.width, whole));
 
   float bias[4] = {};
   for (int o = 0; args.bias && o < outs; ++o) bias[o] = to_float(args.bias[first + o]);

@@ -216,7 +216,7 @@ Block cached_block(int64_t width, int64_t outputs) {
 }
 
 template <typename T>
-void many_rows(const Linear<T>& args, int64_t most, float* scratch, int64_t first, int64_t last) {
+void blocks_of_rows(const Linear<T>& args, int64_t most, float* scratch, int64_t first, int64_t last) {
   Linear<T> part = args;
   for (int64_t left = args.rows; left; left -= part.rows) {
     part.rows = tile_rows(left, most);
@@ -235,7 +235,7 @@ void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) 
   if (args.rows >= kManyRows) {
     const Block block = cached_block<T>(args.width, last - first);
     for (; first < last; first += block.outputs)
-      many_rows(args, block.rows, scratch, first, std::min(first + block.outputs, last));
+      blocks_of_rows(args, block.rows, scratch, first, std::min(first + block.outputs, last));
     return;
   }
   const int64_t apart = (last - first) / 4;

@@ -22,8 +22,7 @@ inline void prepare(const Rows<bfloat16>& rows, int64_t first, int64_t last, flo
     const int64_t high = std::min(last - start, count);
     uint32_t* to = reinterpret_cast<uint32_t*>(prepared) + start * padded / 2;
     for (int64_t i = 0; i < padded; i += kStep) {
-      const int64_t left = rows.width - i;
-      const __mmask32 mask = left >= kStep ? 0xffffffffu : (1u << left) - 1;
+      const __mmask32 mask = columns_mask(rows.width, i);
       __m512i pairs[kGroup];
 #pragma GCC unroll 16
       for (int64_t r = 0; r < kGroup; ++r) {

@@ -41,10 +41,16 @@ static inline __attribute__((always_inline)) void transpose(__m512i (&rows)[kGro
   for (int i = 0; i < kGroup; ++i) rows[i] = other[i];
 }
 
+// Which of the 32 elements from `first` on a row of `width` has.
+static inline __attribute__((always_inline)) __mmask32 columns_mask(int64_t width, int64_t first) {
+  return width - first >= 32 ? 0xffffffffu : (1u << (width - first)) - 1;
+}
+
 }  // namespace firp::cpu::avx512_bf16
 
 namespace firp::cpu::amx {
 
+using avx512_bf16::columns_mask;
 using avx512_bf16::kGroup;
 using avx512_bf16::transpose;
 

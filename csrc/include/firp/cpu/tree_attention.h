@@ -39,7 +39,8 @@ struct TreeAttention {
   double scale;
 };
 
-// What one row sees: context slots from `first`, and these rows of the step.
+// Entries of a row: the context's slots, then these rows of the step. It sees them from entry `first` on: what its window
+// has passed keeps its place, as in a plain chain.
 struct RowView {
   int64_t first;
   std::vector<int32_t> tail;
@@ -60,16 +61,19 @@ RowView row_view(const TreeAttention<T>& args, int64_t batch, int64_t row) {
   const int64_t context = args.context_lens[batch], position = context + depth;
   const int64_t oldest = args.window ? position - args.window + 1 : 0;
   RowView view{std::clamp<int64_t>(oldest, 0, context), {}};
+  int64_t passed = 0;
+  const auto add = [&](int64_t own, int64_t at) {
+    view.tail.insert(at < oldest ? view.tail.begin() + passed++ : view.tail.end(), static_cast<int32_t>(own));
+  };
   if (node >= 0) {
     const int32_t* mask = args.ancestors + (batch * args.num_nodes + node) * words;
     for (int64_t a = 0; a < args.num_nodes; ++a) {
       const bool visible = static_cast<uint32_t>(mask[a / 32]) >> (a % 32) & 1;
-      if (visible && context + depths[a] >= oldest) view.tail.push_back(static_cast<int32_t>(a));
+      if (visible) add(a, context + depths[a]);
     }
   }
-  for (int64_t j = 1; j <= offset; ++j) {
-    if (position - offset + j >= oldest) view.tail.push_back(static_cast<int32_t>(chain + j - 1));
-  }
+  for (int64_t j = 1; j <= offset; ++j) add(chain + j - 1, position - offset + j);
+  if (passed) view.first = context + passed;
   return view;
 }
 
@@ -82,8 +86,11 @@ void tree_attention_plain(const TreeAttention<T>& args, int64_t batch, int64_t k
   std::vector<double> weights, sums(args.head_dim);
   for (int64_t row = first_row; row < last_row; ++row) {
     const RowView view = row_view(args, batch, row);
-    const int64_t shared = context - view.first, count = shared + static_cast<int64_t>(view.tail.size());
-    const auto slot = [&](int64_t entry) { return entry < shared ? view.first + entry : context + view.tail[entry - shared]; };
+    const int64_t count = context + static_cast<int64_t>(view.tail.size()) - view.first;
+    const auto slot = [&](int64_t seen) {
+      const int64_t entry = view.first + seen;
+      return entry < context ? entry : context + view.tail[entry - context];
+    };
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       const T* query = args.query + batch * args.query_batch + row * args.query_row + head * args.query_head;
       weights.assign(count, 0.0);

@@ -49,14 +49,10 @@ static inline __attribute__((always_inline)) float soften(
   return factor;
 }
 
-// Calls f(queries, first query) for tiles of about one size.
+// Calls f(queries, first query) for each tile.
 template <typename Products, typename Function>
 static inline __attribute__((always_inline)) void for_each_tile(int64_t count, const Function& f) {
-  for (int64_t q = 0, some = 0; q < count; q += some) {
-    const int64_t left = count - q, tiles = (left + Products::kQueries - 1) / Products::kQueries;
-    some = (left + tiles - 1) / tiles;
-    f(some, q);
-  }
+  for (int64_t q = 0; q < count; q += Products::kQueries) f(std::min(Products::kQueries, count - q), q);
 }
 
 template <typename Products>
@@ -157,6 +153,7 @@ static void attend(const TreeAttention<bfloat16>& args, int64_t batch, int64_t k
       const int64_t q = (row - first_row) * group + head;
       for (int64_t done = 0; done < open; done += kBlock) {
         const int64_t last = std::min(kBlock, open - done), from = std::clamp<int64_t>(first - done, 0, last);
+        if (from == last) continue;
         const int64_t shared = std::clamp<int64_t>(rest - done, 0, last);
         float factors[kTile];
         for (int i = 0; i < some; ++i) {

@@ -236,6 +236,7 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
       const int64_t q = (row - first_row) * group + head, some = std::min(kQueries, group - head);
       for (int64_t done = 0; done < open; done += kBlock) {
         const int64_t last = std::min(kBlock, open - done), from = std::clamp<int64_t>(first - done, 0, last);
+        if (from == last) continue;
         float factors[kQueries];
         for (int64_t i = 0; i < some; ++i) {
           const float* all = open_scores + (q + i) * open_slots;

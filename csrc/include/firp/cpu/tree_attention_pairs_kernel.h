@@ -3,10 +3,6 @@
 
 namespace firp::cpu::avx512_bf16 {
 
-static inline __attribute__((always_inline)) __mmask32 columns_mask(int64_t head_dim, int64_t first) {
-  return head_dim - first >= 32 ? 0xffffffffu : (1u << (head_dim - first)) - 1;
-}
-
 // Keys of up to kBlock slots: to[pair * kBlock + slot]; slots past `rows` become zero.
 static void pair_keys(const bfloat16* from, int64_t stride, int64_t rows, int64_t head_dim, uint32_t* to) {
   for (int64_t slot = 0; slot < kBlock; slot += kGroup) {
