@@ -86,12 +86,16 @@ cpu::Linear<T> describe_linear(
 // Outputs rounded up to whole tiles of four.
 inline int64_t whole_tiles(int64_t outputs) { return (outputs + 3) / 4 * 4; }
 
+struct alignas(cpu::kLineBytes) Line {
+  float values[cpu::kLineBytes / sizeof(float)];
+};
+
 // work(scratch, first, last) over ranges of outputs that tile them all.
 template <typename Work>
 void over_outputs(int64_t outputs, int64_t width, const Work& work) {
   at::parallel_for(0, whole_tiles(outputs) / 4, kGrain / 4, [&](int64_t first, int64_t last) {
-    const std::unique_ptr<float[]> scratch(new float[cpu::scratch_size(width)]);
-    work(scratch.get(), 4 * first, std::min(4 * last, outputs));
+    const std::unique_ptr<Line[]> scratch(new Line[cpu::scratch_size(width) * sizeof(float) / sizeof(Line)]);
+    work(reinterpret_cast<float*>(scratch.get()), 4 * first, std::min(4 * last, outputs));
   });
 }
 

@@ -63,9 +63,11 @@ static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats 
 #endif
 }
 
-// Rows from which bfloat16 weights are widened once instead of with every use, and rows pass in blocks (measured: AVX2 on
-// an EPYC, AVX-512 on a Xeon).
-constexpr int64_t kManyRows = FIRP_VECTOR_BYTES == 64 ? 128 : 24;
+// More rows than these pass in blocks: those that stay in a cache (AVX-512: measured on a Xeon).
+static int64_t most_at_once(int64_t width) { return FIRP_VECTOR_BYTES == 64 ? 127 : cached_rows(width); }
+
+// Rows from which bfloat16 weights are widened once instead of with every tile (measured on a Xeon).
+constexpr int64_t kWidenedRows = FIRP_VECTOR_BYTES == 64 ? 32 : 9;
 
 // Rows of a tile, by the registers that its sums take; bfloat16 weights need some on their way to float (AVX2, measured).
 template <typename T>
@@ -74,10 +76,11 @@ constexpr int64_t kTileRows = FIRP_VECTOR_BYTES == 64 ? 6
                                                       : 3;
 
 // `outs` outputs of `rows` rows, both known to the compiler so that sums stay in registers. Weight rows are
-// weight_stride elements apart. Asks for what lies `soon` bytes after each of them, unless that is 0.
-template <typename T, int outs, int rows>
+// weight_stride elements apart. Asks for what lies `soon` bytes after each of them, unless that is 0. Where it `widens`,
+// `widened` gets the weights as floats, `stride` apart, in the order of the prepared input.
+template <bool widens, typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void products(
-    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, int64_t soon,
+    const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, int64_t soon, float* widened,
     Floats (&sums)[outs][rows]) {
   for (int64_t i = 0; i < width; i += Step<T>::size) {
     if (soon && i * static_cast<int64_t>(sizeof(T)) % kLineBytes == 0) {
@@ -91,6 +94,7 @@ static inline __attribute__((always_inline)) void products(
 #pragma GCC unroll 4
       for (int o = 0; o < outs; ++o) {
         const Floats loaded = Step<T>::load(weight + o * weight_stride + i, part);
+        if constexpr (widens) save(loaded, widened + o * stride + i + part * kLanes);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) sums[o][r] = fused(loaded, x[r], sums[o][r]);
       }
@@ -116,32 +120,22 @@ static inline __attribute__((always_inline)) void finish(
   }
 }
 
-// `width`: of whole steps of bfloat16, so that a row's last zeros are those of `tile`.
-template <int outs, int rows>
-static void from_floats(
-    const float* input, const float* weight, int64_t stride, int64_t width, const bfloat16* bias, bfloat16* output,
-    int64_t output_stride) {
-  Floats sums[outs][rows] = {};
-  products<float, outs, rows>(input, stride, weight, stride, width, 0, sums);
-  finish(sums, bias, output, 1, output_stride);
-}
-
-// The last, partial step of the weight is read from a copy padded with zeros.
-template <typename T, int outs, int rows>
-static void tile(const Linear<T>& args, int64_t first, int64_t apart, int64_t row, int64_t soon) {
+// The last, partial step of the weight is read from a copy padded with zeros. `widened`: of `products`.
+template <typename T, int outs, int rows, bool widens = false>
+static void tile(const Linear<T>& args, int64_t first, int64_t apart, int64_t row, int64_t soon, float* widened) {
   constexpr int64_t step = Step<T>::size;
   const int64_t stride = prepared_width(args.width), whole = args.width - args.width % step;
   const int64_t weight_stride = apart * args.weight_stride;
   const float* input = args.prepared + row * stride;
   const T* weight = args.weight + first * args.weight_stride;
   Floats sums[outs][rows] = {};
-  products<T, outs, rows>(input, stride, weight, weight_stride, whole, soon, sums);
+  products<widens>(input, stride, weight, weight_stride, whole, soon, widened, sums);
   if (whole < args.width) {
     T rest[outs][step] = {};
     for (int o = 0; o < outs; ++o) {
       std::memcpy(rest[o], weight + o * weight_stride + whole, (args.width - whole) * sizeof(T));
     }
-    products<T, outs, rows>(input + whole, stride, rest[0], step, step, 0, sums);
+    products<widens>(input + whole, stride, rest[0], step, step, 0, widens ? widened + whole : nullptr, sums);
   }
   T* output = args.output + row * args.output_stride + first;
   finish(sums, args.bias ? args.bias + first : nullptr, output, apart, args.output_stride);
@@ -157,49 +151,63 @@ static void all_rows(const Linear<T>& args, int64_t first, int64_t apart, bool m
     const bool asks = more && row > 0 && row + take == args.rows;
     const int64_t soon = asks ? args.weight_stride * static_cast<int64_t>(sizeof(T)) : 0;
     if constexpr (kTileRows<T> == 6) {
-      if (take == 6) tile<T, outs, 6>(args, first, apart, row, soon);
-      if (take == 5) tile<T, outs, 5>(args, first, apart, row, soon);
-      if (take == 4) tile<T, outs, 4>(args, first, apart, row, soon);
+      if (take == 6) tile<T, outs, 6>(args, first, apart, row, soon, nullptr);
+      if (take == 5) tile<T, outs, 5>(args, first, apart, row, soon, nullptr);
+      if (take == 4) tile<T, outs, 4>(args, first, apart, row, soon, nullptr);
     }
     if constexpr (kTileRows<T> >= 3) {
-      if (take == 3) tile<T, outs, 3>(args, first, apart, row, soon);
+      if (take == 3) tile<T, outs, 3>(args, first, apart, row, soon, nullptr);
     }
-    if (take == 2) tile<T, outs, 2>(args, first, apart, row, soon);
-    if (take == 1) tile<T, outs, 1>(args, first, apart, row, soon);
+    if (take == 2) tile<T, outs, 2>(args, first, apart, row, soon, nullptr);
+    if (take == 1) tile<T, outs, 1>(args, first, apart, row, soon, nullptr);
     row += take;
   }
 }
 
-// Many rows repay writing `outs` bfloat16 weight rows once as floats, in the order of the prepared input.
-template <int outs>
-static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64_t first) {
+// `width`: of whole steps of bfloat16, so that a row's last zeros are those of `tile`. Asks for the next weight rows, where
+// there are `more`.
+template <int outs, int rows>
+static void from_floats(
+    const Linear<bfloat16>& args, const float* weight, int64_t first, int64_t apart, int64_t row, bool more) {
   constexpr int64_t step = Step<bfloat16>::size;
   const int64_t stride = prepared_width(args.width), width = (args.width + step - 1) / step * step;
-  prepare(Rows<bfloat16>{args.weight + first * args.weight_stride, args.weight_stride, outs, args.width}, 0, outs, scratch);
-  const bfloat16* bias = args.bias ? args.bias + first : nullptr;
-  for (int64_t row = 0; row < args.rows;) {
-    const int64_t take = tile_rows(args.rows - row, kTileRows<float>);
-    const float* input = args.prepared + row * stride;
-    bfloat16* output = args.output + row * args.output_stride + first;
-    if constexpr (kTileRows<float> == 6) {
-      if (take == 6) from_floats<outs, 6>(input, scratch, stride, width, bias, output, args.output_stride);
-      if (take == 5) from_floats<outs, 5>(input, scratch, stride, width, bias, output, args.output_stride);
-      if (take == 4) from_floats<outs, 4>(input, scratch, stride, width, bias, output, args.output_stride);
+  Floats sums[outs][rows] = {};
+  products<false>(args.prepared + row * stride, stride, weight, stride, width, 0, nullptr, sums);
+  if (more) {
+    const bfloat16* next = args.weight + (first + 1) * args.weight_stride;
+    for (int64_t i = 0; i < args.width; i += kLineBytes / 2) {
+      for (int o = 0; o < outs; ++o) fetch_soon(reinterpret_cast<const char*>(next + o * apart * args.weight_stride + i));
     }
-    if (take == 3) from_floats<outs, 3>(input, scratch, stride, width, bias, output, args.output_stride);
-    if (take == 2) from_floats<outs, 2>(input, scratch, stride, width, bias, output, args.output_stride);
-    if (take == 1) from_floats<outs, 1>(input, scratch, stride, width, bias, output, args.output_stride);
-    row += take;
+  }
+  bfloat16* output = args.output + row * args.output_stride + first;
+  finish(sums, args.bias ? args.bias + first : nullptr, output, apart, args.output_stride);
+}
+
+// As all_rows, but the first tile writes its weights to `scratch` as floats, for the others. It takes the rows that would
+// leave them one of less than full size.
+template <int outs>
+static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64_t first, int64_t apart, bool more) {
+  constexpr int64_t most = kTileRows<float>;
+  const int64_t widening = (args.rows - 1) % most + 1;
+  if constexpr (most == 6) {
+    if (widening == 6) tile<bfloat16, outs, 6, true>(args, first, apart, 0, 0, scratch);
+    if (widening == 5) tile<bfloat16, outs, 5, true>(args, first, apart, 0, 0, scratch);
+    if (widening == 4) tile<bfloat16, outs, 4, true>(args, first, apart, 0, 0, scratch);
+  }
+  if (widening == 3) tile<bfloat16, outs, 3, true>(args, first, apart, 0, 0, scratch);
+  if (widening == 2) tile<bfloat16, outs, 2, true>(args, first, apart, 0, 0, scratch);
+  if (widening == 1) tile<bfloat16, outs, 1, true>(args, first, apart, 0, 0, scratch);
+  for (int64_t row = widening; row < args.rows; row += most) {
+    from_floats<outs, most>(args, scratch, first, apart, row, more && row + most == args.rows);
   }
 }
 
 template <typename T, int outs>
-static void many_rows(const Linear<T>& args, float* scratch, int64_t first) {
+static void outputs(const Linear<T>& args, float* scratch, int64_t first, int64_t apart, bool more) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-    all_rows_widened<outs>(args, scratch, first);
-  } else {
-    all_rows<T, outs>(args, first, 1, false);
+    if (args.rows >= kWidenedRows) return all_rows_widened<outs>(args, scratch, first, apart, more);
   }
+  all_rows<T, outs>(args, first, apart, more);
 }
 
 // Rows, and outputs that all pass over them, before the next rows: what they read of either stays in a cache.
@@ -221,8 +229,8 @@ void blocks_of_rows(const Linear<T>& args, int64_t most, float* scratch, int64_t
   for (int64_t left = args.rows; left; left -= part.rows) {
     part.rows = tile_rows(left, most);
     int64_t i = first;
-    for (; i + 4 <= last; i += 4) many_rows<T, 4>(part, scratch, i);
-    for (; i < last; ++i) many_rows<T, 1>(part, scratch, i);
+    for (; i + 4 <= last; i += 4) outputs<T, 4>(part, scratch, i, 1, false);
+    for (; i < last; ++i) outputs<T, 1>(part, scratch, i, 1, false);
     part.prepared += part.rows * prepared_width(args.width);
     part.output += part.rows * args.output_stride;
   }
@@ -232,15 +240,15 @@ void blocks_of_rows(const Linear<T>& args, int64_t most, float* scratch, int64_t
 // after another, a long stream that the hardware's prefetcher follows by itself. `scratch`: scratch_size floats.
 template <typename T>
 void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) {
-  if (args.rows >= kManyRows) {
+  if (args.rows > most_at_once(args.width)) {
     const Block block = cached_block<T>(args.width, last - first);
     for (; first < last; first += block.outputs)
       blocks_of_rows(args, block.rows, scratch, first, std::min(first + block.outputs, last));
     return;
   }
   const int64_t apart = (last - first) / 4;
-  for (int64_t i = 0; i < apart; ++i, ++first) all_rows<T, 4>(args, first, apart, i + 1 < apart);
-  for (first += 3 * apart; first < last; ++first) all_rows<T, 1>(args, first, 1, false);
+  for (int64_t i = 0; i < apart; ++i, ++first) outputs<T, 4>(args, scratch, first, apart, i + 1 < apart);
+  for (first += 3 * apart; first < last; ++first) outputs<T, 1>(args, scratch, first, 1, false);
 }
 
 }  // namespace firp::cpu::FIRP_ISA
