@@ -38,7 +38,7 @@ TREE, BEFORE = TreeConfig(3, 2), TreeConfig(4, 2)
 
 
 def engine_with_branches(model: PreTrainedModel, predictor: firp.FirpPredictor) -> firp.Engine:
-    """It drafts `TREE`, with as many nodes of a branch as `BRANCH` allows, whatever they cost."""
+    """It drafts `TREE`, with as many nodes of a branch as `BRANCH` allows."""
     engine = firp.Engine(model, predictor)
     rungs = Rung(TreeConfig(1, 1), 1.0, 1.0), Rung(TREE, 0.1, 2.0, (0.0,) * BRANCH)
     engine._trees.automatic = object()

@@ -3,6 +3,7 @@ choices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -78,7 +79,12 @@ class OffsetScores:
 
 
 def examine(
-    view: DecoderView, rows: Tensor, final: Tensor, positions: Tensor, draft_tokens: Tensor | None = None
+    view: DecoderView,
+    rows: Tensor,
+    final: Tensor,
+    positions: Tensor,
+    draft_tokens: Tensor | None = None,
+    divergence: Callable[[Tensor, Tensor], Tensor] = divergence_of,
 ) -> Targets:
     """What the model teaches at pseudo rows [n, k, d], with the gradient of `kl` where they have one.
 
@@ -86,13 +92,14 @@ def examine(
         final: [B, T, d] the model's own final states.
         positions: [n, k] of these, counted over all sequences.
         draft_tokens: [M] that may be candidates; None: all.
+        divergence: of the rows' scores from the model's, both [n, k, V], that takes the place of `kl`.
     """
     own, inverse = positions.unique(return_inverse=True)
     with torch.no_grad():
         teacher = view.logits(final.flatten(0, 1)[own])[inverse].float()
     with torch.set_grad_enabled(rows.requires_grad and torch.is_grad_enabled()):
         student = view.logits(rows).float()
-        kl = divergence_of(student, teacher)
+        kl = divergence(student, teacher)
     student, ranks = student.detach(), MAX_RANKS
     if draft_tokens is not None:
         left_out = torch.ones(student.shape[-1], dtype=torch.bool, device=student.device)
@@ -120,6 +127,7 @@ class Objective:
         offset_weights: [k].
         embeddings: of the base model, for the transition; None where the predictor has none.
         trains_maps: whether the maps get a gradient.
+        divergence: what maps and update learn instead of the KL. Scores without a gradient are of the KL always.
     """
 
     view: DecoderView
@@ -127,6 +135,7 @@ class Objective:
     offset_weights: Tensor
     embeddings: UnitEmbeddings | None
     trains_maps: bool
+    divergence: Callable[[Tensor, Tensor], Tensor] = divergence_of
 
     def __call__(
         self,
@@ -175,7 +184,8 @@ class Objective:
             before = tokens.flatten()[positions]
             with torch.set_grad_enabled(want_gradient):
                 states = self.updated(predictor, leaf, before[:, 0]) if predictor.update_width else leaf
-                targets = examine(self.view, states, real.final, positions, predictor.draft_tokens)
+                divergence = self.divergence if want_gradient else divergence_of
+                targets = examine(self.view, states, real.final, positions, predictor.draft_tokens, divergence)
                 loss, followed = targets.kl, targets.rank
                 if self.embeddings is not None:
                     follows, followed = self.follow(predictor, before, targets)

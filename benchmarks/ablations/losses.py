@@ -1,0 +1,172 @@
+"""What maps and transition learn from: other losses, weights of offsets and ranks, at equal steps, text and anchors.
+
+python -m benchmarks.ablations.losses --data text.npz --output runs
+
+Each variant is `firp train` from the same closed-form start, with one thing changed. Held-out scores are always of
+the KL, and tau is replayed on the model's greedy answers to held-out prompts. Run the same command again
+to go on with the variants that are missing; an interrupted one resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import firp
+import typer
+from firp.bench.runner import TAU_FORMULA
+from firp.cli.options import choose_device
+from firp.drafting.profile import load_profile
+from firp.drafting.trees import TreeConfig
+from firp.tools.environment import environment
+from firp.tools.files import locked
+from firp.train.config import TrainConfig
+from firp.train.data import frequent_tokens, load_dataset
+from firp.train.objective import Objective
+from firp.train.targets import divergence_of
+from firp.train.trainer import LOG, PROFILE, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.commands import run
+from benchmarks.document import Document
+
+OUT = Path(__file__).parents[1] / "results/losses.json"
+TREES = ((4, 2, 2), (8, 8, 3), (64, 64, 3))
+LISTED = 8192
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half the L1 distance of two distributions, from scores [n, k, V]: [n, k]. It is what sampling rejects."""
+    return 0.5 * (student.softmax(-1) - teacher.softmax(-1)).abs().sum(-1)
+
+
+def choice_and_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """0.1 times the cross-entropy of the model's choice, and 0.9 times the L1 distance."""
+    choice = teacher.argmax(-1, keepdim=True)
+    entropy = -student.log_softmax(-1).gather(-1, choice)[..., 0]
+    return 0.1 * entropy + 1.8 * total_variation(student, teacher)
+
+
+def choice_alone(student: Tensor, teacher: Tensor) -> Tensor:
+    """The cross-entropy of the model's choice."""
+    return -student.log_softmax(-1).gather(-1, teacher.argmax(-1, keepdim=True))[..., 0]
+
+
+def among(listed: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    """The KL of both distributions over the listed tokens alone."""
+    return divergence_of(student[..., listed], teacher[..., listed])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is learned, and settings of `firp train` that differ."""
+
+    divergence: Divergence = divergence_of
+    settings: dict = field(default_factory=dict)
+
+
+VARIANTS = {
+    "KL": Variant(),
+    "total variation": Variant(total_variation),
+    "0.1 cross-entropy of the choice, 0.9 L1": Variant(choice_and_distance),
+    "cross-entropy of the choice": Variant(choice_alone),
+    f"KL over {LISTED} tokens": Variant(among),
+    "KL, offset i weighs exp(-i / 4)": Variant(settings={"offset_decay": math.exp(-0.25)}),
+    "KL, offsets weigh alike": Variant(settings={"offset_decay": 1.0}),
+    "KL, no transition": Variant(settings={"transition_rank": 0}),
+    "KL, transition of rank 16": Variant(settings={"transition_rank": 16}),
+    "KL, transition of rank 256": Variant(settings={"transition_rank": 256}),
+}
+
+
+class VariantTrainer(Trainer):
+    """`firp train` with the loss of a variant."""
+
+    def __init__(self, variant: Variant, config: TrainConfig, output: Path, device: str) -> None:
+        self.variant = variant
+        super().__init__(replace(config, **variant.settings), output, device)
+
+    def make_objective(self) -> Objective:
+        divergence = self.variant.divergence
+        if divergence is among:
+            size = self.model.config.vocab_size
+            listed = frequent_tokens(self.dataset, self.train_indices, min(LISTED, size), size)
+            divergence = functools.partial(among, listed.to(self.device))
+        return replace(super().make_objective(), divergence=divergence)
+
+
+def figures(make: Callable[[], Trainer]) -> dict:
+    """Train to the end; held-out scores, of the start too, and tau of the trees."""
+    trainer = make()
+    trainer.run()
+    profile = load_profile(trainer.output / PROFILE)
+    lines = [json.loads(line) for line in (trainer.output / LOG).read_text().splitlines()]
+    scores = {name: lines[-1][name] for name in ("kl", "top1", "top4", "followed1", "followed4")}
+    tau = {f"{n}, {p}, {k}": profile.tau(TreeConfig(n, p), k) for n, p, k in TREES}
+    return {"start": lines[0]["kl"], **scores, "tau": tau, "seconds": round(trainer.seconds, 1)}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Training text: a file written by `firp distill`.")],
+    output: Annotated[Path, typer.Option(help="Folder of the runs.")],
+    json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = OUT,
+    model: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
+    insertion_layer: Annotated[int, typer.Option(help="t.")] = 20,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each variant.")] = 60,
+    batch_size: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    anchors: Annotated[int, typer.Option(help="Anchors drawn from each sequence.")] = 32,
+    ridge_tokens: Annotated[int, typer.Option(help="Tokens of the closed-form start.")] = 30_000,
+    held_out: Annotated[int, typer.Option(help="Sequences kept for accuracy and tau.")] = 48,
+    seed: Annotated[int, typer.Option(help="Seed of the data order and of the anchors.")] = 0,
+    dtype: Annotated[str, typer.Option(help="dtype of the base model.")] = "bfloat16",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+) -> None:
+    """Train and measure every variant."""
+    config = TrainConfig(
+        model, str(data), insertion_layer, 3, steps, batch_size, anchors, ridge_tokens=ridge_tokens, held_out=held_out,
+        seed=seed, dtype=dtype,
+    )  # fmt: skip
+    dataset = load_dataset(data)
+    settings = asdict(config) | {
+        "data": hashlib.blake2b(dataset.tokens.tobytes(), digest_size=16).hexdigest(), "tau": TAU_FORMULA,
+        "trees": "dynamic: nodes, lookahead nodes, offsets",
+    }  # fmt: skip
+    where = choose_device(device)
+    base, _ = firp.load_model(model, dtype, where)
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(json_path.parent):
+        document = Document(json_path, settings, environment(base))
+        for number, (name, variant) in enumerate(VARIANTS.items()):
+            make = functools.partial(VariantTrainer, variant, config, output / str(number), where)
+            document.part(name, variant.settings, functools.partial(figures, make))
+    show(document.figures)
+
+
+def show(found: dict[str, dict]) -> None:
+    first = next(iter(found.values()))
+    offsets = range(1, 1 + len(first["kl"]))
+    table = Table(
+        "learned",
+        *(f"KL {j}" for j in offsets),
+        *(f"top-1 {j}" for j in offsets),
+        *(f"tau {tree}" for tree in first["tau"]),
+    )
+    for name, figures in found.items():
+        accuracies = (f"{100 * share:.2f}" for share in figures["followed1"])
+        table.add_row(
+            name, *(f"{x:.3f}" for x in figures["kl"]), *accuracies, *(f"{x:.3f}" for x in figures["tau"].values())
+        )
+    Console(highlight=False, width=160).print(table)
+
+
+if __name__ == "__main__":
+    run(main)
