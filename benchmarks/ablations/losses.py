@@ -56,11 +56,6 @@ def choice_and_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return 0.1 * entropy + 1.8 * total_variation(student, teacher)
 
 
-def choice_alone(student: Tensor, teacher: Tensor) -> Tensor:
-    """The cross-entropy of the model's choice."""
-    return -student.log_softmax(-1).gather(-1, teacher.argmax(-1, keepdim=True))[..., 0]
-
-
 def among(listed: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
     """The KL of both distributions over the listed tokens alone."""
     return divergence_of(student[..., listed], teacher[..., listed])
@@ -78,12 +73,9 @@ VARIANTS = {
     "KL": Variant(),
     "total variation": Variant(total_variation),
     "0.1 cross-entropy of the choice, 0.9 L1": Variant(choice_and_distance),
-    "cross-entropy of the choice": Variant(choice_alone),
     f"KL over {LISTED} tokens": Variant(among),
     "KL, offset i weighs exp(-i / 4)": Variant(settings={"offset_decay": math.exp(-0.25)}),
-    "KL, offsets weigh alike": Variant(settings={"offset_decay": 1.0}),
     "KL, no transition": Variant(settings={"transition_rank": 0}),
-    "KL, transition of rank 16": Variant(settings={"transition_rank": 16}),
     "KL, transition of rank 256": Variant(settings={"transition_rank": 256}),
 }
 

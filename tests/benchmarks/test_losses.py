@@ -28,7 +28,6 @@ def test_total_variation_is_half_the_distance():
 def test_the_mix_weighs_choice_and_distance():
     expected = 0.1 * math.log(4) + 0.9 * 0.5
     assert losses.choice_and_distance(STUDENT, TEACHER).item() == pytest.approx(expected)
-    assert losses.choice_alone(STUDENT, TEACHER).item() == pytest.approx(math.log(4))
 
 
 def test_a_listed_loss_knows_no_other_token():
