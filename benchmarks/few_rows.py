@@ -2,10 +2,11 @@
 
 python -m benchmarks.few_rows --prompts prompts.jsonl --before folder
 
-The predictor drafts 3 nodes and 2 lookahead nodes of 2 offsets, with up to 3 nodes of a branch of earlier text: at most
-10 rows above the insertion layer. An engine on a CPU would choose trees by what its rows cost there; this one is told
-its tree, and that a branch costs nothing. `--before` decodes the same prompts with another predictor's tree of 8 rows:
-4 nodes, 2 lookahead nodes, 2 offsets, without branches. Answers are compared with plain decoding, token for token.
+The predictor drafts up to 3 nodes and 2 lookahead nodes of 2 offsets, with up to 3 nodes of a branch of earlier text:
+at most 10 rows above the insertion layer. Where nothing was drafted, a step has the root alone, and 3 rows. An engine
+on a CPU would choose trees by what its rows cost there; this one is told its tree, and that a branch costs nothing.
+`--before` decodes the same prompts with another predictor's tree of 8 rows: 4 nodes, 2 lookahead nodes, 2 offsets,
+without branches. Answers are compared with plain decoding, token for token.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from firp.drafting.choices import Choice, Rung
 from firp.drafting.trees import TreeConfig
 from firp.generation.output import FirpOutput
 from firp.tools.environment import environment
+from firp.tools.files import check_writable, locked
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from rich.console import Console
 from rich.table import Table
@@ -113,20 +115,25 @@ def main(
         return {name: decoded(engine, rows[name], inputs, answers, max_new_tokens) for name, engine in engines.items()}
 
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    document = Document(json_path, settings, environment(base))
-    for category in dict.fromkeys(prompt.category for prompt in chosen):
-        document.part(category, {}, functools.partial(figures, category))
+    check_writable(json_path)
+    with locked(json_path.parent):
+        document = Document(json_path, settings, environment(base))
+        for category in dict.fromkeys(prompt.category for prompt in chosen):
+            document.part(category, {}, functools.partial(figures, category))
     show(document.figures)
 
 
 def show(found: dict[str, dict]) -> None:
     names = list(next(iter(found.values())))
-    table = Table("category", *(f"tau {name}" for name in names), "most rows", "answers of plain decoding")
+    table = Table(
+        "category", *(f"{what} {name}" for name in names for what in ("tau", "most rows", "as plain decoding"))
+    )
     lines = {**found, "all": {name: together([figures[name] for figures in found.values()]) for name in names}}
     for category, figures in lines.items():
-        most = max(of_it["rows"]["most"] for of_it in figures.values())
-        equal, answers = (sum(of_it[key] for of_it in figures.values()) for key in ("equal", "answers"))
-        table.add_row(category, *(f"{figures[name]['tau']:.3f}" for name in names), str(most), f"{equal} of {answers}")
+        cells = []
+        for of_it in (figures[name] for name in names):
+            cells += [f"{of_it['tau']:.3f}", str(of_it["rows"]["most"]), f"{of_it['equal']} of {of_it['answers']}"]
+        table.add_row(category, *cells)
     Console(highlight=False).print(table)
     print(f"tau = {TAU_FORMULA}")
 

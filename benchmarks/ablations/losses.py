@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from firp.cli.options import choose_device
 from firp.drafting.profile import load_profile
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
-from firp.tools.files import locked
+from firp.tools.files import check_writable, locked
 from firp.train.config import TrainConfig
 from firp.train.data import frequent_tokens, load_dataset
 from firp.train.objective import Objective
@@ -96,6 +97,12 @@ class VariantTrainer(Trainer):
         return replace(super().make_objective(), divergence=divergence)
 
 
+def folder_of(name: str, variant: Variant, settings: dict) -> str:
+    """A name for the run of a variant: another loss, text or setting has another one, and so no checkpoint of this."""
+    made_from = json.dumps([name, variant.settings, settings], sort_keys=True).encode()
+    return f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{hashlib.blake2b(made_from, digest_size=4).hexdigest()}"
+
+
 def figures(make: Callable[[], Trainer]) -> dict:
     """Train to the end; held-out scores, of the start too, and tau of the trees."""
     trainer = make()
@@ -135,10 +142,13 @@ def main(
     where = choose_device(device)
     base, _ = firp.load_model(model, dtype, where)
     json_path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(json_path)
     with locked(json_path.parent):
         document = Document(json_path, settings, environment(base))
-        for number, (name, variant) in enumerate(VARIANTS.items()):
-            make = functools.partial(VariantTrainer, variant, config, output / str(number), where)
+        for name, variant in VARIANTS.items():
+            make = functools.partial(
+                VariantTrainer, variant, config, output / folder_of(name, variant, settings), where
+            )
             document.part(name, variant.settings, functools.partial(figures, make))
     show(document.figures)
 

@@ -79,7 +79,10 @@ def test_each_variant_learns_its_own_loss_and_is_scored_alike(command, tmp_path)
     figures = {name: part["figures"] for name, part in parts.items()}
     starts = {tuple(found["start"]) for found in figures.values()}
     assert len(starts) == 1  # always the KL, of the same start
-    maps = [firp.load_predictor(tmp_path / "runs" / str(i)).weight for i in range(4)]
+    starts = ("kl-[0-9a-f]*", "total-variation-*", "kl-over-*", "kl-no-transition-*")
+    folders = [sorted((tmp_path / "runs").glob(start)) for start in starts]
+    assert [len(found) for found in folders] == [1, 1, 1, 1]
+    maps = [firp.load_predictor(found[0]).weight for found in folders]
     learned, distance, listed, alone = maps
     assert not torch.allclose(learned, distance, rtol=1e-5)
     torch.testing.assert_close(learned, listed)  # the list holds all 31 tokens
@@ -97,6 +100,15 @@ def test_a_second_run_trains_what_is_missing(command, tmp_path):
     again = once()
     assert [variant.divergence for variant in trained] == [losses.total_variation]
     assert again["total variation"]["figures"]["kl"] == whole["total variation"]["figures"]["kl"]
+
+
+def test_another_loss_or_text_has_a_folder_of_its_own():
+    """A checkpoint knows neither, so it would be resumed as theirs."""
+    kl, other = losses.Variant(), losses.Variant(losses.total_variation)
+    made = {losses.folder_of(name, kl, {"data": text}) for name in ("KL", "KL, again") for text in ("one", "two")}
+    made.add(losses.folder_of("total variation", other, {"data": "one"}))
+    assert len(made) == 5
+    assert losses.folder_of("KL", kl, {"data": "one"}) in made
 
 
 def test_scores_without_a_gradient_are_of_the_kl(monkeypatch):

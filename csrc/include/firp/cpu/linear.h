@@ -1,8 +1,8 @@
 // output = input @ weight^T + bias for few rows, each weight read once per block of rows.
 //
 // Work on outputs [first, last) by one thread; threads share nothing. The result of a row is the same bits for any
-// other rows and any number of them: every (row, output) pair has one accumulator, a vector or a float of a tile, filled
-// in one order and summed in one order.
+// other rows and any number of them, a NaN's sign and payload aside: every (row, output) pair has one accumulator, a vector
+// or a float of a tile, filled in one order and summed in one order.
 #pragma once
 
 #include <algorithm>

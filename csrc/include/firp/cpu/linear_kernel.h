@@ -66,8 +66,9 @@ static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats 
 // More rows than these pass in blocks: those that stay in a cache (AVX-512: measured on a Xeon).
 static int64_t most_at_once(int64_t width) { return FIRP_VECTOR_BYTES == 64 ? 127 : cached_rows(width); }
 
-// Rows from which bfloat16 weights are widened once instead of with every tile (measured on a Xeon).
-constexpr int64_t kWidenedRows = FIRP_VECTOR_BYTES == 64 ? 32 : 9;
+// Rows from which bfloat16 weights are widened once instead of with every tile (measured on a Xeon); no block of rows has
+// fewer.
+constexpr int64_t kWidenedRows = FIRP_VECTOR_BYTES == 64 ? 20 : 9;
 
 // Rows of a tile, by the registers that its sums take; bfloat16 weights need some on their way to float (AVX2, measured).
 template <typename T>
@@ -183,8 +184,8 @@ static void from_floats(
   finish(sums, args.bias ? args.bias + first : nullptr, output, apart, args.output_stride);
 }
 
-// As all_rows, but the first tile writes its weights to `scratch` as floats, for the others. It takes the rows that would
-// leave them one of less than full size.
+// As all_rows, but the first tile writes its weights to `scratch` as floats, for the others. Those are of full size; it
+// takes the rows that are left.
 template <int outs>
 static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64_t first, int64_t apart, bool more) {
   constexpr int64_t most = kTileRows<float>;
