@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from firp.tools.files import read_object, write_atomically
+
+
+def digest(data: bytes) -> str:
+    """A name for what figures were made from, such as a file of prompts."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 class Document:

@@ -12,7 +12,6 @@ without branches. Answers are compared with plain decoding, token for token.
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.commands import run
-from benchmarks.document import Document
+from benchmarks.document import Document, digest
 
 OUT = Path(__file__).parent / "results/few-rows.json"
 NUM_OFFSETS, BRANCH = 2, 3
@@ -103,7 +102,7 @@ def main(
     plain = firp.Engine(base)
     settings = {
         "model": model, "predictors": fingerprints, "limit": limit, "max_new_tokens": max_new_tokens, "dtype": dtype,
-        "prompts": hashlib.blake2b(prompts.read_bytes(), digest_size=16).hexdigest(), "tau": TAU_FORMULA,
+        "prompts": digest(prompts.read_bytes()), "tau": TAU_FORMULA,
         "threads": torch.get_num_threads(),
         "trees": {"now": str(TREE), "before": str(BEFORE)}, "num_offsets": NUM_OFFSETS, "branch": BRANCH,
     }  # fmt: skip

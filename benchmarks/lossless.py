@@ -12,7 +12,6 @@ to go on after an interruption.
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.commands import run
-from benchmarks.document import Document
+from benchmarks.document import Document, digest
 
 OUT = Path(__file__).parent / "results/lossless.json"
 DTYPES = ("float32", "float64")
@@ -77,10 +76,9 @@ def main(
     chosen = load_prompts(prompts, limit)
     (base, tokenizer), (judge, _) = (firp.load_model(model, dtype, "cpu") for _ in range(2))
     engine = firp.Engine(base, drafts)
-    digest = hashlib.blake2b(prompts.read_bytes(), digest_size=16).hexdigest()
     settings = {
-        "model": model, "predictor": drafts.fingerprint(), "prompts": digest, "limit": limit, "dtype": dtype,
-        "max_new_tokens": max_new_tokens, "tau": TAU_FORMULA,
+        "model": model, "predictor": drafts.fingerprint(), "prompts": digest(prompts.read_bytes()), "limit": limit,
+        "dtype": dtype, "max_new_tokens": max_new_tokens, "tau": TAU_FORMULA,
     }  # fmt: skip
 
     def answers(named: list[Prompt]) -> dict:

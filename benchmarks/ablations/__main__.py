@@ -7,7 +7,6 @@ Run the same command again to go on with the parts that are missing. The maps ha
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,7 @@ from benchmarks.ablations.held_out import HeldOut
 from benchmarks.ablations.units import gather, train_units
 from benchmarks.closed_form import BATCH, SEED, Source, solve
 from benchmarks.commands import run
-from benchmarks.document import Document
+from benchmarks.document import Document, digest
 
 OUT = Path(__file__).parents[1] / "results/ablations.json"
 OFFSETS, MOST_OFFSETS, UNITS = 3, 6, 1024
@@ -51,7 +50,7 @@ class Ablations:
         settings = {
             "model": model, "dtype": "float32", "insertion_layer": layer, "tokens": tokens, "held_out": held_out,
             "seed": SEED, "batch_size": BATCH, "tau": TAU_FORMULA, "trees": "dynamic: nodes, lookahead nodes",
-            "text": hashlib.blake2b(self.dataset.tokens.tobytes(), digest_size=16).hexdigest(),
+            "text": digest(self.dataset.tokens.tobytes()),
         }  # fmt: skip
         self.document = Document(out, settings, environment(base))
         self.partial = out.with_suffix(".partial.pt")

@@ -14,7 +14,6 @@ each position, and on what `firp::lookup_branch` would have found there. Three w
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -35,7 +34,7 @@ from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from torch import Tensor
 
 from benchmarks.commands import run
-from benchmarks.document import Document
+from benchmarks.document import Document, digest
 
 OUT = Path(__file__).parents[1] / "results/branches.json"
 
@@ -173,8 +172,7 @@ def main(
         return figures(profile, list(zip(texts, answers, strict=True)))
 
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.blake2b(prompts.read_bytes(), digest_size=16).hexdigest()
-    made_from = {"firp": drafts.fingerprint(), "prompts": digest}
+    made_from = {"firp": drafts.fingerprint(), "prompts": digest(prompts.read_bytes())}
     made = Document(json_path, settings, environment(base)).part(prompts.name, made_from, compute)
     for name, group in made["trees"].items():
         for trees in group:

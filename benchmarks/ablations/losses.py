@@ -37,7 +37,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.commands import run
-from benchmarks.document import Document
+from benchmarks.document import Document, digest
 
 OUT = Path(__file__).parents[1] / "results/losses.json"
 TREES = ((4, 2, 2), (8, 8, 3), (64, 64, 3))
@@ -136,7 +136,7 @@ def main(
     )  # fmt: skip
     dataset = load_dataset(data)
     settings = asdict(config) | {
-        "data": hashlib.blake2b(dataset.tokens.tobytes(), digest_size=16).hexdigest(), "tau": TAU_FORMULA,
+        "data": digest(dataset.tokens.tobytes()), "tau": TAU_FORMULA,
         "trees": "dynamic: nodes, lookahead nodes, offsets",
     }  # fmt: skip
     where = choose_device(device)

@@ -9,7 +9,6 @@ turns with plain decoding. Run the same command again to go on with the parts th
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.baselines.decode import HeadEngine
 from benchmarks.baselines.heads import Heads, load_heads
 from benchmarks.commands import run
-from benchmarks.document import Document
+from benchmarks.document import Document, digest
 
 BESIDE = ("ar", "hf", "prompt-lookup")
 
@@ -58,10 +57,7 @@ def made_from(predictor: FirpPredictor, heads: dict[str, Heads]) -> dict[str, st
     """Names the weights of each drafter."""
     digests = {"firp": predictor.fingerprint()}
     for kind, own in heads.items():
-        digest = hashlib.blake2b(digest_size=16)
-        for parameter in own.parameters():
-            digest.update(parameter.detach().numpy().tobytes())
-        digests[kind] = digest.hexdigest()
+        digests[kind] = digest(b"".join(parameter.detach().numpy().tobytes() for parameter in own.parameters()))
     return digests
 
 
@@ -145,10 +141,9 @@ def main(
         raise ValueError("predictor: got one without an acceptance profile, expected one (`firp tune` records it)")
     profile, chosen = load_profile(path), load_prompts(prompts, limit)
     base, tokenizer = firp.load_model(model, dtype, choose_device(device))
-    digest = hashlib.blake2b(prompts.read_bytes(), digest_size=16).hexdigest()
     settings = {
-        "model": model, "dtype": dtype, "prompts": prompts.name, "prompts_digest": digest, "limit": limit,
-        "max_new_tokens": max_new_tokens, "repeats": repeats, "tau": TAU_FORMULA,
+        "model": model, "dtype": dtype, "prompts": prompts.name, "prompts_digest": digest(prompts.read_bytes()),
+        "limit": limit, "max_new_tokens": max_new_tokens, "repeats": repeats, "tau": TAU_FORMULA,
         "device": base.device.type, "threads": torch.get_num_threads(),
     }  # fmt: skip
     document = Document(json_path, settings, environment(base))

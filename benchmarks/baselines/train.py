@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from firp.cli.options import choose_device
@@ -26,7 +25,7 @@ from firp.decoder.view import DecoderView
 from firp.tools.environment import environment
 from firp.tools.files import locked, read_object, write_atomically
 from firp.train.config import TrainConfig
-from firp.train.data import Batch, TextDataset
+from firp.train.data import Batch, frequent_tokens
 from firp.train.objective import ANCHORS_AT_ONCE, OffsetScores, sums_of
 from firp.train.rows import RowStore
 from firp.train.start import solve_ridge
@@ -114,13 +113,6 @@ class HeadObjective:
         return OffsetScores.of(sums, count)
 
 
-def most_frequent(dataset: TextDataset, indices: np.ndarray, count: int) -> Tensor:
-    """The `count` most frequent tokens [n] of the answers of some sequences, in ascending order."""
-    answers = [dataset.sequence(index)[dataset.answer_mask(index)] for index in indices]
-    counts = torch.bincount(torch.cat(answers))
-    return counts.sort(descending=True, stable=True).indices[:count].sort().values
-
-
 def with_head_of(view: DecoderView, tokens: Tensor) -> DecoderView:
     """The view with those rows of its head alone, tokens [n]."""
     narrow, head = copy.copy(view), view.model.get_output_embeddings()
@@ -161,7 +153,8 @@ class HeadTrainer(Trainer):
         weights = config.offset_decay ** torch.arange(config.num_offsets, device=self.device)
         loss_view = self.view
         if config.loss_vocabulary:
-            tokens = most_frequent(self.dataset, self.train_indices, config.loss_vocabulary)
+            size = self.model.config.vocab_size
+            tokens = frequent_tokens(self.dataset, self.train_indices, config.loss_vocabulary, size)
             loss_view = with_head_of(self.view, tokens.to(self.device))
         return HeadObjective(self.view, loss_view, weights)
 
@@ -221,7 +214,8 @@ def train_kind(
     chosen = replace(config, learning_rate=best)
     if not finishes(chosen, output / config.kind):
         return None
-    found |= {"learning_rate": best, "curve": curve(output / config.kind), "settings": asdict(chosen)}
+    settings = asdict(chosen) | {"data": Path(chosen.data).name}
+    found |= {"learning_rate": best, "curve": curve(output / config.kind), "settings": settings}
     found["environment"] = environment(trainer.model)
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.baselines.compare import heads_in, made_from
 from benchmarks.baselines.heads import CURVES, Heads
 from benchmarks.baselines.recording import record_heads
-from benchmarks.document import Document
+from benchmarks.document import Document, digest
 
 TEXT = "text.json"
 PROMPTS_AT_ONCE = 8
@@ -145,7 +144,7 @@ class Setup:
         prompts = Path(self.prompts)
         return {
             "model": self.model_name, "dtype": self.dtype, "prompts": prompts.name,
-            "prompts_digest": hashlib.blake2b(prompts.read_bytes(), digest_size=16).hexdigest(),
+            "prompts_digest": digest(prompts.read_bytes()),
             "limit": self.limit, "max_new_tokens": self.max_new_tokens, "decoding": "greedy",
         }  # fmt: skip
 
@@ -170,8 +169,8 @@ class Setup:
             engine = firp.Engine(self.model)
             return {"answers": greedy_answers(engine, prompts, self.max_new_tokens, PROMPTS_AT_ONCE)}
 
-        ids = hashlib.blake2b(json.dumps([prompt.tolist() for prompt in prompts]).encode(), digest_size=16)
-        found = document.part("text", {"prompt_ids": ids.hexdigest()}, decode)["answers"]
+        ids = digest(json.dumps([prompt.tolist() for prompt in prompts]).encode())
+        found = document.part("text", {"prompt_ids": ids}, decode)["answers"]
         categories = [prompt.category for prompt in self.chosen_prompts]
         return [Answer(*parts) for parts in zip(categories, prompts, found, strict=True)]
 

@@ -66,9 +66,8 @@ static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats 
 // More rows than these pass in blocks: those that stay in a cache (AVX-512: measured on a Xeon).
 static int64_t most_at_once(int64_t width) { return FIRP_VECTOR_BYTES == 64 ? 127 : cached_rows(width); }
 
-// Rows from which bfloat16 weights are widened once instead of with every tile (measured on a Xeon); no block of rows has
-// fewer.
-constexpr int64_t kWidenedRows = FIRP_VECTOR_BYTES == 64 ? 20 : 9;
+// Rows from which bfloat16 weights are widened once instead of with every tile (measured on a Xeon).
+constexpr int64_t kWidenedRows = FIRP_VECTOR_BYTES == 64 ? 32 : 9;
 
 // Rows of a tile, by the registers that its sums take; bfloat16 weights need some on their way to float (AVX2, measured).
 template <typename T>
@@ -204,9 +203,9 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
 }
 
 template <typename T, int outs>
-static void outputs(const Linear<T>& args, float* scratch, int64_t first, int64_t apart, bool more) {
+static void outputs(const Linear<T>& args, float* scratch, int64_t first, int64_t apart, bool more, bool widens) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-    if (args.rows >= kWidenedRows) return all_rows_widened<outs>(args, scratch, first, apart, more);
+    if (widens) return all_rows_widened<outs>(args, scratch, first, apart, more);
   }
   all_rows<T, outs>(args, first, apart, more);
 }
@@ -225,13 +224,13 @@ Block cached_block(int64_t width, int64_t outputs) {
 }
 
 template <typename T>
-void blocks_of_rows(const Linear<T>& args, int64_t most, float* scratch, int64_t first, int64_t last) {
+void blocks_of_rows(const Linear<T>& args, int64_t most, float* scratch, int64_t first, int64_t last, bool widens) {
   Linear<T> part = args;
   for (int64_t left = args.rows; left; left -= part.rows) {
     part.rows = tile_rows(left, most);
     int64_t i = first;
-    for (; i + 4 <= last; i += 4) outputs<T, 4>(part, scratch, i, 1, false);
-    for (; i < last; ++i) outputs<T, 1>(part, scratch, i, 1, false);
+    for (; i + 4 <= last; i += 4) outputs<T, 4>(part, scratch, i, 1, false, widens);
+    for (; i < last; ++i) outputs<T, 1>(part, scratch, i, 1, false, widens);
     part.prepared += part.rows * prepared_width(args.width);
     part.output += part.rows * args.output_stride;
   }
@@ -241,15 +240,16 @@ void blocks_of_rows(const Linear<T>& args, int64_t most, float* scratch, int64_t
 // after another, a long stream that the hardware's prefetcher follows by itself. `scratch`: scratch_size floats.
 template <typename T>
 void linear(const Linear<T>& args, float* scratch, int64_t first, int64_t last) {
+  const bool widens = args.rows >= kWidenedRows;
   if (args.rows > most_at_once(args.width)) {
     const Block block = cached_block<T>(args.width, last - first);
     for (; first < last; first += block.outputs)
-      blocks_of_rows(args, block.rows, scratch, first, std::min(first + block.outputs, last));
+      blocks_of_rows(args, block.rows, scratch, first, std::min(first + block.outputs, last), widens);
     return;
   }
   const int64_t apart = (last - first) / 4;
-  for (int64_t i = 0; i < apart; ++i, ++first) outputs<T, 4>(args, scratch, first, apart, i + 1 < apart);
-  for (first += 3 * apart; first < last; ++first) outputs<T, 1>(args, scratch, first, 1, false);
+  for (int64_t i = 0; i < apart; ++i, ++first) outputs<T, 4>(args, scratch, first, apart, i + 1 < apart, widens);
+  for (first += 3 * apart; first < last; ++first) outputs<T, 1>(args, scratch, first, 1, false, widens);
 }
 
 }  // namespace firp::cpu::FIRP_ISA
