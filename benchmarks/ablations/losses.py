@@ -1,4 +1,5 @@
-"""What maps and transition learn from: other losses, weights of offsets and ranks, at equal steps, text and anchors.
+"""What maps and transition learn from: other losses, weights of offsets, ranks and tokens before, at equal steps, text
+and anchors.
 
 python -m benchmarks.ablations.losses --data text.npz --output runs
 
@@ -17,13 +18,16 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import firp
+import torch
 import typer
 from firp.bench.runner import TAU_FORMULA
 from firp.cli.options import choose_device
+from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import load_profile
+from firp.drafting.transition import UnitEmbeddings
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
 from firp.tools.files import check_writable, locked
@@ -34,7 +38,7 @@ from firp.train.targets import divergence_of
 from firp.train.trainer import LOG, PROFILE, Trainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.commands import run
 from benchmarks.document import Document, digest
@@ -62,12 +66,25 @@ def among(listed: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
     return divergence_of(student[..., listed], teacher[..., listed])
 
 
+def state_distance(states: Tensor, own: Tensor) -> Tensor:
+    """The squared distance of final states from the model's own, both [n, k, d], over the square of these: [n, k]."""
+    states, own = states.float(), own.float()
+    return (states - own).square().sum(-1) / own.square().sum(-1)
+
+
 @dataclass(frozen=True)
 class Variant:
-    """What is learned, and settings of `firp train` that differ."""
+    """What is learned, and settings of `firp train` that differ.
+
+    Attributes:
+        state_weight: of `state_distance` beside the divergence.
+        two_tokens: whether the transition reads the token before the one before, too.
+    """
 
     divergence: Divergence = divergence_of
     settings: dict = field(default_factory=dict)
+    state_weight: float = 0.0
+    two_tokens: bool = False
 
 
 VARIANTS = {
@@ -78,7 +95,28 @@ VARIANTS = {
     "KL, offset i weighs exp(-i / 4)": Variant(settings={"offset_decay": math.exp(-0.25)}),
     "KL, no transition": Variant(settings={"transition_rank": 0}),
     "KL, transition of rank 256": Variant(settings={"transition_rank": 256}),
+    "KL and the distance of states": Variant(state_weight=1.0),
+    "KL, transition over two tokens": Variant(two_tokens=True),
 }
+
+
+class TwoTokenPredictor(FirpPredictor):
+    """A predictor whose transition has a map [d, r] for the token before the one before."""
+
+    second: nn.Parameter
+
+    @property
+    def final_tensors(self) -> list[Tensor]:
+        return [*super().final_tensors, self.second]
+
+
+class TwoTokenObjective(Objective):
+    """The objective whose transition reads two tokens. The row of offset 1 knows the second one, its anchor's own."""
+
+    def query(self, predictor: FirpPredictor, before: Tensor) -> Tensor:
+        query = super().query(predictor, before)
+        further = cast(UnitEmbeddings, self.embeddings)(before[:, :-1]) @ cast(TwoTokenPredictor, predictor).second
+        return torch.cat([query[:, :1], query[:, 1:] + further], 1)
 
 
 class VariantTrainer(Trainer):
@@ -88,18 +126,41 @@ class VariantTrainer(Trainer):
         self.variant = variant
         super().__init__(replace(config, **variant.settings), output, device)
 
+    def make_predictor(self) -> FirpPredictor:
+        if not self.variant.two_tokens:
+            return super().make_predictor()
+        config = self.config
+        made = TwoTokenPredictor.for_model(self.model, config.num_offsets, config.insertion_layer, **config.sizes)
+        made.second = nn.Parameter(torch.zeros(made.hidden_size, made.transition_rank))
+        return made.to(self.device)
+
+    def parameter_groups(self) -> list[dict]:
+        groups = super().parameter_groups()
+        if self.variant.two_tokens:
+            groups[1]["params"].append(self.predictor.second)
+        return groups
+
+    def write_result(self) -> None:
+        """No replay has drafts after two tokens."""
+        if not self.variant.two_tokens:
+            super().write_result()
+
     def make_objective(self) -> Objective:
         divergence = self.variant.divergence
         if divergence is among:
             size = self.model.config.vocab_size
             listed = frequent_tokens(self.dataset, self.train_indices, min(LISTED, size), size)
             divergence = functools.partial(among, listed.to(self.device))
-        return replace(super().make_objective(), divergence=divergence)
+        made = super().make_objective()
+        kind = TwoTokenObjective if self.variant.two_tokens else Objective
+        weight = self.variant.state_weight
+        distance = (lambda states, own: weight * state_distance(states, own)) if weight else None
+        return kind(**vars(made) | {"divergence": divergence, "state_distance": distance})
 
 
-def folder_of(name: str, variant: Variant, settings: dict) -> str:
+def folder_of(name: str, settings: dict) -> str:
     """A name for the run of a variant: another loss, text or setting has another one, and so no checkpoint of this."""
-    made_from = json.dumps([name, variant.settings, settings], sort_keys=True).encode()
+    made_from = json.dumps([name, settings], sort_keys=True).encode()
     return f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{hashlib.blake2b(made_from, digest_size=4).hexdigest()}"
 
 
@@ -107,10 +168,11 @@ def figures(make: Callable[[], Trainer]) -> dict:
     """Train to the end; held-out scores, of the start too, and tau of the trees."""
     trainer = make()
     trainer.run()
-    profile = load_profile(trainer.output / PROFILE)
+    found = trainer.output / PROFILE
+    profile = load_profile(found) if found.exists() else None
     lines = [json.loads(line) for line in (trainer.output / LOG).read_text().splitlines()]
     scores = {name: lines[-1][name] for name in ("kl", "top1", "top4", "followed1", "followed4")}
-    tau = {f"{n}, {p}, {k}": profile.tau(TreeConfig(n, p), k) for n, p, k in TREES}
+    tau = {f"{n}, {p}, {k}": profile and profile.tau(TreeConfig(n, p), k) for n, p, k in TREES}
     return {"start": lines[0]["kl"], **scores, "tau": tau, "seconds": round(trainer.seconds, 1)}
 
 
@@ -147,7 +209,7 @@ def main(
         document = Document(json_path, settings, environment(base))
         for name, variant in VARIANTS.items():
             make = functools.partial(
-                VariantTrainer, variant, config, output / folder_of(name, variant, settings), where
+                VariantTrainer, variant, config, output / folder_of(name, settings | variant.settings), where
             )
             document.part(name, variant.settings, functools.partial(figures, make))
     show(document.figures)
@@ -165,7 +227,10 @@ def show(found: dict[str, dict]) -> None:
     for name, figures in found.items():
         accuracies = (f"{100 * share:.2f}" for share in figures["followed1"])
         table.add_row(
-            name, *(f"{x:.3f}" for x in figures["kl"]), *accuracies, *(f"{x:.3f}" for x in figures["tau"].values())
+            name,
+            *(f"{x:.3f}" for x in figures["kl"]),
+            *accuracies,
+            *("" if x is None else f"{x:.3f}" for x in figures["tau"].values()),
         )
     Console(highlight=False, width=160).print(table)
 

@@ -169,12 +169,13 @@ void run(
   std::copy_n(static_cast<const T*>(input.const_data_ptr()), rows * width, hidden);
   for (int64_t i = 0; i < layers; ++i) {
     const int64_t queries = projections[3 * i].size(0) / head_dim, stride = (queries + 2 * kv_heads) * head_dim;
-    norm_rows(static_cast<const T*>(hidden), rows, norms.template data<T>(2 * i), width, eps, part, prepared);
+    const float* ready =
+        norm_rows(static_cast<const T*>(hidden), rows, norms.template data<T>(2 * i), width, eps, part, prepared);
     cpu::Linear<T> linears[3];
     T* to = heads;
     for (int64_t j = 0; j < 3; ++j) {
       const Tensor& weight = projections[3 * i + j];
-      linears[j] = describe_linear<T>(prepared, rows, weight, biases.template data<T>(3 * i + j), to, stride);
+      linears[j] = describe_linear<T>(ready, rows, weight, biases.template data<T>(3 * i + j), to, stride);
       to += weight.size(0);
     }
     joint_linear_rows<T>(linears);

@@ -12,28 +12,39 @@ extern template void cpu::tree_attention(cpu::Isa, const cpu::TreeAttention<floa
 extern template void cpu::tree_attention(
     cpu::Isa, const cpu::TreeAttention<cpu::bfloat16>&, int64_t, int64_t, int64_t, int64_t);
 
-// Rows of `width` normed, and then as the linears' kernel reads them.
+// Rows of `width` normed, and then as the linears' kernel reads them: in `normed` or in `prepared`.
 template <typename T>
-void norm_rows(const T* from, int64_t rows, const T* norm, int64_t width, double eps, T* normed, float* prepared) {
+const float* norm_rows(const T* from, int64_t rows, const T* norm, int64_t width, double eps, T* normed, float* prepared) {
+  const cpu::Rows<T> made{normed, width, rows, width};
+  const bool as_they_are = cpu::lies_prepared(made);
   over_rows(rows, [&](int64_t first, int64_t last) {
     const cpu::Isa isa = cpu::best_isa();
     for (int64_t r = first; r < last; ++r) {
       cpu::rms_norm(isa, from + r * width, norm, width, static_cast<float>(eps), normed + r * width);
     }
-    cpu::prepare(isa, cpu::Rows<T>{normed, width, rows, width}, first, last, prepared);
+    if (!as_they_are) cpu::prepare(isa, made, first, last, prepared);
   });
+  return as_they_are ? reinterpret_cast<const float*>(normed) : prepared;
 }
 
-// silu(gates) * ups in place of the gates.
+// silu(gates) * ups in place of the gates; the output of `ups` is scratch.
 template <typename T>
 void gated_linear_rows(const cpu::Linear<T>& gates, const cpu::Linear<T>& ups) {
-  over_outputs(gates.outputs, gates.width, [&](float* scratch, int64_t first, int64_t last) {
-    const cpu::Isa isa = cpu::best_isa();
-    cpu::linear(isa, gates, scratch, first, last);
-    cpu::linear(isa, ups, scratch, first, last);
-    for (int64_t r = 0; r < gates.rows; ++r) {
-      cpu::gate(isa, gates.output + r * gates.outputs + first, ups.output + r * ups.outputs + first, last - first);
-    }
+  over_outputs(gates.outputs, gates.width, [&](float* scratch, int64_t begin, int64_t end) {
+    over_blocks(gates, begin, end, [&](const cpu::Linear<T>& part, int64_t first, int64_t last) {
+      const cpu::Isa isa = cpu::best_isa();
+      cpu::Linear<T> others = ups;  // of these outputs alone, side by side
+      others.prepared = part.prepared;
+      others.weight += first * ups.weight_stride;
+      others.output += begin * gates.rows;
+      others.rows = part.rows;
+      others.outputs = others.output_stride = last - first;
+      cpu::linear(isa, part, scratch, first, last);
+      cpu::linear(isa, others, scratch, 0, others.outputs);
+      for (int64_t r = 0; r < part.rows; ++r) {
+        cpu::gate(isa, part.output + r * part.outputs + first, others.output + r * others.outputs, others.outputs);
+      }
+    });
   });
 }
 
@@ -41,11 +52,14 @@ void gated_linear_rows(const cpu::Linear<T>& gates, const cpu::Linear<T>& ups) {
 template <typename T>
 void added_linear_rows(const cpu::Linear<T>& args, const T* added) {
   over_outputs(args.outputs, args.width, [&](float* scratch, int64_t first, int64_t last) {
-    const cpu::Isa isa = cpu::best_isa();
-    cpu::linear(isa, args, scratch, first, last);
-    for (int64_t r = 0; r < args.rows; ++r) {
-      cpu::add(isa, args.output + r * args.outputs + first, added + r * args.outputs + first, last - first);
-    }
+    over_blocks(args, first, last, [&](const cpu::Linear<T>& part, int64_t first, int64_t last) {
+      const cpu::Isa isa = cpu::best_isa();
+      const T* others = added + (part.output - args.output);
+      cpu::linear(isa, part, scratch, first, last);
+      for (int64_t r = 0; r < part.rows; ++r) {
+        cpu::add(isa, part.output + r * part.outputs + first, others + r * part.outputs + first, last - first);
+      }
+    });
   });
 }
 
@@ -99,14 +113,14 @@ void layer_end_rows(
   T* normed = hidden + rows * width;
   T* gates = normed + rows * width;
   T* ups = gates + rows * wide;
-  prepare_rows(cpu::Rows<T>{attended, inputs, rows, inputs}, prepared);
-  added_linear_rows(describe_linear<T>(prepared, rows, weights.output, weights.bias, hidden, width), residual);
-  norm_rows(hidden, rows, weights.norm, width, weights.eps, normed, prepared);
+  const float* ready = prepare_rows(cpu::Rows<T>{attended, inputs, rows, inputs}, prepared);
+  added_linear_rows(describe_linear<T>(ready, rows, weights.output, weights.bias, hidden, width), residual);
+  ready = norm_rows(hidden, rows, weights.norm, width, weights.eps, normed, prepared);
   gated_linear_rows(
-      describe_linear<T>(prepared, rows, weights.gate, nullptr, gates, wide),
-      describe_linear<T>(prepared, rows, weights.up, nullptr, ups, wide));
-  prepare_rows(cpu::Rows<T>{gates, wide, rows, wide}, prepared);
-  added_linear_rows(describe_linear<T>(prepared, rows, weights.down, nullptr, result, width), static_cast<const T*>(hidden));
+      describe_linear<T>(ready, rows, weights.gate, nullptr, gates, wide),
+      describe_linear<T>(ready, rows, weights.up, nullptr, ups, wide));
+  ready = prepare_rows(cpu::Rows<T>{gates, wide, rows, wide}, prepared);
+  added_linear_rows(describe_linear<T>(ready, rows, weights.down, nullptr, result, width), static_cast<const T*>(hidden));
 }
 
 }  // namespace firp

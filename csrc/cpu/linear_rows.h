@@ -31,21 +31,25 @@ void over_rows(int64_t rows, const Work& work) {
   at::parallel_for(0, rows, kRowGrain, work);
 }
 
-// All rows as the kernel reads them, to as many times prepared_width floats.
+// All rows as the kernel reads them: where they lie, or in `to`, as many times prepared_width floats.
 template <typename T>
-void prepare_rows(const cpu::Rows<T>& rows, float* to) {
+const float* prepare_rows(const cpu::Rows<T>& rows, float* to) {
+  if (cpu::lies_prepared(rows)) return reinterpret_cast<const float*>(rows.data);
   over_rows(rows.count, [&](int64_t first, int64_t last) { cpu::prepare(cpu::best_isa(), rows, first, last, to); });
+  return to;
 }
 
-// `input` [..., width] as the kernel reads it, [rows, prepared width].
+// `input` [..., width] as the kernel reads it, [rows, prepared width]; it may share the memory.
 template <typename T>
 at::Tensor prepare_rows(const at::Tensor& input) {
   const int64_t width = input.size(-1);
   const at::Tensor dense = input.dim() == 2 && input.stride(1) == 1 ? input : input.contiguous();
   const int64_t rows = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
-  at::Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
   const int64_t stride = dense.dim() == 2 ? dense.stride(0) : width;
-  prepare_rows(cpu::Rows<T>{static_cast<const T*>(dense.const_data_ptr()), stride, rows, width}, prepared.data_ptr<float>());
+  const cpu::Rows<T> from{static_cast<const T*>(dense.const_data_ptr()), stride, rows, width};
+  if (cpu::lies_prepared(from)) return dense.view({rows, width});
+  at::Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
+  prepare_rows(from, prepared.data_ptr<float>());
   return prepared;
 }
 
@@ -97,6 +101,24 @@ void over_outputs(int64_t outputs, int64_t width, const Work& work) {
     const std::unique_ptr<Line[]> scratch(new Line[cpu::scratch_size(width) * sizeof(float) / sizeof(Line)]);
     work(reinterpret_cast<float*>(scratch.get()), 4 * first, std::min(4 * last, outputs));
   });
+}
+
+// work(part, first, last) over parts of a linear: all its rows for outputs [first, last); or, of many rows in float32, those
+// of whose weights and outputs a second-level cache holds 512 and 128 KiB until `work` is done with them.
+template <typename T, typename Work>
+void over_blocks(const cpu::Linear<T>& args, int64_t first, int64_t last, const Work& work) {
+  constexpr int64_t weights = 512 << 10, most = 144;
+  if (!std::is_same_v<T, float> || args.rows <= most) return work(args, first, last);
+  const int64_t outputs = std::max<int64_t>(weights / (4 * std::max<int64_t>(args.width, 1)) / 4 * 4, 4);
+  for (; first < last; first += outputs) {
+    cpu::Linear<T> part = args;
+    for (int64_t left = args.rows; left; left -= part.rows) {
+      part.rows = std::min(left, most);
+      work(part, first, std::min(first + outputs, last));
+      part.prepared += part.rows * cpu::prepared_width(args.width);
+      part.output += part.rows * args.output_stride;
+    }
+  }
 }
 
 inline at::Tensor dense_weight(const at::Tensor& weight) { return weight.stride(1) == 1 ? weight : weight.contiguous(); }

@@ -18,11 +18,10 @@ void run(
   const int64_t head_dim = output.size(3), stride = output.size(2) * head_dim;
   const Tensor normed = at::empty(input.sizes(), input.options());
   const Tensor prepared = at::empty({rows, cpu::prepared_width(width)}, input.options().dtype(at::kFloat));
-  float* floats = prepared.mutable_data_ptr<float>();
   T* heads = static_cast<T*>(output.mutable_data_ptr());
-  norm_rows(
+  const float* floats = norm_rows(
       static_cast<const T*>(input.const_data_ptr()), rows, static_cast<const T*>(norm.const_data_ptr()), width, eps,
-      static_cast<T*>(normed.mutable_data_ptr()), floats);
+      static_cast<T*>(normed.mutable_data_ptr()), prepared.mutable_data_ptr<float>());
   joint_linear_rows(floats, rows, weights, biases, heads, stride);
   rotate_rows(
       heads, stride, rows, rotated, static_cast<const T*>(cos.const_data_ptr()), static_cast<const T*>(sin.const_data_ptr()),

@@ -28,12 +28,13 @@ float unit_row(const T* row, int64_t width, T* to) {
   return std::sqrt(mean);
 }
 
-// Dense rows [offsets, batch, width] as the kernel reads them, each offset's for itself.
+// Dense rows [offsets, batch, width] as the kernel reads them, each offset's for itself: where they lie, or in `to`.
 template <typename T>
-void prepare_offsets(const T* from, int64_t offsets, int64_t batch, int64_t width, float* to) {
-  for (int64_t j = 0; j < offsets; ++j, from += batch * width, to += batch * cpu::prepared_width(width)) {
-    prepare_rows(cpu::Rows<T>{from, width, batch, width}, to);
-  }
+const float* prepare_offsets(const T* from, int64_t offsets, int64_t batch, int64_t width, float* to) {
+  const int64_t rows = batch * width, apart = batch * cpu::prepared_width(width);
+  const float* first = prepare_rows(cpu::Rows<T>{from, width, batch, width}, to);
+  for (int64_t j = 1; j < offsets; ++j) prepare_rows(cpu::Rows<T>{from + j * rows, width, batch, width}, to + j * apart);
+  return first;
 }
 
 // work(linear of an offset, first, last) over ranges that tile the outputs of all offsets, in one parallel region.
@@ -74,7 +75,7 @@ void run(const Tensor& states, const Tensor& first, const Weights& weights, Tens
   const Tensor floats = at::empty({rows, cpu::prepared_width(widest)}, states.options().dtype(at::kFloat));
   T* units = static_cast<T*>(joined.mutable_data_ptr());
   T* hidden = units + rows * 2 * width;
-  float* prepared = floats.mutable_data_ptr<float>();
+  float* memory = floats.mutable_data_ptr<float>();
   std::vector<float> sizes(rows);
   for (int64_t j = 0; j < offsets; ++j) {
     for (int64_t b = 0; b < batch; ++b) {
@@ -83,9 +84,9 @@ void run(const Tensor& states, const Tensor& first, const Weights& weights, Tens
       unit_row(known + b * width, width, row + width);
     }
   }
-  prepare_offsets(units, offsets, batch, 2 * width, prepared);
   over_offsets<T>(
-      prepared, batch, weights.inputs, &weights.bias, inner, [&](int64_t j) { return hidden + j * batch * inner; },
+      prepare_offsets(units, offsets, batch, 2 * width, memory), batch, weights.inputs, &weights.bias, inner,
+      [&](int64_t j) { return hidden + j * batch * inner; },
       [&](int64_t j, int64_t begin, int64_t end) {
         for (int64_t b = 0; b < batch; ++b) {
           T* row = hidden + (j * batch + b) * inner;
@@ -95,9 +96,9 @@ void run(const Tensor& states, const Tensor& first, const Weights& weights, Tens
           }
         }
       });
-  prepare_offsets(hidden, offsets, batch, inner, prepared);
   over_offsets<T>(
-      prepared, batch, weights.outputs, nullptr, offsets * width, [&](int64_t j) { return to + j * width; },
+      prepare_offsets(hidden, offsets, batch, inner, memory), batch, weights.outputs, nullptr, offsets * width,
+      [&](int64_t j) { return to + j * width; },
       [&](int64_t j, int64_t begin, int64_t end) {
         for (int64_t b = 0; b < batch; ++b) {
           const int64_t row = (b * offsets + j) * width;

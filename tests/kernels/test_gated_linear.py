@@ -29,6 +29,20 @@ def test_gated_linear(impl, device, dtype, width, outputs):
         )
 
 
+@pytest.mark.skipif(("extension", "cpu") not in available("gated_linear"), reason="the C++ extension is not built")
+@pytest.mark.parametrize("width, outputs", [(96, 1700), (1030, 261), (1600, 200)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_rows(dtype, width, outputs):
+    """Blocks of rows and outputs are gated one by one, and no row can tell."""
+    generator = torch.Generator().manual_seed(width)
+    gate, up = (torch.randn(outputs, width, generator=generator).mul_(width**-0.5).to(dtype) for _ in range(2))
+    rows = torch.randn(300, width, generator=generator).to(dtype)
+    out = run("gated_linear", (rows, gate, up), "extension", "cpu")
+    for first in range(0, 300, 20):
+        some = slice(first, first + 1 + first // 20)
+        assert torch.equal(run("gated_linear", (rows[some], gate, up), "extension", "cpu"), out[some])
+
+
 @IMPLEMENTATIONS
 def test_far_values(impl, device):
     """silu far from zero is the identity or nothing, and NaN stays in its row."""

@@ -18,7 +18,7 @@ def in_parts(args, impl, device):
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("width", [5, 64, 577])
-@pytest.mark.parametrize("rows", [0, 1, 7, 40])
+@pytest.mark.parametrize("rows", [0, 1, 7, 40, 80])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bits_of_the_parts(impl, device, dtype, rows, width, with_bias):
     args = layer_end_case(width, dtype, with_bias, rows, width)

@@ -199,6 +199,16 @@ class FirpPredictor(  # type: ignore[call-arg]
         tensors = (self.update_inputs, self.update_bias, self.update_outputs)
         return [tensor for tensor in tensors if tensor is not None]
 
+    @property
+    def map_tensors(self) -> list[Tensor]:
+        """Weights by which pseudo rows reach their final states."""
+        return [self.weight]
+
+    @property
+    def final_tensors(self) -> list[Tensor]:
+        """Weights by which final states become drafts: the update's and the transition's."""
+        return [*self.update_tensors, *([] if self.transition is None else [self.transition])]
+
     def update_weights(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The update's weights on `device` in `dtype`, still of their graph, as `firp.drafting.update.updated` takes
         them."""

@@ -128,6 +128,7 @@ class Objective:
         embeddings: of the base model, for the transition; None where the predictor has none.
         trains_maps: whether the maps get a gradient.
         divergence: what maps and update learn instead of the KL. Scores without a gradient are of the KL always.
+        state_distance: of final states from the model's own, both [n, k, d]: [n, k], learned beside the divergence.
     """
 
     view: DecoderView
@@ -136,6 +137,7 @@ class Objective:
     embeddings: UnitEmbeddings | None
     trains_maps: bool
     divergence: Callable[[Tensor, Tensor], Tensor] = divergence_of
+    state_distance: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(
         self,
@@ -173,10 +175,7 @@ class Objective:
         # In the order of the text, so that neighbours share what the model's head scores.
         sources, order = (places // anchors.shape[1] * length + anchors.flatten()[places]).sort()
         at_once = ANCHORS_AT_ONCE[device.type == "cuda"]
-        learning = [
-            *predictor.update_tensors,
-            *([] if self.embeddings is None else [cast(Tensor, predictor.transition)]),
-        ]
+        learning = [tensor for tensor in predictor.final_tensors if tensor.requires_grad]
         parts = zip(places[order].split(at_once), sources.split(at_once), strict=True)
         for index, flat in parts if chosen else ():
             positions = flat[:, None] + torch.arange(1, k + 1, device=device)
@@ -187,6 +186,8 @@ class Objective:
                 divergence = self.divergence if want_gradient else divergence_of
                 targets = examine(self.view, states, real.final, positions, predictor.draft_tokens, divergence)
                 loss, followed = targets.kl, targets.rank
+                if want_gradient and self.state_distance is not None:
+                    loss = loss + self.state_distance(states, real.final.flatten(0, 1)[positions])
                 if self.embeddings is not None:
                     follows, followed = self.follow(predictor, before, targets)
                     loss = loss + follows
@@ -196,7 +197,7 @@ class Objective:
                 gradient.view(-1, *leaf.shape[1:])[index] = leaf.grad
             sums += sums_of(targets.kl, targets.rank, followed)
         if maps_learn:
-            rows.backward(gradient, inputs=[predictor.weight])
+            rows.backward(gradient, inputs=predictor.map_tensors)
         return OffsetScores.of(sums, count)
 
     def updated(self, predictor: FirpPredictor, rows: Tensor, first: Tensor) -> Tensor:
@@ -211,14 +212,16 @@ class Objective:
 
         A choice that is not among the candidates has the rank after the last.
         """
-        source, target = cast(Tensor, predictor.transition)
-        embed = cast(UnitEmbeddings, self.embeddings)
-        query = embed(before) @ source
+        query, target = self.query(predictor, before), cast(Tensor, predictor.transition)[1]
         if predictor.update_width:  # the row of offset 1 knows the token before
             query = torch.cat([torch.zeros_like(query[:, :1]), query[:, 1:]], 1)
-        factor = (query[..., None, :] * (embed(targets.best) @ target)).sum(-1)
+        factor = (query[..., None, :] * (cast(UnitEmbeddings, self.embeddings)(targets.best) @ target)).sum(-1)
         scores = torch.log_softmax(targets.scores + factor, dim=-1)
         loss = -(torch.softmax(targets.goal, dim=-1) * scores).sum(-1)
         most = scores.shape[-1]
         rank = rank_of(scores.detach(), targets.place.clamp(max=most - 1))
         return loss, rank.where(targets.place < most, most)
+
+    def query(self, predictor: FirpPredictor, before: Tensor) -> Tensor:
+        """Factors [n, k, r] of the tokens [n, k] before the candidates."""
+        return cast(UnitEmbeddings, self.embeddings)(before) @ cast(Tensor, predictor.transition)[0]

@@ -107,7 +107,7 @@ class Trainer:
     def parameter_groups(self) -> list[dict]:
         """Parameters of the optimizer, each group with its peak learning rate."""
         config = self.config
-        groups: list[dict] = [{"params": [self.predictor.weight], "peak": config.learning_rate, "weight_decay": 0.0}]
+        groups: list[dict] = [{"params": self.predictor.map_tensors, "peak": config.learning_rate, "weight_decay": 0.0}]
         for tensors, decay in (([self.predictor.transition], 0.05), (self.predictor.update_tensors, 0.2)):
             if tensors and tensors[0] is not None:
                 groups += [{"params": tensors, "peak": config.transition_learning_rate, "weight_decay": decay}]

@@ -38,6 +38,12 @@ struct Rows {
 // Floats that a prepared row needs: a whole number of the widest weight loads (32 elements).
 inline int64_t prepared_width(int64_t width) { return (width + 31) / 32 * 32; }
 
+// Whether rows are as `prepare` would copy them.
+template <typename T>
+bool lies_prepared(const Rows<T>& rows) {
+  return std::is_same_v<T, float> && rows.stride == prepared_width(rows.width) && rows.width == rows.stride;
+}
+
 constexpr int64_t kLineBytes = 64;
 
 // Into the second-level cache: the first-level cache keeps the inputs.

@@ -46,6 +46,13 @@ struct RowView {
   std::vector<int32_t> tail;
 };
 
+// How many of its first entries of the tail a row shares with the one before: those of a chain, all that one has.
+inline int64_t shared_tail(const std::vector<RowView>& views, int64_t row) {
+  if (row == 0) return 0;
+  const std::vector<int32_t>&before = views[row - 1].tail, &own = views[row].tail;
+  return std::mismatch(before.begin(), before.end(), own.begin(), own.end()).first - before.begin();
+}
+
 template <typename T>
 RowView row_view(const TreeAttention<T>& args, int64_t batch, int64_t row) {
   const int32_t* depths = args.depths + batch * args.num_nodes;

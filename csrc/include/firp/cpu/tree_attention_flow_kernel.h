@@ -142,7 +142,7 @@ static void attend(const TreeAttention<bfloat16>& args, int64_t batch, int64_t k
     const RowView& view = views[row - first_row];
     const int64_t open = rest + static_cast<int64_t>(view.tail.size()), first = std::max<int64_t>(view.first - whole, 0);
     const auto slot = [&](int64_t e) { return e < rest ? whole + e : context + view.tail[e - rest]; };
-    for (int64_t e = rest / 2 * 2; e < open; e += 2) {
+    for (int64_t e = (rest + shared_tail(views, row - first_row)) / 2 * 2; e < open; e += 2) {
       const bfloat16* odd = e + 1 < open ? values + slot(e + 1) * args.value_slot : nullptr;
       pair_values(values + slot(e) * args.value_slot, odd, head_dim, open_values + e / 2 * padded);
     }

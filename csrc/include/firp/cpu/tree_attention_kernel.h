@@ -8,42 +8,51 @@ constexpr int64_t kQueries = 6;
 typedef uint16_t QuadHalves __attribute__((vector_size(8)));
 typedef uint32_t QuadWords __attribute__((vector_size(16)));
 
-// acc[i][:] = sum over n of a[i * a_stride + n] * b[n * b_stride + :] on top of what acc holds, in the order of n.
-template <int queries>
-static inline __attribute__((always_inline)) void multiply_pair(
-    const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count, Floats (&acc)[queries][2]) {
+// Columns of one tile: as many as registers take beside six queries.
+constexpr int64_t kMost = FIRP_VECTOR_BYTES == 64 ? 4 : 2;
+
+// c[i, :] (+)= a[i, 0:count] @ b[0:count, :] over `vectors` of columns; what c held is scaled first.
+template <int queries, int vectors>
+static inline __attribute__((always_inline)) void multiply_tile(
+    const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count, float* c, int64_t c_stride,
+    const float* factors) {
+  Floats acc[queries][vectors] = {};
+  if (factors) {
+#pragma GCC unroll 6
+    for (int i = 0; i < queries; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) acc[i][v] = load(c + i * c_stride + v * kLanes) * broadcast(factors[i]);
+    }
+  }
   for (int64_t n = 0; n < count; ++n, b += b_stride) {
-    const Floats low = load(b), high = load(b + kLanes);
+    Floats columns[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) columns[v] = load(b + v * kLanes);
 #pragma GCC unroll 6
     for (int i = 0; i < queries; ++i) {
       const Floats x = broadcast(a[i * a_stride + n]);
-      acc[i][0] = fused(x, low, acc[i][0]);
-      acc[i][1] = fused(x, high, acc[i][1]);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) acc[i][v] = fused(x, columns[v], acc[i][v]);
     }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < queries; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) save(acc[i][v], c + i * c_stride + v * kLanes);
   }
 }
 
-// c[i, :] (+)= a[i, 0:count] @ b[0:count, :] over `columns` (a multiple of kPair); what c held is scaled first.
 template <int queries>
 static void multiply(
     const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count, float* c, int64_t c_stride,
     int64_t columns, const float* factors) {
-  for (int64_t column = 0; column < columns; column += kPair) {
-    Floats acc[queries][2] = {};
-    if (factors) {
-#pragma GCC unroll 6
-      for (int i = 0; i < queries; ++i) {
-        acc[i][0] = load(c + i * c_stride + column) * broadcast(factors[i]);
-        acc[i][1] = load(c + i * c_stride + column + kLanes) * broadcast(factors[i]);
-      }
-    }
-    multiply_pair<queries>(a, a_stride, b + column, b_stride, count, acc);
-#pragma GCC unroll 6
-    for (int i = 0; i < queries; ++i) {
-      save(acc[i][0], c + i * c_stride + column);
-      save(acc[i][1], c + i * c_stride + column + kLanes);
-    }
+  int64_t column = 0;
+  if constexpr (kMost > 2) {
+    for (; column + kMost * kLanes <= columns; column += kMost * kLanes)
+      multiply_tile<queries, kMost>(a, a_stride, b + column, b_stride, count, c + column, c_stride, factors);
   }
+  for (; column < columns; column += kPair)
+    multiply_tile<queries, 2>(a, a_stride, b + column, b_stride, count, c + column, c_stride, factors);
 }
 
 static void multiply_any(
@@ -229,7 +238,7 @@ void tree_attention(const TreeAttention<T>& args, int64_t batch, int64_t kv_head
   for (int64_t row = first_row; row < last_row; ++row) {
     const RowView& view = views[row - first_row];
     const int64_t open = rest + static_cast<int64_t>(view.tail.size()), first = std::max<int64_t>(view.first - whole, 0);
-    for (int64_t e = rest; e < open; ++e) {
+    for (int64_t e = rest + shared_tail(views, row - first_row); e < open; ++e) {
       widen_rows(values + (context + view.tail[e - rest]) * args.value_slot, 0, 1, head_dim, open_values + e * padded, padded);
     }
     for (int64_t head = 0; head < group; head += kQueries) {
