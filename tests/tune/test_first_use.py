@@ -17,7 +17,7 @@ from firp.drafting.choices import (
 )  # fmt: skip
 from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.profile import FILE_NAME, AcceptanceProfile, save_profile
-from firp.engine.automatic import ATTEMPTS, Automatic, Plan
+from firp.engine.automatic import ATTEMPTS, MOST_SECONDS, Automatic, Plan
 from firp.engine.costs import Curves, StepClock, typical
 from firp.tools.hardware import machine_name
 from models import tiny_model
@@ -104,10 +104,21 @@ def test_a_profile_of_another_predictor_is_not_used(predictor, capsys):
 def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
     taken = []
     monkeypatch.setattr("firp.engine.automatic.NEAR", 2.0)
+    monkeypatch.setitem(MOST_SECONDS, "cpu", 1e9)
     monkeypatch.setattr(StepClock, "seconds", lambda self, trees: taken.append(trees) or [1e9] * len(trees))
     for _ in range(2):
         assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e9
     assert len(taken) == 2 * ATTEMPTS and not choice_file(predictor).exists()
+
+
+def test_a_call_waits_no_longer_than_it_may(predictor, monkeypatch):
+    """What is not steady is not timed again where that would take too long, and is not kept."""
+    taken = []
+    monkeypatch.setattr("firp.engine.automatic.NEAR", 2.0)
+    monkeypatch.setitem(MOST_SECONDS, "cpu", 0.0)
+    monkeypatch.setattr(StepClock, "seconds", lambda self, trees: taken.append(trees) or [1e9] * len(trees))
+    assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e9
+    assert len(taken) == 2 and not choice_file(predictor).exists()
 
 
 def test_figures_of_shared_cores_are_not_kept(predictor, monkeypatch, capsys):

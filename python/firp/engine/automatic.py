@@ -28,8 +28,9 @@ GPU_NODES = (4, 8, 16, 32, 64)
 GPU_NODES_TOGETHER = 512
 # Rows of a step at most.
 MOST_ROWS = {"cpu": 64, "cuda": 256}
-# Estimates and timed steps differ by at most this factor, or all is timed again.
+# Estimates and timed steps differ by at most this factor, or all is timed again where a call may still wait for it.
 STEADY, ATTEMPTS = 1.5, 3
+MOST_SECONDS = {"cpu": 3.0, "cuda": 60.0}
 # The best trees of up to two other k are timed too where their estimate is this near to the best. One more offset has
 # to be this much faster: its steps take longer, and lose more where a text is harder than the profile's.
 NEAR, FASTER, MOST_RIVALS = 0.9, 1.03, 2
@@ -153,11 +154,12 @@ class Automatic:
             desc="timing steps", unit="timing", delay=1.0, leave=False, disable=None if self.ranks.leads else True
         ) as bar:
             clock = StepClock(self.steps, MOST_ROWS[self.device.type], self.runner, batch_size, bar.update)
-            for _ in range(ATTEMPTS):
+            for attempt in range(1, ATTEMPTS + 1):
                 plan, plain, seconds = self._time(clock, offsets)
                 pairs = zip(plan.expected, [plain, *seconds], strict=False)
                 steady = all(1 / STEADY < estimate.seconds / t < STEADY for estimate, t in pairs)
-                if steady:
+                waited = self.ranks.first(lambda: time.perf_counter() - began)
+                if steady or waited / attempt * (attempt + 1) > MOST_SECONDS[self.device.type]:
                     break
         rate = (preemptions() - before) / (time.perf_counter() - began) / torch.get_num_threads()
         steady = self.ranks.first(lambda: steady and rate < PREEMPTIONS)

@@ -29,7 +29,7 @@ from firp.tools.hardware import synchronize
 # Tokens before a measured step, a short prompt with half of its answer: rows cost more with more to attend to.
 CONTEXT, SPARE_SLOTS = 160, 64
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-SWEEPS, SWEEP_SECONDS = 4, 0.8
+SWEEPS, SWEEP_SECONDS = 4, 0.6
 STEPS, STEP_SECONDS, WARM_UP_STEPS = 9, 0.8, 2
 
 
@@ -191,7 +191,7 @@ class StepClock:
                 taken[-1].append(self._since(begin))
                 drafted[i] = state.tree
                 self.progress()
-            if turn > WARM_UP_STEPS and self._since(started) > STEP_SECONDS:
+            if turn >= WARM_UP_STEPS and self._since(started) > STEP_SECONDS:
                 break
         return typical(np.array(taken[WARM_UP_STEPS:])).tolist()
 
