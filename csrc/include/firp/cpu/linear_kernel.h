@@ -112,6 +112,10 @@ static inline __attribute__((always_inline)) void finish(
     if constexpr (outs == 4) {
       Quad four = sums_of_four(sums[0][r], sums[1][r], sums[2][r], sums[3][r]);
       if (bias) four += Quad{to_float(bias[0]), to_float(bias[apart]), to_float(bias[2 * apart]), to_float(bias[3 * apart])};
+      if (std::is_same_v<T, float> && apart == 1) {
+        std::memcpy(output, &four, sizeof(four));
+        continue;
+      }
 #pragma GCC unroll 4
       for (int o = 0; o < 4; ++o) store(four[o], output + o * apart);
     } else {
