@@ -67,7 +67,7 @@ static inline __attribute__((always_inline)) Quad sums_of_four(Floats a, Floats 
 static int64_t most_at_once(int64_t width) { return FIRP_VECTOR_BYTES == 64 ? 127 : cached_rows(width); }
 
 // Rows from which bfloat16 weights are widened once instead of with every tile (measured on a Xeon).
-constexpr int64_t kWidenedRows = FIRP_VECTOR_BYTES == 64 ? 32 : 9;
+constexpr int64_t kWidenedRows = FIRP_VECTOR_BYTES == 64 ? 24 : 7;
 
 // Rows of a tile, by the registers that its sums take; bfloat16 weights need some on their way to float (AVX2, measured).
 template <typename T>
@@ -75,15 +75,22 @@ constexpr int64_t kTileRows = FIRP_VECTOR_BYTES == 64 ? 6
     : std::is_same_v<T, bfloat16>                     ? 2
                                                       : 3;
 
+// Elements [from, to) of weight rows.
+struct Part {
+  int64_t from, to;
+};
+
 // `outs` outputs of `rows` rows, both known to the compiler so that sums stay in registers. Weight rows are
-// weight_stride elements apart. Asks for what lies `soon` bytes after each of them, unless that is 0. Where it `widens`,
-// `widened` gets the weights as floats, `stride` apart, in the order of the prepared input.
-template <bool widens, typename T, int outs, int rows>
+// weight_stride elements apart. Asks for what lies `soon` bytes after each of them, unless that is 0, or where it `shares`
+// that with other tiles, after `part` of them. Where it `widens`, `widened` gets the weights as floats, `stride` apart, in
+// the order of the prepared input.
+template <bool widens, bool shares = false, typename T, int outs, int rows>
 static inline __attribute__((always_inline)) void products(
     const float* input, int64_t stride, const T* weight, int64_t weight_stride, int64_t width, int64_t soon, float* widened,
-    Floats (&sums)[outs][rows]) {
+    Floats (&sums)[outs][rows], Part part = {}) {
   for (int64_t i = 0; i < width; i += Step<T>::size) {
-    if (soon && i * static_cast<int64_t>(sizeof(T)) % kLineBytes == 0) {
+    const bool asks = shares ? i >= part.from && i < part.to : soon;
+    if (asks && i * static_cast<int64_t>(sizeof(T)) % kLineBytes == 0) {
       for (int o = 0; o < outs; ++o) fetch_soon(reinterpret_cast<const char*>(weight + o * weight_stride + i) + soon);
     }
 #pragma GCC unroll 8
@@ -125,15 +132,16 @@ static inline __attribute__((always_inline)) void finish(
 }
 
 // The last, partial step of the weight is read from a copy padded with zeros. `widened`: of `products`.
-template <typename T, int outs, int rows, bool widens = false>
-static void tile(const Linear<T>& args, int64_t first, int64_t apart, int64_t row, int64_t soon, float* widened) {
+template <typename T, int outs, int rows, bool widens = false, bool shares = false>
+static void tile(
+    const Linear<T>& args, int64_t first, int64_t apart, int64_t row, int64_t soon, float* widened, Part part = {}) {
   constexpr int64_t step = Step<T>::size;
   const int64_t stride = prepared_width(args.width), whole = args.width - args.width % step;
   const int64_t weight_stride = apart * args.weight_stride;
   const float* input = args.prepared + row * stride;
   const T* weight = args.weight + first * args.weight_stride;
   Floats sums[outs][rows] = {};
-  products<widens>(input, stride, weight, weight_stride, whole, soon, widened, sums);
+  products<widens, shares>(input, stride, weight, weight_stride, whole, soon, widened, sums, part);
   if (whole < args.width) {
     T rest[outs][step] = {};
     for (int o = 0; o < outs; ++o) {
@@ -145,11 +153,27 @@ static void tile(const Linear<T>& args, int64_t first, int64_t apart, int64_t ro
   finish(sums, args.bias ? args.bias + first : nullptr, output, apart, args.output_stride);
 }
 
+// As all_rows, for three tiles or more: each asks for its share of the weight rows that follow.
+template <typename T, int outs>
+static void all_rows_sharing(const Linear<T>& args, int64_t first, int64_t apart) {
+  const int64_t soon = args.weight_stride * static_cast<int64_t>(sizeof(T));
+  for (int64_t row = 0; row < args.rows;) {
+    const int64_t take = tile_rows(args.rows - row, kTileRows<T>);
+    const Part part{args.width * row / args.rows, args.width * (row + take) / args.rows};
+    if (take == 3) tile<T, outs, 3, false, true>(args, first, apart, row, soon, nullptr, part);
+    if (take == 2) tile<T, outs, 2, false, true>(args, first, apart, row, soon, nullptr, part);
+    row += take;
+  }
+}
+
 // All rows of `outs` outputs, each `apart` outputs from the one before: the first tile reads the weight rows from memory,
 // the others find them in cache. The last of several asks for the rows that follow, where there are `more`, so that
-// memory does not idle meanwhile.
+// memory does not idle meanwhile; in float32 with AVX2 all of them do, from three on (measured on a Xeon).
 template <typename T, int outs>
 static void all_rows(const Linear<T>& args, int64_t first, int64_t apart, bool more) {
+  if constexpr (FIRP_VECTOR_BYTES == 32 && std::is_same_v<T, float>) {
+    if (more && args.rows > 2 * kTileRows<T>) return all_rows_sharing<T, outs>(args, first, apart);
+  }
   for (int64_t row = 0; row < args.rows;) {
     const int64_t take = tile_rows(args.rows - row, kTileRows<T>);
     const bool asks = more && row > 0 && row + take == args.rows;
@@ -168,20 +192,18 @@ static void all_rows(const Linear<T>& args, int64_t first, int64_t apart, bool m
   }
 }
 
-// `width`: of whole steps of bfloat16, so that a row's last zeros are those of `tile`. Asks for the next weight rows, where
-// there are `more`.
+// `width`: of whole steps of bfloat16, so that a row's last zeros are those of `tile`. Asks for `part` of the next weight
+// rows.
 template <int outs, int rows>
 static void from_floats(
-    const Linear<bfloat16>& args, const float* weight, int64_t first, int64_t apart, int64_t row, bool more) {
+    const Linear<bfloat16>& args, const float* weight, int64_t first, int64_t apart, int64_t row, Part part) {
   constexpr int64_t step = Step<bfloat16>::size;
   const int64_t stride = prepared_width(args.width), width = (args.width + step - 1) / step * step;
   Floats sums[outs][rows] = {};
   products<false>(args.prepared + row * stride, stride, weight, stride, width, 0, nullptr, sums);
-  if (more) {
-    const bfloat16* next = args.weight + (first + 1) * args.weight_stride;
-    for (int64_t i = 0; i < args.width; i += kLineBytes / 2) {
-      for (int o = 0; o < outs; ++o) fetch_soon(reinterpret_cast<const char*>(next + o * apart * args.weight_stride + i));
-    }
+  const bfloat16* next = args.weight + (first + 1) * args.weight_stride;
+  for (int64_t i = part.from; i < part.to; i += kLineBytes / 2) {
+    for (int o = 0; o < outs; ++o) fetch_soon(reinterpret_cast<const char*>(next + o * apart * args.weight_stride + i));
   }
   bfloat16* output = args.output + row * args.output_stride + first;
   finish(sums, args.bias ? args.bias + first : nullptr, output, apart, args.output_stride);
@@ -201,8 +223,10 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
   if (widening == 3) tile<bfloat16, outs, 3, true>(args, first, apart, 0, 0, scratch);
   if (widening == 2) tile<bfloat16, outs, 2, true>(args, first, apart, 0, 0, scratch);
   if (widening == 1) tile<bfloat16, outs, 1, true>(args, first, apart, 0, 0, scratch);
+  constexpr int64_t line = kLineBytes / 2;
+  const auto share = [&](int64_t row) { return args.width * (row - widening) / (args.rows - widening) / line * line; };
   for (int64_t row = widening; row < args.rows; row += most) {
-    from_floats<outs, most>(args, scratch, first, apart, row, more && row + most == args.rows);
+    from_floats<outs, most>(args, scratch, first, apart, row, {share(row), more ? share(row + most) : 0});
   }
 }
 
