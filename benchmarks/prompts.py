@@ -18,6 +18,7 @@ import firp
 import torch
 import typer
 from firp.cli.options import choose_device
+from firp.engine.prefill import check_prompts
 from firp.tools.environment import environment
 from firp.tools.files import check_writable
 from firp.tools.hardware import synchronize
@@ -27,6 +28,7 @@ from benchmarks.commands import run
 from benchmarks.document import Document
 
 OUT = Path(__file__).parent / "results/prompts.json"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def pass_of_engine(engine: firp.Engine, tokens: torch.Tensor) -> float:
@@ -62,30 +64,37 @@ def compare(engine: firp.Engine, length: int, repeats: int, seed: int) -> dict:
 
 
 def main(
-    json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = OUT,
+    json_path: Annotated[
+        Path, typer.Option("--json", help="Where the figures are, or come; of other settings: begun anew.")
+    ] = OUT,
     model: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
     lengths: Annotated[str, typer.Option(help="Tokens of the prompts, with commas.")] = "128,1000",
     dtypes: Annotated[str, typer.Option(help="dtypes, with commas.")] = "float32,bfloat16",
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of each.")] = 15,
-    seed: Annotated[int, typer.Option(help="Of the tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the tokens.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
 ) -> None:
     """Time a prompt's pass in the engine and in the model itself."""
-    sizes = [int(length) if length.strip().isdigit() else 0 for length in lengths.split(",")]
+    sizes = [int(length) if length.strip().isdecimal() else 0 for length in lengths.split(",")]
     if not all(sizes):
         raise ValueError(f"lengths: got {lengths!r}, expected positive integers with commas")
+    kinds = [dtype.strip() for dtype in dtypes.split(",")]
+    for dtype in kinds:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtypes: got {dtype!r}, expected {', '.join(DTYPES)}, with commas")
     where = choose_device(device)
     json_path.parent.mkdir(parents=True, exist_ok=True)
     check_writable(json_path)
-    for dtype in dtypes.split(","):
-        base, _ = firp.load_model(model, dtype.strip(), where)
+    for dtype in kinds:
+        base, _ = firp.load_model(model, dtype, where)
         engine = firp.Engine(base)
+        check_prompts(base.config, [length + 1 for length in sizes], 1)
         document = Document(json_path, {"model": model, "repeats": repeats, "seed": seed}, environment(base))
         for length in sizes:
             compute = functools.partial(compare, engine, length, repeats, seed)
-            found = document.part(f"{dtype.strip()}, {length} tokens", {}, compute)
+            found = document.part(f"{dtype}, {length} tokens", {}, compute)
             print(
-                f"{dtype.strip()}, {length} tokens: engine {1e3 * found['engine']:.1f} ms, Hugging Face "
+                f"{dtype}, {length} tokens: engine {1e3 * found['engine']:.1f} ms, Hugging Face "
                 f"{1e3 * found['hugging face']:.1f} ms, {found['ratio']:.2f}x "
                 f"({found['ratios'][0]:.2f}-{found['ratios'][-1]:.2f})"
             )

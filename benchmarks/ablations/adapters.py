@@ -139,9 +139,10 @@ Answers = list[tuple[Tensor, list[int], str]]
 
 
 def taus(view: DecoderView, predictor: FirpPredictor, answers: Answers) -> dict:
-    """tau of the trees over all answers, and by category."""
+    """tau of the trees that its offsets can draft, over all answers and by category."""
     profile = make_profile(view, predictor, answers, token_tables(view, predictor.transition))
-    return {f"{n}, {p}, {k}": tau_of(profile, TreeConfig(n, p), k) for n, p, k in TREES}
+    trees = [(nodes, lookahead, k) for nodes, lookahead, k in TREES if k <= predictor.num_offsets]
+    return {f"{n}, {p}, {k}": tau_of(profile, TreeConfig(n, p), k) for n, p, k in trees}
 
 
 def tau_of(profile: AcceptanceProfile, tree: TreeConfig, num_offsets: int) -> dict[str, float]:
@@ -187,6 +188,10 @@ def main(
     """Train and measure maps and adapters."""
     folder = start_from or str(SHIPPED / model)
     start = firp.load_predictor(folder)
+    if not 1 <= rank <= start.hidden_size:
+        raise ValueError(f"rank: got {rank}, expected 1..{start.hidden_size}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
     where, dataset, chosen = choose_device(device), load_dataset(data), load_prompts(prompts, limit)
     base, tokenizer = firp.load_model(model, dtype, where)
     settings = {

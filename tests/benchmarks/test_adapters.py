@@ -115,3 +115,10 @@ def test_a_cut_run_goes_on_and_a_whole_one_is_kept(command, tmp_path):
     assert [trainer.rank for trainer in trained] == [3]
     assert (trained[0].output / CHECKPOINT).exists() and trained[0].step == 4
     assert again["adapters"]["figures"]["tau"] == whole["adapters"]["figures"]["tau"]
+
+
+@pytest.mark.parametrize("rank", [-1, 0, 99999999999])
+def test_a_rank_that_no_adapter_has_is_refused(command, tmp_path, rank):
+    command[0]()
+    with pytest.raises(ValueError, match=f"rank: got {rank}, expected 1..32"):
+        adapters.main(tmp_path / "data.npz", tmp_path / "runs", start_from=str(tmp_path / "start"), rank=rank)

@@ -31,10 +31,20 @@ def test_both_pass_the_same_tokens_in_turns(tmp_path, monkeypatch):
     assert found["engine"] > 0 and found["hugging face"] > 0 and len(found["ratios"]) == 2
 
 
-@pytest.mark.parametrize("lengths", ["", "5,", "5,x", "0", "-3"])
+@pytest.mark.parametrize("lengths", ["", "5,", "5,x", "0", "-3", "\u00b2"])
 def test_lengths_are_positive(lengths, tmp_path):
     with pytest.raises(ValueError, match=r"lengths: got .*, expected positive integers"):
         prompts.main(tmp_path / "prompts.json", lengths=lengths, dtypes="float32", repeats=1)
+
+
+def test_what_cannot_be_timed_is_named_first(tmp_path, monkeypatch):
+    model = tiny_model(1, vocab=31, dtype=torch.float32)
+    monkeypatch.setattr("firp.load_model", lambda *_: (model, None))
+    for lengths in ("1000000000000", "99999999999999999999"):
+        with pytest.raises(ValueError, match="expected at most"):
+            prompts.main(tmp_path / "prompts.json", "tiny", lengths, "float32", repeats=1, seed=0, device="cpu")
+    with pytest.raises(ValueError, match="dtypes: got 'foo', expected float32, bfloat16"):
+        prompts.main(tmp_path / "prompts.json", "tiny", "5", "float32,foo", repeats=1, seed=0, device="cpu")
 
 
 def test_all_tokens_but_the_last_pass(monkeypatch):

@@ -224,7 +224,9 @@ static void all_rows_widened(const Linear<bfloat16>& args, float* scratch, int64
   if (widening == 2) tile<bfloat16, outs, 2, true>(args, first, apart, 0, 0, scratch);
   if (widening == 1) tile<bfloat16, outs, 1, true>(args, first, apart, 0, 0, scratch);
   constexpr int64_t line = kLineBytes / 2;
-  const auto share = [&](int64_t row) { return args.width * (row - widening) / (args.rows - widening) / line * line; };
+  const auto share = [&](int64_t row) {
+    return row == args.rows ? args.width : args.width * (row - widening) / (args.rows - widening) / line * line;
+  };
   for (int64_t row = widening; row < args.rows; row += most) {
     from_floats<outs, most>(args, scratch, first, apart, row, {share(row), more ? share(row + most) : 0});
   }
