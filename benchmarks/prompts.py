@@ -65,7 +65,7 @@ def compare(engine: firp.Engine, length: int, repeats: int, seed: int) -> dict:
 
 def main(
     json_path: Annotated[
-        Path, typer.Option("--json", help="Where the figures are, or come; of other settings: begun anew.")
+        Path, typer.Option("--json", help="Where to write the figures; those of other settings go.")
     ] = OUT,
     model: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
     lengths: Annotated[str, typer.Option(help="Tokens of the prompts, with commas.")] = "128,1000",
