@@ -22,15 +22,13 @@ from firp.bench.runner import TAU_FORMULA
 from firp.cli.options import choose_device
 from firp.decoder.passes import PseudoAttention
 from firp.decoder.view import DecoderView, replace_submodule, shallow
-from firp.drafting.predictor import SHIPPED, FirpPredictor
-from firp.drafting.profile import AcceptanceProfile
+from firp.drafting.predictor import FirpPredictor
 from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import TreeConfig
-from firp.generation.batch import greedy_answers
 from firp.tools.environment import environment
 from firp.tools.files import check_writable, locked
-from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
+from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
 from firp.train.config import TrainConfig
 from firp.train.data import load_dataset
 from firp.train.start import start_of
@@ -40,6 +38,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks.ablations.answers import Answers, answers_to, tau_by_category
 from benchmarks.ablations.losses import folder_of
 from benchmarks.commands import run
 from benchmarks.document import Document, digest
@@ -135,26 +134,15 @@ class AdapterTrainer(Trainer):
         """Nothing: what is trained here stays in its checkpoint."""
 
 
-Answers = list[tuple[Tensor, list[int], str]]
-
-
 def taus(view: DecoderView, predictor: FirpPredictor, answers: Answers) -> dict:
     """tau of the trees that its offsets can draft, over all answers and by category."""
     profile = make_profile(view, predictor, answers, token_tables(view, predictor.transition))
     trees = [(nodes, lookahead, k) for nodes, lookahead, k in TREES if k <= predictor.num_offsets]
-    return {f"{n}, {p}, {k}": tau_of(profile, TreeConfig(n, p), k) for n, p, k in trees}
+    return {f"{n}, {p}, {k}": tau_by_category(profile, profile.replay(TreeConfig(n, p), k)) for n, p, k in trees}
 
 
-def tau_of(profile: AcceptanceProfile, tree: TreeConfig, num_offsets: int) -> dict[str, float]:
-    steps = profile.replay(tree, num_offsets)
-    parts = {name: profile.category == i for i, name in enumerate(profile.categories)}
-    named = {"all": profile.category >= 0, **parts}
-    return {name: float(profile.lengths[some].sum() / steps[some].sum()) for name, some in named.items()}
-
-
-def figures(make: Any, answers: Answers) -> dict:
+def figures(trainer: AdapterTrainer, answers: Answers) -> dict:
     """Train to the end; held-out scores of the start and of the end, and tau."""
-    trainer = make()
     trainer.run(evaluate_every=100)
     lines = [json.loads(line) for line in (trainer.output / LOG).read_text().splitlines()]
     held_out = [line for line in lines if line["event"] != "train"]
@@ -186,12 +174,9 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
 ) -> None:
     """Train and measure maps and adapters."""
-    folder = start_from or str(SHIPPED / model)
-    start = firp.load_predictor(folder)
+    start = firp.default_predictor(model) if start_from is None else firp.load_predictor(start_from)
     if not 1 <= rank <= start.hidden_size:
         raise ValueError(f"rank: got {rank}, expected 1..{start.hidden_size}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
     where, dataset, chosen = choose_device(device), load_dataset(data), load_prompts(prompts, limit)
     base, tokenizer = firp.load_model(model, dtype, where)
     settings = {
@@ -201,22 +186,18 @@ def main(
         "max_new_tokens": max_new_tokens, "tau": TAU_FORMULA, "threads": torch.get_num_threads(),
         "trees": "dynamic: nodes, lookahead nodes, offsets; no branch",
     }  # fmt: skip
-    texts = [torch.tensor(encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}])) for prompt in chosen]
-
-    @functools.cache
-    def answers() -> Answers:
-        found = greedy_answers(firp.Engine(base), texts, max_new_tokens, 1)
-        return [(text, answer, prompt.category) for text, answer, prompt in zip(texts, found, chosen, strict=True)]
+    begin = start_from or str(start.folder)
+    answers = functools.cache(lambda: answers_to(base, tokenizer, chosen, max_new_tokens))
 
     def of_variant(name: str, peak: float) -> dict:
         config = TrainConfig(
             model, str(data), start.insertion_layer, start.num_offsets, steps, batch_size, anchors, learning_rate=peak,
             transition_rank=start.transition_rank, update_width=start.update_width,
-            draft_vocabulary=start.draft_vocabulary, start_from=folder, held_out=held_out, seed=seed, dtype=dtype,
+            draft_vocabulary=start.draft_vocabulary, start_from=begin, held_out=held_out, seed=seed, dtype=dtype,
         )  # fmt: skip
         made_from = settings | {"config": asdict(config)}
         runs = output / folder_of(name, made_from)
-        return figures(lambda: AdapterTrainer(rank if name == "adapters" else 0, config, runs, where), answers())
+        return figures(AdapterTrainer(rank if name == "adapters" else 0, config, runs, where), answers())
 
     json_path.parent.mkdir(parents=True, exist_ok=True)
     check_writable(json_path)

@@ -28,11 +28,11 @@ from firp.drafting.profile import ABSENT, AcceptanceProfile
 from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import TreeConfig
-from firp.generation.batch import greedy_answers
 from firp.tools.environment import environment
-from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
+from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
 from torch import Tensor
 
+from benchmarks.ablations.answers import answers_to, tau_by_category
 from benchmarks.commands import run
 from benchmarks.document import Document, digest
 
@@ -128,13 +128,10 @@ def replay(profile: AcceptanceProfile, trees: Trees, matches: np.ndarray, held: 
 def figures(profile: AcceptanceProfile, answers: list[tuple[Tensor, list[int]]]) -> dict:
     """tau of each of the trees, without a branch and with one, over all answers and by category."""
     matches, held = found(answers)
-    lengths, none = profile.lengths, np.zeros_like(matches)
+    none = np.zeros_like(matches)
 
     def tau(trees: Trees, matches: np.ndarray) -> dict[str, float]:
-        steps = replay(profile, trees, matches, held)
-        parts = {name: profile.category == i for i, name in enumerate(profile.categories)}
-        named = {"all": np.ones_like(profile.category, bool), **parts}
-        return {name: float(lengths[some].sum() / steps[some].sum()) for name, some in named.items()}
+        return tau_by_category(profile, replay(profile, trees, matches, held))
 
     made = {}
     for name, group in (("beside", BESIDE), ("within", WITHIN), ("few rows", FEW_ROWS)):
@@ -142,7 +139,7 @@ def figures(profile: AcceptanceProfile, answers: list[tuple[Tensor, list[int]]])
             {**trees._asdict(), "rows": trees.rows, "tau": tau(trees, matches), "without": tau(trees, none)}
             for trees in group
         ]
-    return {"positions": int(lengths.sum()), "matched": float(matches.mean()), "trees": made}
+    return {"positions": int(profile.lengths.sum()), "matched": float(matches.mean()), "trees": made}
 
 
 def main(
@@ -164,12 +161,10 @@ def main(
     }  # fmt: skip
 
     def compute() -> dict:
-        texts = [torch.tensor(encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}])) for prompt in chosen]
-        answers = greedy_answers(firp.Engine(base), texts, max_new_tokens, 1)
+        answers = answers_to(base, tokenizer, chosen, max_new_tokens)
         view = DecoderView(base)
-        named = [(text, answer, prompt.category) for text, answer, prompt in zip(texts, answers, chosen, strict=True)]
-        profile = make_profile(view, drafts, named, token_tables(view, drafts.transition))
-        return figures(profile, list(zip(texts, answers, strict=True)))
+        profile = make_profile(view, drafts, answers, token_tables(view, drafts.transition))
+        return figures(profile, [(text, answer) for text, answer, _ in answers])
 
     json_path.parent.mkdir(parents=True, exist_ok=True)
     made_from = {"firp": drafts.fingerprint(), "prompts": digest(prompts.read_bytes())}

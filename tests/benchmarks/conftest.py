@@ -25,7 +25,20 @@ class Tokenizer:
 
 
 @pytest.fixture
-def setup(tmp_path, monkeypatch):
+def random_text(tmp_path):
+    """Writes sequences of 30 random tokens, 4 of them a prompt, as `firp distill` does; the file."""
+
+    def write(sequences):
+        tokens = np.random.default_rng(0).integers(4, 31, 30 * sequences).astype(np.uint16)
+        offsets, prompts = np.arange(0, len(tokens) + 1, 30), np.full(sequences, 4, np.int32)
+        np.savez(tmp_path / "data.npz", tokens=tokens, offsets=offsets, prompt_lengths=prompts)
+        return tmp_path / "data.npz"
+
+    return write
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch, random_text):
     """A setup over a tiny model, with heads of both kinds that were saved."""
     model = tiny_model(2, vocab=31, dtype=torch.float32)
     model.generation_config.eos_token_id = None
@@ -35,13 +48,9 @@ def setup(tmp_path, monkeypatch):
     for kind, layer in (("medusa", 4), ("early-exit", 2)):
         Heads(kind, 2, 32, layer).save(tmp_path / "heads" / kind)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in PROMPTS))
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "data.npz", tokens=rng.integers(4, 31, 600).astype(np.uint16), offsets=np.arange(0, 601, 30),
-        prompt_lengths=np.full(20, 4, np.int32),
-    )  # fmt: skip
+    data = random_text(20)
     return lambda **changes: Setup(
         **{"out": tmp_path / "out", "model_name": "tiny", "predictor_name": "p", "heads_folder": tmp_path / "heads",
-           "prompts": tmp_path / "prompts.jsonl", "limit": 4, "max_new_tokens": 12, "data": tmp_path / "data.npz",
+           "prompts": tmp_path / "prompts.jsonl", "limit": 4, "max_new_tokens": 12, "data": data,
            "ridge_tokens": 200, "repeats": 1, **changes}
     )  # fmt: skip

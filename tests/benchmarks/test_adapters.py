@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from firp.decoder.passes import pseudo_rows, real_rows
@@ -58,7 +57,7 @@ def test_an_adapter_adds_a_product_of_its_rank():
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(tmp_path, monkeypatch, random_text):
     """The command on a tiny model; its parts, and the trainers that ran."""
     model = tiny_model(1, vocab=31, dtype=torch.float32)
     model.generation_config.eos_token_id = None
@@ -72,15 +71,11 @@ def command(tmp_path, monkeypatch):
     monkeypatch.setattr(adapters.AdapterTrainer, "run", lambda self, **_: (trained.append(self), run(self))[1])
     lines = [json.dumps({"id": str(i), "category": "ab"[i % 2], "prompt": "x" * (5 + i)}) + "\n" for i in range(4)]
     (tmp_path / "prompts.jsonl").write_text("".join(lines))
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "data.npz", tokens=rng.integers(4, 31, 1200).astype(np.uint16), offsets=np.arange(0, 1201, 30),
-        prompt_lengths=np.full(40, 4, np.int32),
-    )  # fmt: skip
+    data = random_text(40)
 
     def once() -> dict:
         adapters.main(
-            tmp_path / "data.npz", tmp_path / "runs", tmp_path / "prompts.jsonl", tmp_path / "adapters.json", "tiny",
+            data, tmp_path / "runs", tmp_path / "prompts.jsonl", tmp_path / "adapters.json", "tiny",
             str(tmp_path / "start"), rank=3, steps=4, batch_size=4, anchors=4, held_out=4, limit=4, max_new_tokens=8,
             seed=0, dtype="float32", device="cpu",
         )  # fmt: skip

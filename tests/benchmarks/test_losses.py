@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import firp
-import numpy as np
 import pytest
 import torch
 from firp.decoder.passes import real_rows
@@ -39,7 +38,7 @@ def test_a_listed_loss_knows_no_other_token():
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(tmp_path, monkeypatch, random_text):
     """The command on a tiny model, with few variants; its JSON, and how many trainings there were."""
 
     def load(*_):
@@ -56,15 +55,11 @@ def command(tmp_path, monkeypatch):
     chosen = {name: losses.VARIANTS[name] for name in kept}
     small = {name: replace(variant, settings=fits | variant.settings) for name, variant in chosen.items()}
     monkeypatch.setattr(losses, "VARIANTS", small)
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "data.npz", tokens=rng.integers(4, 31, 1200).astype(np.uint16), offsets=np.arange(0, 1201, 30),
-        prompt_lengths=np.full(40, 4, np.int32),
-    )  # fmt: skip
+    data = random_text(40)
 
     def once() -> dict:
         losses.main(
-            tmp_path / "data.npz", tmp_path / "runs", tmp_path / "losses.json", "tiny", insertion_layer=2, steps=4,
+            data, tmp_path / "runs", tmp_path / "losses.json", "tiny", insertion_layer=2, steps=4,
             batch_size=4, anchors=4, ridge_tokens=100, held_out=4, seed=0, dtype="float32", device="cpu",
         )  # fmt: skip
         return json.loads((tmp_path / "losses.json").read_text())["parts"]

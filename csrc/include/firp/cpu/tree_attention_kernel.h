@@ -8,8 +8,8 @@ constexpr int64_t kQueries = 6;
 typedef uint16_t QuadHalves __attribute__((vector_size(8)));
 typedef uint32_t QuadWords __attribute__((vector_size(16)));
 
-// Columns of one tile: as many as registers take beside six queries.
-constexpr int64_t kMost = FIRP_VECTOR_BYTES == 64 ? 4 : 2;
+// Vectors of columns in a tile: as many as registers take beside six queries.
+constexpr int64_t kTileColumns = FIRP_VECTOR_BYTES == 64 ? 4 : 2;
 
 // c[i, :] (+)= a[i, 0:count] @ b[0:count, :] over `vectors` of columns; what c held is scaled first.
 template <int queries, int vectors>
@@ -47,9 +47,9 @@ static void multiply(
     const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count, float* c, int64_t c_stride,
     int64_t columns, const float* factors) {
   int64_t column = 0;
-  if constexpr (kMost > 2) {
-    for (; column + kMost * kLanes <= columns; column += kMost * kLanes)
-      multiply_tile<queries, kMost>(a, a_stride, b + column, b_stride, count, c + column, c_stride, factors);
+  if constexpr (kTileColumns > 2) {
+    for (; column + kTileColumns * kLanes <= columns; column += kTileColumns * kLanes)
+      multiply_tile<queries, kTileColumns>(a, a_stride, b + column, b_stride, count, c + column, c_stride, factors);
   }
   for (; column < columns; column += kPair)
     multiply_tile<queries, 2>(a, a_stride, b + column, b_stride, count, c + column, c_stride, factors);
