@@ -17,8 +17,9 @@ from firp.drafting.choices import (
 )  # fmt: skip
 from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.profile import FILE_NAME, AcceptanceProfile, save_profile
-from firp.engine.automatic import ATTEMPTS, MOST_SECONDS, Automatic, Plan
-from firp.engine.costs import Curves, StepClock, typical
+from firp.engine.automatic import ATTEMPTS, MOST_SECONDS
+from firp.engine.costs import FEW_ROWS, ROWS, WARM_UP_STEPS, Curves, StepClock, typical
+from firp.engine.plans import Estimate, Plan, Planner
 from firp.tools.hardware import machine_name
 from models import tiny_model
 from profiles import TREE, choice, made_profile
@@ -103,7 +104,7 @@ def test_a_profile_of_another_predictor_is_not_used(predictor, capsys):
 
 def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
     taken = []
-    monkeypatch.setattr("firp.engine.automatic.NEAR", 2.0)
+    monkeypatch.setattr("firp.engine.plans.NEAR", 2.0)
     monkeypatch.setitem(MOST_SECONDS, "cpu", 1e9)
     monkeypatch.setattr(StepClock, "seconds", lambda self, trees: taken.append(trees) or [1e9] * len(trees))
     for _ in range(2):
@@ -111,14 +112,61 @@ def test_figures_of_a_busy_machine_are_not_kept(predictor, monkeypatch, capsys):
     assert len(taken) == 2 * ATTEMPTS and not choice_file(predictor).exists()
 
 
-def test_a_call_waits_no_longer_than_it_may(predictor, monkeypatch):
-    """What is not steady is not timed again where that would take too long, and is not kept."""
-    taken = []
-    monkeypatch.setattr("firp.engine.automatic.NEAR", 2.0)
-    monkeypatch.setitem(MOST_SECONDS, "cpu", 0.0)
-    monkeypatch.setattr(StepClock, "seconds", lambda self, trees: taken.append(trees) or [1e9] * len(trees))
-    assert firp.Engine(tiny_model(0), predictor).rungs(1)[0].seconds == 1e9
-    assert len(taken) == 2 and not choice_file(predictor).exists()
+class SlowModel:
+    """Whose steps take seconds that a test sets, on a clock of their own."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.seconds, self.now, self.rows = seconds, 0.0, []
+        for name in ("costs", "automatic"):
+            monkeypatch.setattr(f"firp.engine.{name}.time", self)
+        monkeypatch.setattr(StepClock, "_rows", self.time_rows)
+
+    def perf_counter(self):
+        return self.now
+
+    def time_rows(self, step, state, rows):
+        self.rows.append(rows)
+        self.now += self.seconds(rows)
+        return [0.8 * self.seconds(rows), 0.2 * self.seconds(rows)]
+
+    def count(self, engine):
+        """Let whole steps of an engine take their time too."""
+        take, below = engine.runner.step, engine.predictor.insertion_layer / engine.predictor.num_layers
+
+        def step(step, state, choose):
+            nodes, lookahead = state.tree.size
+            rows = nodes + lookahead * step.num_offsets
+            self.now += 0.8 * below * (self.seconds(nodes) - self.seconds(rows)) + self.seconds(rows)
+            return take(step, state, choose)
+
+        engine.runner.step = step
+        return engine
+
+
+@pytest.mark.parametrize("least", [0.001, 0.02, 0.06, 0.15, 0.4, 1.5])
+@pytest.mark.parametrize("per_row", [0.0, 0.02, 0.3])
+def test_a_call_waits_no_longer_than_it_may(predictor, monkeypatch, least, per_row):
+    """Three seconds, or as long as four numbers of rows take on a model whose steps take longer than a fraction."""
+    model = SlowModel(monkeypatch, lambda rows: least * (1 + per_row * rows))
+    rungs = model.count(firp.Engine(tiny_model(0), predictor)).rungs(1)
+    few = sum(map(model.seconds, (1,) * WARM_UP_STEPS + FEW_ROWS[:3]))
+    assert model.now <= max(MOST_SECONDS["cpu"], few)
+    assert rungs[0].seconds == pytest.approx(model.seconds(1))
+    assert (max(model.rows) == ROWS[-1]) or per_row or least > 0.1
+    if not per_row:
+        assert len(rungs) > 1, "steps that cost the same are worth their drafts"
+
+
+def test_no_attempt_is_begun_that_would_take_too_long(predictor, monkeypatch):
+    """Whole steps that take ten times what their rows do: not steady, timed twice and not kept."""
+    model = SlowModel(monkeypatch, lambda rows: 0.02)
+    engine = model.count(firp.Engine(tiny_model(0), predictor))
+    monkeypatch.setattr("firp.engine.automatic.STEADY", 1.5)
+    monkeypatch.setattr(
+        StepClock, "seconds", lambda self, trees: setattr(model, "now", model.now + 0.8) or [0.2] * len(trees)
+    )
+    assert engine.rungs(1)[0].seconds == pytest.approx(0.2)
+    assert model.now <= MOST_SECONDS["cpu"] and not choice_file(predictor).exists()
 
 
 def test_figures_of_shared_cores_are_not_kept(predictor, monkeypatch, capsys):
@@ -138,8 +186,8 @@ def test_trees_of_another_k_are_timed_beside_the_first(predictor, monkeypatch, f
         asked.append(trees)
         return [(0.1 if faster else 10.0) if tree is not None and k != asked[0][0][1] else 1.0 for tree, k in trees]
 
-    monkeypatch.setattr("firp.engine.automatic.NEAR", 0.0)
-    monkeypatch.setattr(StepClock, "curves", lambda self, hopeless: Curves((1, 64), (1.0, 1.0), (0.1, 0.1)))
+    monkeypatch.setattr("firp.engine.plans.NEAR", 0.0)
+    monkeypatch.setattr(StepClock, "curves", lambda self, *_: Curves((1, 64), (0.01, 0.01), (0.001, 0.001)))
     monkeypatch.setattr(StepClock, "seconds", seconds)
     engine = firp.Engine(tiny_model(0), predictor)
     engine.rungs(1)
@@ -151,12 +199,13 @@ def test_trees_of_another_k_are_timed_beside_the_first(predictor, monkeypatch, f
 @pytest.mark.parametrize("better, expected", [(1.02, 1), (1.2, 2)])
 def test_a_larger_k_has_to_be_clearly_faster(predictor, monkeypatch, better, expected):
     """In whichever order the estimates put the two."""
-    monkeypatch.setattr("firp.engine.automatic.NEAR", 0.0)
-    monkeypatch.setattr(Automatic, "_tau", lambda self, tree, k: better**k if tree.num_nodes > 1 else 1.0)
+    monkeypatch.setattr("firp.engine.plans.NEAR", 0.0)
+    monkeypatch.setattr(Planner, "tau", lambda self, tree, k: better**k if tree.num_nodes > 1 else 1.0)
     monkeypatch.setattr(StepClock, "seconds", lambda self, trees: [1.0] * len(trees))
     for first, second in ((1, 2), (2, 1)):
-        plans = [Plan(k, [firp.TreeConfig(2, 1)], []) for k in (first, second)]
-        monkeypatch.setattr(Automatic, "_estimate", lambda self, clock, offsets, plans=plans: plans)
+        even = [Estimate(0.1, ()), Estimate(0.1, ())]
+        plans = [Plan(k, [firp.TreeConfig(2, 1)], even) for k in (first, second)]
+        monkeypatch.setattr(Planner, "plans", lambda self, clock, offsets, plans=plans: plans)
         automatic = firp.Engine(tiny_model(0), predictor)._trees.automatic
         assert automatic._measure(1, None, None).num_offsets == expected
 
@@ -174,12 +223,12 @@ def test_a_step_counts_by_its_share_of_a_turn():
 
 def test_a_batch_drafts_only_where_its_slowest_answer_gains(predictor, monkeypatch):
     """Steps take 1.2 times a plain one; a single sequence keeps such a tree, as a text may be easy."""
-    monkeypatch.setattr(Automatic, "_estimate", lambda self, *_: [Plan(1, [firp.TreeConfig(2, 1)], [])])
+    monkeypatch.setattr(Planner, "plans", lambda self, *_: [Plan(1, [firp.TreeConfig(2, 1)], [])])
     monkeypatch.setattr(StepClock, "seconds", lambda self, trees: [1.0, 1.2])
     for worth, trees in ((1.23, [1]), (1.24, [1, 2])):
         monkeypatch.setattr(AcceptanceProfile, "batch_tau", lambda self, *_, worth=worth: worth)
         automatic = firp.Engine(tiny_model(0), predictor)._trees.automatic
-        monkeypatch.setattr(automatic, "_tau", lambda tree, k: 1.9 if tree.num_nodes > 1 else 1.0)
+        monkeypatch.setattr(automatic.planner, "tau", lambda tree, k: 1.9 if tree.num_nodes > 1 else 1.0)
         for batch_size, expected in ((1, [1, 2]), (2, trees)):
             rungs = automatic._measure(batch_size, None, None).rungs
             assert [rung.tree.num_nodes for rung in rungs] == expected

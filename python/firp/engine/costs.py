@@ -8,9 +8,11 @@ captured graph, whole steps of trees of a few sizes are timed at once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from firp.tools.hardware import synchronize
 # Tokens before a measured step, a short prompt with half of its answer: rows cost more with more to attend to.
 CONTEXT, SPARE_SLOTS = 160, 64
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# Where all of them would take too long.
+FEW_ROWS = (1, 4, 16, 64)
 SWEEPS, SWEEP_SECONDS = 4, 0.6
 STEPS, STEP_SECONDS, WARM_UP_STEPS = 9, 0.8, 2
 
@@ -67,6 +71,10 @@ class Curves:
         most = min(MOST_BRANCH, MAX_NODES - tree.num_nodes)
         steps = [self.step(tree, num_offsets, below, more) for more in range(most + 1)]
         return tuple(max(seconds - steps[0], 0.0) for seconds in steps[1:])
+
+    def every(self, rows: int) -> float:
+        """Seconds of so many rows through all layers and the head."""
+        return self._at(self.layers, rows) + self._at(self.head, rows)
 
     def _at(self, seconds: tuple[float, ...], rows: int) -> float:
         """Beyond the most rows that were timed, each takes what one did on average."""
@@ -123,29 +131,39 @@ class StepClock:
             history=buffers.history if step.keeps_size else None,
         )
 
-    def curves(self, hopeless: Callable[[Curves], bool]) -> Curves:
+    def curves(self, hopeless: Callable[[Curves], bool], most_seconds: float = math.inf) -> Curves:
         """Layers and head at growing numbers of rows, until `hopeless` says that no more can pay.
 
         Rows are timed in sweeps, so that all meet the same moments of the machine; the least time of each counts.
+
+        Args:
+            most_seconds: rows that may take longer than this together are left out; two numbers of them are timed.
         """
         step = self.steps.drafting(1, self.max_rows)
         state = self.state(step)
+        one = min(sum(self._rows(step, state, 1)) for _ in range(WARM_UP_STEPS))
+        # More rows take longer, some of them several times as long.
+        numbers = ROWS if 2 * len(ROWS) * one < most_seconds else FEW_ROWS
         least: dict[int, list[float]] = {}
-        for _ in range(WARM_UP_STEPS):
-            self._rows(step, state, 1)
         started = time.perf_counter()
-        for sweep in range(SWEEPS):
-            for rows in ROWS if sweep == 0 else tuple(least):
-                if sweep and self._since(started) > SWEEP_SECONDS:
-                    return self._curves(least)
-                taken = self._rows(step, state, rows)
-                least[rows] = [min(pair) for pair in zip(taken, least.get(rows, taken), strict=True)]
-                self.progress()
-                if sweep == 0 and hopeless(self._curves(least)):
-                    # One slow moment must not end it: the same rows again.
-                    least[rows] = [min(pair) for pair in zip(self._rows(step, state, rows), least[rows], strict=True)]
-                    if hopeless(self._curves(least)):
-                        break
+
+        def take(rows: int) -> Curves:
+            taken = self._rows(step, state, rows)
+            least[rows] = [min(pair) for pair in zip(taken, least.get(rows, taken), strict=True)]
+            self.progress()
+            return self._curves(least)
+
+        for rows in numbers:
+            if len(least) > 1 and self._since(started) + self._curves(least).every(rows) > most_seconds:
+                break
+            curves = take(rows)
+            # One slow moment must not end it: the same rows again.
+            if hopeless(curves) and (self._since(started) + curves.every(rows) > most_seconds or hopeless(take(rows))):
+                break
+        for rows in tuple(least) * (SWEEPS - 1):
+            if self._since(started) > SWEEP_SECONDS:
+                break
+            take(rows)
         return self._curves(least)
 
     def _curves(self, least: dict[int, list[float]]) -> Curves:
@@ -204,3 +222,8 @@ def typical(taken: np.ndarray) -> np.ndarray:
     """
     pace = np.exp(np.log(taken).mean(1, keepdims=True))
     return np.median(taken / pace, axis=0) * np.median(pace)
+
+
+def fitting(seconds: list[float], left: float) -> int:
+    """How many of these steps, from the first on, can be timed in the seconds that are left."""
+    return sum((WARM_UP_STEPS + 1) * together <= left for together in accumulate(seconds))

@@ -8,9 +8,10 @@ from firp.drafting.choices import Choice, Rung, best_rung, find_profile
 from firp.drafting.lookup import MOST_BRANCH, host_adds_branches
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.trees import TreeConfig
-from firp.engine.automatic import MOST_ROWS, Automatic
+from firp.engine.automatic import Automatic
 from firp.engine.buffers import next_power_of_two
 from firp.engine.graphs import StepRunner
+from firp.engine.plans import MOST_ROWS
 from firp.engine.step import Step
 from firp.engine.steps import Steps
 
