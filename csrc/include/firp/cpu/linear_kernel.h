@@ -245,10 +245,10 @@ struct Block {
   int64_t rows, outputs;
 };
 
-// In float32 with AVX-512 rows stay in the first-level cache, 28 KiB, and weights in the second, 512 KiB (a Xeon, measured).
+// In float32 rows stay in the first-level cache, 28 KiB, and weights in the second, 512 KiB (a Xeon, measured).
 template <typename T>
 Block cached_block(int64_t width, int64_t outputs) {
-  if (FIRP_VECTOR_BYTES != 64 || std::is_same_v<T, bfloat16>) return {cached_rows(width), outputs};
+  if (std::is_same_v<T, bfloat16>) return {cached_rows(width), outputs};
   const int64_t bytes = std::max<int64_t>(4 * prepared_width(width), 1), tile = kTileRows<T>;
   return {std::max((28 << 10) / bytes / tile * tile, tile), std::max<int64_t>((512 << 10) / bytes / 4 * 4, 4)};
 }
