@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from benchmarks.document import digest
+
 BATCH, MAX_LENGTH, SEED = 8, 512, 0
 BATCHES_BETWEEN_FILES = 5
 
@@ -78,12 +80,22 @@ def solve(
 
     Args:
         partial: where the sums so far are kept; the caller removes it.
-        made_from: what they depend on beside the sources.
+        made_from: what they depend on beside the model, the text, its order and the sources.
     """
     size, device = view.config.hidden_size, view.device
     found = {name: RidgeAccumulator(num_offsets, size, device, source.width(size)) for name, source in sources.items()}
     layers = [layer for source in sources.values() for layer in source.layers]
-    key = [*made_from, tokens, num_offsets, [[name, *source.layers] for name, source in sources.items()]]
+    model = [float(parameter.double().sum()) for parameter in view.model.parameters()]
+    text = [digest(array.tobytes()) for array in (dataset.tokens, dataset.offsets, order.arguments[1])]
+    key = [
+        *made_from,
+        model,
+        text,
+        order.arguments[3],
+        tokens,
+        num_offsets,
+        [[name, *source.layers] for name, source in sources.items()],
+    ]
     step = _restore(partial, key, found) if partial.is_file() else 0
     first = next(iter(found.values()))
     bar = tqdm(total=tokens, initial=first.count, desc="ridge", unit="tok", disable=None)

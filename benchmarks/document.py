@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from firp.tools.files import read_object, write_atomically
+from firp.tools.files import check_writable, read_object, write_atomically
 
 
 def digest(data: bytes) -> str:
@@ -16,33 +16,54 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def check(found: dict) -> None:
+    """Whether an object that was read is a figure's JSON.
+
+    Raises:
+        ValueError: it is not (what is missing is named).
+    """
+    for name in ("settings", "parts"):
+        if not isinstance(found.get(name), dict):
+            raise ValueError(f"got no {name}, expected those of a figure")
+    for name, part in found["parts"].items():
+        if not isinstance(part, dict) or not isinstance(part.get("figures"), dict) or not part["figures"]:
+            raise ValueError(f"part {name!r}: got no figures")
+
+
 class Document:
     """`path` holds `settings`, and for each part what it was made from, where, in which time, and its figures.
 
-    A part is kept as long as the settings and what it was made from stay the same; else it is computed again.
+    A part is kept as long as what it was made from stays the same; else it is computed again.
 
     Args:
-        path: the JSON file; one that is damaged is refused.
+        path: the JSON file; one that is damaged, or of other settings, is refused.
         settings: of all parts.
         environment: of this machine.
 
     Raises:
-        ValueError: a file that is no such document.
+        OSError: a file that could not be written.
+        ValueError: a file that is no such document, or one of other settings (the field is named).
     """
 
     def __init__(self, path: Path, settings: dict, environment: dict) -> None:
         self.path, self.environment = path, environment
         self.settings = json.loads(json.dumps(settings))
         self.parts: dict[str, dict] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
         if path.is_file():
             try:
                 found = read_object(path)
-                if not isinstance(found.get("parts"), dict):
-                    raise ValueError("got no parts, expected those of a figure")
+                check(found)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; remove it to begin again") from error
-            if found.get("settings") == self.settings:
-                self.parts = found["parts"]
+            for name in {**self.settings, **found["settings"]}:
+                made, given = found["settings"].get(name), self.settings.get(name)
+                if made != given:
+                    raise ValueError(
+                        f"{name}: got {given!r}, but {path} has figures of {made!r}; remove it or choose another file"
+                    )
+            self.parts = found["parts"]
 
     def part(self, name: str, made_from: dict, compute: Callable[[], dict]) -> dict:
         """Figures of a part, computed where they are not there."""

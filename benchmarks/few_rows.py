@@ -23,7 +23,7 @@ from firp.drafting.choices import Choice, Rung
 from firp.drafting.trees import TreeConfig
 from firp.generation.output import FirpOutput
 from firp.tools.environment import environment
-from firp.tools.files import check_writable, locked
+from firp.tools.files import locked
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from rich.console import Console
 from rich.table import Table
@@ -114,7 +114,6 @@ def main(
         return {name: decoded(engine, rows[name], inputs, answers, max_new_tokens) for name, engine in engines.items()}
 
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(json_path)
     with locked(json_path.parent):
         document = Document(json_path, settings, environment(base))
         for category in dict.fromkeys(prompt.category for prompt in chosen):

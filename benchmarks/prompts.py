@@ -20,11 +20,10 @@ import typer
 from firp.cli.options import choose_device
 from firp.engine.prefill import check_prompts
 from firp.tools.environment import environment
-from firp.tools.files import check_writable
 from firp.tools.hardware import synchronize
 from transformers import PreTrainedModel
 
-from benchmarks.commands import run
+from benchmarks.commands import run, whole_numbers
 from benchmarks.document import Document
 
 OUT = Path(__file__).parent / "results/prompts.json"
@@ -64,9 +63,7 @@ def compare(engine: firp.Engine, length: int, repeats: int, seed: int) -> dict:
 
 
 def main(
-    json_path: Annotated[
-        Path, typer.Option("--json", help="Where to write the figures; those of other settings go.")
-    ] = OUT,
+    json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = OUT,
     model: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
     lengths: Annotated[str, typer.Option(help="Tokens of the prompts, with commas.")] = "128,1000",
     dtypes: Annotated[str, typer.Option(help="dtypes, with commas.")] = "float32,bfloat16",
@@ -75,16 +72,12 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
 ) -> None:
     """Time a prompt's pass in the engine and in the model itself."""
-    sizes = [int(length) if length.strip().isdecimal() else 0 for length in lengths.split(",")]
-    if not all(sizes):
-        raise ValueError(f"lengths: got {lengths!r}, expected positive integers with commas")
+    sizes = whole_numbers("lengths", lengths)
     kinds = [dtype.strip() for dtype in dtypes.split(",")]
     for dtype in kinds:
         if dtype not in DTYPES:
             raise ValueError(f"dtypes: got {dtype!r}, expected {', '.join(DTYPES)}, with commas")
     where = choose_device(device)
-    json_path.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(json_path)
     for dtype in kinds:
         base, _ = firp.load_model(model, dtype, where)
         engine = firp.Engine(base)

@@ -60,8 +60,7 @@ class Ablations:
     ) -> dict[str, tuple[Source, Tensor]]:
         """Ridge maps of each source, from training text or some sequences of it."""
         order = BatchOrder(self.dataset, self.train if indices is None else indices, BATCH, SEED)
-        made_from = [name, self.document.settings["text"]]
-        found = solve(self.view, self.dataset, order, sources, num_offsets, tokens, self.partial, made_from)
+        found = solve(self.view, self.dataset, order, sources, num_offsets, tokens, self.partial, [name])
         self.partial.unlink(missing_ok=True)
         return {name: (source, found[name]) for name, source in sources.items()}
 

@@ -27,7 +27,7 @@ from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
-from firp.tools.files import check_writable, locked
+from firp.tools.files import locked
 from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
 from firp.train.config import TrainConfig
 from firp.train.data import load_dataset
@@ -189,23 +189,27 @@ def main(
     begin = start_from or str(start.folder)
     answers = functools.cache(lambda: answers_to(base, tokenizer, chosen, max_new_tokens))
 
-    def of_variant(name: str, peak: float) -> dict:
-        config = TrainConfig(
+    configs = {
+        name: TrainConfig(
             model, str(data), start.insertion_layer, start.num_offsets, steps, batch_size, anchors, learning_rate=peak,
             transition_rank=start.transition_rank, update_width=start.update_width,
             draft_vocabulary=start.draft_vocabulary, start_from=begin, held_out=held_out, seed=seed, dtype=dtype,
-        )  # fmt: skip
+        )
+        for name, peak in VARIANTS.items()
+    }  # fmt: skip
+
+    def of_variant(name: str) -> dict:
+        config = configs[name]
         made_from = settings | {"config": asdict(config)}
         runs = output / folder_of(name, made_from)
         return figures(AdapterTrainer(rank if name == "adapters" else 0, config, runs, where), answers())
 
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(json_path)
     with locked(json_path.parent):
         document = Document(json_path, settings, environment(base))
         document.part("start", {}, lambda: {"tau": taus(DecoderView(base), start, answers())})
         for name, peak in VARIANTS.items():
-            document.part(name, {"learning_rate": peak}, functools.partial(of_variant, name, peak))
+            document.part(name, {"learning_rate": peak}, functools.partial(of_variant, name))
     show(document.figures)
 
 

@@ -166,7 +166,6 @@ def main(
         profile = make_profile(view, drafts, answers, token_tables(view, drafts.transition))
         return figures(profile, [(text, answer) for text, answer, _ in answers])
 
-    json_path.parent.mkdir(parents=True, exist_ok=True)
     made_from = {"firp": drafts.fingerprint(), "prompts": digest(prompts.read_bytes())}
     made = Document(json_path, settings, environment(base)).part(prompts.name, made_from, compute)
     for name, group in made["trees"].items():

@@ -30,7 +30,7 @@ from firp.drafting.profile import load_profile
 from firp.drafting.transition import UnitEmbeddings
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
-from firp.tools.files import check_writable, locked
+from firp.tools.files import locked
 from firp.train.config import TrainConfig
 from firp.train.data import frequent_tokens, load_dataset
 from firp.train.objective import Objective
@@ -204,7 +204,6 @@ def main(
     where = choose_device(device)
     base, _ = firp.load_model(model, dtype, where)
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(json_path)
     with locked(json_path.parent):
         document = Document(json_path, settings, environment(base))
         for name, variant in VARIANTS.items():

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.baselines.decode import HeadEngine
 from benchmarks.baselines.heads import Heads, load_heads
-from benchmarks.commands import run
+from benchmarks.commands import run, whole_numbers
 from benchmarks.document import Document, digest
 
 BESIDE = ("ar", "hf", "prompt-lookup")
@@ -69,6 +69,10 @@ def heads_in(folder: Path | None) -> dict[str, Heads]:
         raise FileNotFoundError(f"heads: got {str(folder)!r}, expected an existing folder")
     found = [path for path in sorted(folder.iterdir()) if (path / "heads.json").is_file()]
     loaded = [load_heads(path) for path in found if "-sweep-" not in path.name]
+    if not loaded:
+        raise ValueError(
+            f"heads: got {folder} without any, expected a folder that benchmarks.baselines.train has written"
+        )
     return {heads.kind: heads for heads in loaded}
 
 
@@ -128,12 +132,8 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
 ) -> None:
     """Compare drafters at equal rows; tokens per second of all but Hugging Face's are of one runtime."""
-    try:
-        sizes = sorted({int(size) for size in rows.split(",")})
-    except ValueError:
-        raise ValueError(f"rows: got {rows!r}, expected comma-separated integers") from None
-    if sizes[0] < 3:
-        raise ValueError(f"rows: got {sizes[0]}, expected at least 3 (two nodes and a pseudo row)")
+    # Two nodes and a pseudo row.
+    sizes = sorted(set(whole_numbers("rows", rows, 3)))
     trained = heads_in(heads)
     drafts = firp.default_predictor(model) if predictor is None else firp.load_predictor(predictor)
     path = find_profile(drafts)

@@ -22,15 +22,17 @@ import typer
 from firp.cli.options import choose_device
 from firp.generation.batch import stop_ids
 from firp.tools.environment import environment
-from firp.tools.files import write_atomically
+from firp.tools.files import read_object, write_atomically
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from firp.train.data import TextDataset, load_dataset, split_held_out
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import run
+from benchmarks.commands import run, whole_numbers
+from benchmarks.document import digest
 
 VERSION = "0.3.2"
+PREDICTORS, ADAPTATIONS = ("linear", "mlp"), ("frozen", "lora", "full")
 SKIPPED = f"skipped: economize is not installed; pip install --no-deps economize=={VERSION}"
 
 
@@ -52,6 +54,26 @@ def layers(num_layers: int) -> dict[str, int]:
     """Where its authors put a jump in 24 layers (m = 16, u = r = 17), at the same share of others."""
     target = round(16 * num_layers / 24)
     return {"target_layer": target, "source_layer": target + 1, "exit_layer": target + 1}
+
+
+def keep_settings(path: Path, settings: dict) -> None:
+    """Keep what a run was begun with, for the calls that go on with it.
+
+    Raises:
+        ValueError: it was begun with other settings (the field is named).
+    """
+    if path.is_file():
+        kept = read_object(path)
+        for name, value in settings.items():
+            if kept.get(name) != value:
+                raise ValueError(
+                    f"{name}: got {value!r}, but {path} has {kept.get(name)!r}; choose another output folder"
+                )
+        return
+    if (path.parent / "run").exists():
+        raise ValueError(f"output: got {path.parent} with a run of unknown settings, expected another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda staged: staged.write_text(json.dumps(settings, indent=1) + "\n"))
 
 
 def summary(results: list[Any]) -> dict:
@@ -104,11 +126,20 @@ def main(
 
     if economize.__version__ != VERSION:
         raise ValueError(f"economize: got version {economize.__version__}, expected {VERSION}")
-    lengths = [int(length) for length in cycle_lengths.split(",")]
-    dataset = load_dataset(data)
+    for name, given, expected in (("predictor", predictor, PREDICTORS), ("adaptation", adaptation, ADAPTATIONS)):
+        if given not in expected:
+            raise ValueError(f"{name}: got {given!r}, expected one of {', '.join(expected)}")
+    lengths = whole_numbers("cycle_lengths", cycle_lengths)
+    chosen, dataset = load_prompts(prompts, limit), load_dataset(data)
     base, tokenizer = firp.load_model(model, dtype, choose_device(device))
     dataset.check_vocabulary(base.config.vocab_size)
     training, _ = split_held_out(dataset, held_out)
+    settings = {
+        "economize": VERSION, "model": model, "data": data.name, "text": digest(dataset.tokens.tobytes()),
+        "sequences": len(training), "held_out": held_out, "steps": steps, "batch_size": batch_size,
+        "max_length": max_length, "predictor": predictor, "adaptation": adaptation, "seed": seed, "dtype": dtype,
+    }  # fmt: skip
+    keep_settings(output / "settings.json", settings)
     placed = layers(base.config.num_hidden_layers)
     config = economize.JumpConfig(**placed, predictor=predictor, adaptation=adaptation)
     drafting = economize.apply(base, config)
@@ -120,7 +151,6 @@ def main(
     )  # fmt: skip
     seconds = time.monotonic() - started
     drafting.eval() if hasattr(drafting, "eval") else None
-    chosen = load_prompts(prompts, limit)
     rows = [encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}]) for prompt in chosen]
     found: dict[str, dict] = {}
     for length in lengths:
@@ -130,9 +160,7 @@ def main(
     document = {
         "environment": environment(base),
         "settings": {
-            "economize": VERSION, "model": model, "data": data.name, "steps": steps, "batch_size": batch_size,
-            "max_length": max_length, "predictor": predictor, "adaptation": adaptation, **placed, "seed": seed,
-            "prompts": prompts.name, "limit": limit, "max_new_tokens": max_new_tokens, "dtype": dtype,
+            **settings, **placed, "prompts": prompts.name, "limit": limit, "max_new_tokens": max_new_tokens,
         },
         "parameters": sum(parameter.numel() for parameter in drafting.technique_parameters()),
         "training": {"steps": trained.steps, "seconds": round(seconds, 1), "history": trained.history},

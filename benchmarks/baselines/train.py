@@ -154,6 +154,8 @@ class HeadTrainer(Trainer):
         loss_view = self.view
         if config.loss_vocabulary:
             size = self.model.config.vocab_size
+            if config.loss_vocabulary > size:
+                raise ValueError(f"loss_vocabulary: got {config.loss_vocabulary}, expected at most {size} (vocab_size)")
             tokens = frequent_tokens(self.dataset, self.train_indices, config.loss_vocabulary, size)
             loss_view = with_head_of(self.view, tokens.to(self.device))
         return HeadObjective(self.view, loss_view, weights)
@@ -261,6 +263,10 @@ def main(
         )
         for kind in kinds.split(",")
     ]  # fmt: skip
+    if sweep_steps < 1:
+        raise ValueError(f"sweep_steps: got {sweep_steps}, expected at least 1")
+    if time_limit is not None and not time_limit >= 0:
+        raise ValueError(f"time_limit: got {time_limit:g}, expected at least 0 seconds")
     deadline = None if time_limit is None else time.monotonic() + time_limit
     path = output / CURVES
     output.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from firp.cli.options import choose_device
 from firp.tools.files import locked, write_atomically
 from firp.tools.prompt_files import OWN_PROMPTS
 
+from benchmarks.document import check
 from benchmarks.paper.setup import Setup
 
 OUT = Path(__file__).parents[1] / "results/paper"
@@ -75,6 +76,14 @@ def plot(figure: ModuleType, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there, expected the figure's JSON: run without --plot-only")
     document = read_object(path)
-    drawn = figure.draw(document, pyplot)
+    try:
+        check(document)
+        if not document["parts"]:
+            raise LookupError("no parts")
+        drawn = figure.draw(document, pyplot)
+    except (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: got no figures of {figure.NAME} that can be drawn ({error!r}): measure again"
+        ) from error
     write_atomically(path.with_suffix(".png"), lambda staged: drawn.savefig(staged, dpi=110, format="png"))
     pyplot.close(drawn)

@@ -49,7 +49,7 @@ def measure(setup: Setup) -> None:
     def of_depth(depth: int) -> dict:
         if not found:
             order = BatchOrder(dataset, torch.arange(len(dataset)).numpy(), BATCH, SEED)
-            made_from = [str(setup.data), setup.dtype]
+            made_from = [setup.dtype]
             maps = solve(setup.view, dataset, order, sources, 1, setup.ridge_tokens, partial, made_from)
             found.update(_shares(setup, {int(name): weight for name, weight in maps.items()}))
         return found[depth]

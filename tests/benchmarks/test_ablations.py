@@ -12,6 +12,7 @@ from firp.train.data import BatchOrder, load_dataset
 from models import tiny_model
 
 import benchmarks.ablations.held_out as held_out_module
+from benchmarks import closed_form
 from benchmarks.ablations.__main__ import main
 from benchmarks.ablations.held_out import HeldOut
 from benchmarks.ablations.units import gather, train_units
@@ -44,6 +45,34 @@ def test_a_source_scales_further_states_to_the_first(model):
     torch.testing.assert_close(found[..., 32:64].norm(dim=-1), states[2].norm(dim=-1))
     torch.testing.assert_close(unit(found[..., 32:64]), unit(states[0]))
     torch.testing.assert_close(found[..., 64:], torch.nn.functional.silu(unit(states[2]) @ units.T))
+
+
+def test_sums_of_another_run_are_not_gone_on_with(model, data, tmp_path, monkeypatch):
+    """A pass is cut off; the same one goes on, one with another model or other sequences begins again."""
+    monkeypatch.setattr("benchmarks.closed_form.BATCHES_BETWEEN_FILES", 1)
+    dataset, partial = load_dataset(data), tmp_path / "partial.pt"
+
+    def maps(model, sequences, tokens=400):
+        order = BatchOrder(dataset, np.arange(sequences), 2, 0)
+        return solve(DecoderView(model), dataset, order, {"t": Source((2,))}, 2, tokens, partial, [])["t"]
+
+    def cut_off(model, sequences):
+        steps = iter(range(3))
+        with monkeypatch.context() as patch, pytest.raises(StopIteration):
+            make_batch = closed_form.make_batch
+            patch.setattr(closed_form, "make_batch", lambda *others: (next(steps), make_batch(*others))[1])
+            maps(model, sequences)
+
+    other = tiny_model(5, vocab=31, dtype=torch.float32).requires_grad_(False)
+    whole = {}
+    for run in ((model, 40), (other, 40), (model, 30)):
+        whole[run] = maps(*run)
+        partial.unlink()
+    for begun, gone_on in (((model, 40), (model, 40)), ((model, 40), (other, 40)), ((model, 40), (model, 30))):
+        partial.unlink(missing_ok=True)
+        cut_off(*begun)
+        assert partial.is_file()
+        assert torch.equal(maps(*gone_on), whole[gone_on])
 
 
 def test_accuracy_is_that_of_the_models_own_choice(model, data):

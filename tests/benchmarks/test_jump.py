@@ -72,6 +72,27 @@ def test_it_is_trained_decoded_and_counted(model, tmp_path, data, capsys):
 
 
 @installed
+def test_another_run_is_not_gone_on_with(model, tmp_path, data):
+    jump.main(**options(tmp_path, data))
+    with pytest.raises(ValueError, match=r"seed: got 1, but .*settings.json has 0"):
+        jump.main(**options(tmp_path, data, seed=1))
+    arrays = dict(np.load(data))
+    np.savez(data, **arrays | {"tokens": arrays["tokens"][::-1]})
+    with pytest.raises(ValueError, match=r"text: got .*, but .*settings.json has"):
+        jump.main(**options(tmp_path, data))
+
+
+@installed
+@pytest.mark.parametrize(
+    "name, value", [("predictor", "x"), ("adaptation", "x"), ("cycle_lengths", "2,a"), ("limit", 0)]
+)
+def test_a_bad_option_is_named_before_training(model, tmp_path, data, name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: got '?{value}"):
+        jump.main(**options(tmp_path, data, **{name: value}))
+    assert not (tmp_path / "jump").exists()
+
+
+@installed
 def test_its_tokens_are_the_models_own(model):
     import economize
 

@@ -44,8 +44,13 @@ def test_every_figure_is_made_drawn_and_kept(setup, figure, monkeypatch):
     monkeypatch.setattr("firp.decoder.view.DecoderView.run_layers", None)
     figure.measure(setup())
     assert figures(made, figure) == document
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"limit: got 3, but .* has figures of 4"):
         figure.measure(setup(limit=3))
+    for damaged in ({}, {"settings": {}, "parts": {}}, document | {"parts": {"x": {"figures": {}}}}):
+        path = made.out / "damaged.json"
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match=r"damaged\.json: got no figures of .* that can be drawn"):
+            plot(figure, path)
 
 
 def test_figure_1b_is_what_decoding_gives(setup):

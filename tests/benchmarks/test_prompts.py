@@ -33,7 +33,7 @@ def test_both_pass_the_same_tokens_in_turns(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lengths", ["", "5,", "5,x", "0", "-3", "\u00b2"])
 def test_lengths_are_positive(lengths, tmp_path):
-    with pytest.raises(ValueError, match=r"lengths: got .*, expected positive integers"):
+    with pytest.raises(ValueError, match=r"lengths: got .*, expected integers of at least 1"):
         prompts.main(tmp_path / "prompts.json", lengths=lengths, dtypes="float32", repeats=1)
 
 

@@ -8,11 +8,14 @@ import firp
 import pytest
 import torch
 from exact import chi_square, joint_distribution
+from firp.drafting.choices import Rung
+from firp.drafting.lookup import Lookup
 from firp.engine.state import gather_rows
 from firp.generation.padding import without_padding
 from firp.sampling import processors
 from firp.sampling.typical import Typical, TypicalAcceptance
 from models import EOS, PREDICTORS, tiny_model, tiny_predictor
+from profiles import engine_with
 from transformers.generation import logits_process as hf
 
 TOKENS, BATCH, VOCAB = 3, 4000, 6
@@ -57,20 +60,20 @@ def expected(model):
     return [joint_distribution(model, PROMPT, TOKENS, **chain) for chain in CHAINS]
 
 
-def draw(engine: firp.Engine, draws: int, **options) -> Counter:
+def draw(engine: firp.Engine, draws: int, prompt: torch.Tensor = PROMPT, **options) -> Counter:
     """Outcomes of `draws` samples; identical prompts are identified by their index in the batch."""
     counts = Counter()
     for seed in range(draws // BATCH):
         out = firp.generate(
             engine.model,
-            PROMPT.repeat(BATCH, 1),
+            prompt.repeat(BATCH, 1),
             engine=engine,
             seed=seed,
             max_new_tokens=TOKENS,
             do_sample=True,
             **options,
         )
-        for row in out[:, 1:].tolist():
+        for row in out[:, prompt.shape[1] :].tolist():
             counts[tuple(row[: row.index(EOS) + 1] if EOS in row else row)] += 1
     return counts
 
@@ -89,6 +92,26 @@ def test_joint_frequencies_are_the_models_own(model, expected, shape, pytestconf
     predictor = tiny_predictor(model, shape, PREDICTORS[shape % len(PREDICTORS)], layer=1)
     counts = draw(firp.Engine(model, predictor, SHAPES[shape]), draws, **CHAINS[chain])
     assert chi_square(counts, expected[chain]) > 1e-4
+
+
+@pytest.mark.parametrize("chain", [0, 2, 3])
+def test_joint_frequencies_with_branches_of_earlier_text(model, tmp_path, monkeypatch, chain):
+    monkeypatch.setenv("FIRP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Lookup, "pays", lambda *_: 3)
+    rungs = Rung(firp.TreeConfig(1, 1), 1.0, 1.0), Rung(firp.TreeConfig(4, 2), 1.0, 1.8)
+    engine = engine_with(tmp_path, model, tiny_predictor(model, 1, layer=1), 3, rungs, sizes=(1, 4096))
+    look_up, grown = engine.look_up, []
+
+    def watched(state, record, num_branch):
+        own = look_up(state, record, num_branch)
+        grown.append(state.tree.size[0] - own)
+        return own
+
+    monkeypatch.setattr(engine, "look_up", watched)
+    prompt = torch.tensor([[4, 5, 4, 5, 4, 3, 4, 5]])
+    counts = draw(engine, 2 * BATCH, prompt, **CHAINS[chain])
+    assert max(grown) > 0, "the tree has a branch"
+    assert chi_square(counts, joint_distribution(model, prompt, TOKENS, **CHAINS[chain])) > 1e-4
 
 
 def test_top_p_without_a_sort_keeps_the_distribution(model, expected, monkeypatch):

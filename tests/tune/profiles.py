@@ -30,11 +30,11 @@ def made_profile(model, predictor, prompts=None, max_new_tokens=40) -> Acceptanc
     return make_profile(view, predictor, named, token_tables(view, predictor.transition))
 
 
-def engine_with(folder, model, predictor, num_offsets, rungs) -> firp.Engine:
+def engine_with(folder, model, predictor, num_offsets, rungs, sizes=(1, 2, 8)) -> firp.Engine:
     """An engine whose runs change between these trees; figures and profile are in `folder`, where FIRP_CACHE points."""
     predictor.folder = folder
     save_profile(folder / FILE_NAME, made_profile(model, predictor, max_new_tokens=5))
-    made = Choice(num_offsets, None, dict.fromkeys((1, 2, 8), rungs), "firp tune")
+    made = Choice(num_offsets, None, dict.fromkeys(sizes, rungs), "firp tune")
     save_choice(choice_file(predictor), machine_name("cpu", model.dtype), made)
     return firp.Engine(model, predictor)
 
