@@ -9,18 +9,6 @@ import typer
 from rich.console import Console
 
 
-def whole_numbers(name: str, text: str, least: int = 1) -> list[int]:
-    """Comma-separated integers of an option, none below `least`.
-
-    Raises:
-        ValueError: something else.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= least for part in parts):
-        raise ValueError(f"{name}: got {text!r}, expected integers of at least {least}, with commas")
-    return [int(part) for part in parts]
-
-
 def run(main: Callable[..., None]) -> None:
     """Run `main` as a command line; an error that a user can mend is one line, and the exit code 2."""
     try:

@@ -30,6 +30,18 @@ def check(found: dict) -> None:
             raise ValueError(f"part {name!r}: got no figures")
 
 
+def same_settings(path: Path, kept: dict, given: dict) -> None:
+    """Whether work that a file holds, done with the settings `kept`, may be gone on with.
+
+    Raises:
+        ValueError: not with those given (the first that differs is named).
+    """
+    for name in {**given, **kept}:
+        if kept.get(name) != given.get(name):
+            made = kept.get(name)
+            raise ValueError(f"{name}: got {given.get(name)!r}, but {path} is of {made!r}; choose another or remove it")
+
+
 class Document:
     """`path` holds `settings`, and for each part what it was made from, where, in which time, and its figures.
 
@@ -57,12 +69,7 @@ class Document:
                 check(found)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; remove it to begin again") from error
-            for name in {**self.settings, **found["settings"]}:
-                made, given = found["settings"].get(name), self.settings.get(name)
-                if made != given:
-                    raise ValueError(
-                        f"{name}: got {given!r}, but {path} has figures of {made!r}; remove it or choose another file"
-                    )
+            same_settings(path, found["settings"], self.settings)
             self.parts = found["parts"]
 
     def part(self, name: str, made_from: dict, compute: Callable[[], dict]) -> dict:

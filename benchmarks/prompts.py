@@ -17,13 +17,13 @@ from typing import Annotated
 import firp
 import torch
 import typer
-from firp.cli.options import choose_device
+from firp.cli.options import choose_device, integers
 from firp.engine.prefill import check_prompts
 from firp.tools.environment import environment
 from firp.tools.hardware import synchronize
 from transformers import PreTrainedModel
 
-from benchmarks.commands import run, whole_numbers
+from benchmarks.commands import run
 from benchmarks.document import Document
 
 OUT = Path(__file__).parent / "results/prompts.json"
@@ -72,7 +72,7 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
 ) -> None:
     """Time a prompt's pass in the engine and in the model itself."""
-    sizes = whole_numbers("lengths", lengths)
+    sizes = integers("lengths", lengths)
     kinds = [dtype.strip() for dtype in dtypes.split(",")]
     for dtype in kinds:
         if dtype not in DTYPES:

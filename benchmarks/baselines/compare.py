@@ -17,7 +17,7 @@ import torch
 import typer
 from firp.bench.methods import Method, engine_method, make_methods
 from firp.bench.runner import TAU_FORMULA, report, run_methods
-from firp.cli.options import choose_device
+from firp.cli.options import choose_device, integers
 from firp.drafting.choices import find_profile
 from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile, load_profile
@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.baselines.decode import HeadEngine
 from benchmarks.baselines.heads import Heads, load_heads
-from benchmarks.commands import run, whole_numbers
+from benchmarks.commands import run
 from benchmarks.document import Document, digest
 
 BESIDE = ("ar", "hf", "prompt-lookup")
@@ -132,8 +132,9 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
 ) -> None:
     """Compare drafters at equal rows; tokens per second of all but Hugging Face's are of one runtime."""
-    # Two nodes and a pseudo row.
-    sizes = sorted(set(whole_numbers("rows", rows, 3)))
+    sizes = sorted(set(integers("rows", rows)))
+    if sizes[0] < 3:
+        raise ValueError(f"rows: got {sizes[0]}, expected at least 3 (two nodes and a pseudo row)")
     trained = heads_in(heads)
     drafts = firp.default_predictor(model) if predictor is None else firp.load_predictor(predictor)
     path = find_profile(drafts)

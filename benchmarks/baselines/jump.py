@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import firp
 import torch
 import typer
-from firp.cli.options import choose_device
+from firp.cli.options import choose_device, integers
 from firp.generation.batch import stop_ids
 from firp.tools.environment import environment
 from firp.tools.files import read_object, write_atomically
@@ -28,8 +28,8 @@ from firp.train.data import TextDataset, load_dataset, split_held_out
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import run, whole_numbers
-from benchmarks.document import digest
+from benchmarks.commands import run
+from benchmarks.document import digest, same_settings
 
 VERSION = "0.3.2"
 PREDICTORS, ADAPTATIONS = ("linear", "mlp"), ("frozen", "lora", "full")
@@ -63,12 +63,7 @@ def keep_settings(path: Path, settings: dict) -> None:
         ValueError: it was begun with other settings (the field is named).
     """
     if path.is_file():
-        kept = read_object(path)
-        for name, value in settings.items():
-            if kept.get(name) != value:
-                raise ValueError(
-                    f"{name}: got {value!r}, but {path} has {kept.get(name)!r}; choose another output folder"
-                )
+        same_settings(path, read_object(path), settings)
         return
     if (path.parent / "run").exists():
         raise ValueError(f"output: got {path.parent} with a run of unknown settings, expected another folder")
@@ -129,7 +124,7 @@ def main(
     for name, given, expected in (("predictor", predictor, PREDICTORS), ("adaptation", adaptation, ADAPTATIONS)):
         if given not in expected:
             raise ValueError(f"{name}: got {given!r}, expected one of {', '.join(expected)}")
-    lengths = whole_numbers("cycle_lengths", cycle_lengths)
+    lengths = integers("cycle_lengths", cycle_lengths)
     chosen, dataset = load_prompts(prompts, limit), load_dataset(data)
     base, tokenizer = firp.load_model(model, dtype, choose_device(device))
     dataset.check_vocabulary(base.config.vocab_size)

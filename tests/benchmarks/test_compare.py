@@ -41,8 +41,8 @@ def test_comparison_at_equal_rows(setup, tmp_path, monkeypatch, capsys):
     assert set(methods) == {"ar", "firp", "medusa", "early-exit"} and methods["ar"]["tau"] == 1.0
     assert "early-exit" in capsys.readouterr().out
     for rows, message in (
-        ("4,x", "got '4,x', expected integers of at least 3"),
-        ("1", "got '1', expected integers of at least 3"),
+        ("4,x", "rows: got '4,x', expected positive numbers"),
+        ("1", "rows: got 1, expected at least 3"),
     ):
         with pytest.raises(ValueError, match=message):
             compare.main(**{**arguments, "rows": rows})
@@ -72,7 +72,7 @@ def test_a_part_is_computed_again_only_where_its_inputs_changed(tmp_path):
         return Document(path, {"size": settings}, {}).part("a", made_from, compute)["n"]
 
     assert [part({"w": 1}), part({"w": 1}), part({"w": 2})] == [1, 1, 2]
-    with pytest.raises(ValueError, match=r"size: got \[2\], but .*f.json has figures of \[1\]"):
+    with pytest.raises(ValueError, match=r"size: got \[2\], but .*f.json is of \[1\]"):
         part({"w": 2}, (2,))
     path.write_text('{"settings": {"size": [1]}, "parts": {"a": {"made_from": {}}}}')
     with pytest.raises(ValueError, match="part 'a': got no figures; remove it"):

@@ -74,11 +74,11 @@ def test_it_is_trained_decoded_and_counted(model, tmp_path, data, capsys):
 @installed
 def test_another_run_is_not_gone_on_with(model, tmp_path, data):
     jump.main(**options(tmp_path, data))
-    with pytest.raises(ValueError, match=r"seed: got 1, but .*settings.json has 0"):
+    with pytest.raises(ValueError, match=r"seed: got 1, but .*settings.json is of 0"):
         jump.main(**options(tmp_path, data, seed=1))
     arrays = dict(np.load(data))
     np.savez(data, **arrays | {"tokens": arrays["tokens"][::-1]})
-    with pytest.raises(ValueError, match=r"text: got .*, but .*settings.json has"):
+    with pytest.raises(ValueError, match=r"text: got .*, but .*settings.json is of"):
         jump.main(**options(tmp_path, data))
 
 

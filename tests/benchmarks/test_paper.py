@@ -44,7 +44,7 @@ def test_every_figure_is_made_drawn_and_kept(setup, figure, monkeypatch):
     monkeypatch.setattr("firp.decoder.view.DecoderView.run_layers", None)
     figure.measure(setup())
     assert figures(made, figure) == document
-    with pytest.raises(ValueError, match=r"limit: got 3, but .* has figures of 4"):
+    with pytest.raises(ValueError, match=r"limit: got 3, but .* is of 4"):
         figure.measure(setup(limit=3))
     for damaged in ({}, {"settings": {}, "parts": {}}, document | {"parts": {"x": {"figures": {}}}}):
         path = made.out / "damaged.json"

@@ -8,6 +8,7 @@ import torch
 from models import tiny_model
 
 from benchmarks import prompts
+from benchmarks.commands import run
 
 
 def test_both_pass_the_same_tokens_in_turns(tmp_path, monkeypatch):
@@ -33,7 +34,7 @@ def test_both_pass_the_same_tokens_in_turns(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lengths", ["", "5,", "5,x", "0", "-3", "\u00b2"])
 def test_lengths_are_positive(lengths, tmp_path):
-    with pytest.raises(ValueError, match=r"lengths: got .*, expected integers of at least 1"):
+    with pytest.raises(ValueError, match=r"lengths: got .*, expected positive numbers"):
         prompts.main(tmp_path / "prompts.json", lengths=lengths, dtypes="float32", repeats=1)
 
 
@@ -54,3 +55,13 @@ def test_all_tokens_but_the_last_pass(monkeypatch):
     monkeypatch.setattr(type(model), "forward", lambda self, ids, **_: lengths.append(ids.shape))
     prompts.pass_of_model(model, torch.arange(7))
     assert lengths == [(1, 6)]
+
+
+def test_a_command_that_is_stopped_says_how_to_go_on(monkeypatch, capsys):
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["command"])
+    with pytest.raises(SystemExit) as end:
+        run(stopped)
+    assert end.value.code == 130 and "the same command goes on" in capsys.readouterr().err
