@@ -166,8 +166,11 @@ def test_doctor_plans_memory(cli, folder):
     for wrong in (("--max-len", 257), ("--batch-size", 0), ("-N", 4)):
         code, _, err = cli(*arguments, *wrong)
         assert code == 2 and wrong[0].strip("-N").replace("-", "_") in err
-    code, _, err = cli("doctor", "--max-len", 100)
-    assert code == 2 and "max_len: given without a model" in err
+    for option, name in (("--max-len", "max_len"), ("--batch-size", "batch_size"), ("-N", "nodes"), ("--tp", "tp")):
+        code, _, err = cli("doctor", option, 100)
+        assert code == 2 and f"{name}: given without a model" in err
+    code, _, err = cli("doctor", "--predictor", folder / "predictor")
+    assert code == 2 and "predictor: given without a model" in err
 
 
 BAD = {

@@ -91,12 +91,15 @@ def doctor(
     alone = [name for name, value in given.items() if value is not None]
     if plan is None and alone:
         raise ValueError(f"{alone[0]}: given without a plan, expected both")
-    if model is None and plan is None and max_len is not None:
-        raise ValueError("max_len: given without a model, expected both")
+    of_model = {
+        "max_len": max_len, "batch_size": batch_size if batch_size > 1 else None, "predictor": predictor, "nodes": nodes,
+        "lookahead": lookahead, "tp": tp if tp > 1 else None,
+    }  # fmt: skip
+    alone = [name for name, value in of_model.items() if value is not None]
+    if model is None and plan is None and alone:
+        raise ValueError(f"{alone[0]}: given without a model, expected both")
     if model is not None:
         check_source(model)
-    if model is None and plan is None and tp > 1:
-        raise ValueError("tp: given without a model, expected both")
     sizes = (("max_len", max_len), ("batch_size", batch_size), ("tp", tp), ("context", context))
     for name, value in sizes:
         if value is not None and value < 1:
