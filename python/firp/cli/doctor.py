@@ -92,8 +92,8 @@ def doctor(
     if plan is None and alone:
         raise ValueError(f"{alone[0]}: given without a plan, expected both")
     of_model = {
-        "max_len": max_len, "batch_size": batch_size if batch_size > 1 else None, "predictor": predictor, "nodes": nodes,
-        "lookahead": lookahead, "tp": tp if tp > 1 else None,
+        "max_len": max_len, "batch_size": batch_size if batch_size > 1 else None, "predictor": predictor,
+        "nodes": nodes, "lookahead": lookahead, "tp": tp if tp > 1 else None,
     }  # fmt: skip
     alone = [name for name, value in of_model.items() if value is not None]
     if model is None and plan is None and alone:
