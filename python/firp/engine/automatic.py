@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -136,7 +137,7 @@ class Automatic:
         k, branches = plan.num_offsets, [estimate.branch for estimate in plan.expected] or [()] * (1 + len(plan.trees))
         rungs = [
             Rung(tree, taken, self.planner.tau(tree, k), branch)
-            for tree, taken, branch in zip(plan.trees, seconds, branches[1:], strict=True)
+            for tree, taken, branch in zip(plan.trees, smoothed(seconds, plan.seconds[1:]), branches[1:], strict=True)
         ]
         rungs.sort(key=lambda rung: rung.seconds)
         # A tree that takes longer than one which delivers as much is never the best.
@@ -170,7 +171,9 @@ class Automatic:
         rivals = [(plan.trees[0], plan.num_offsets) for plan in others]
         plain, *seconds = clock.seconds([*first.timed, *rivals])
         timed = [(tree, first.num_offsets) for tree in first.trees] + rivals
-        worth = [self.planner.tau(tree, k) / taken / FASTER**k for (tree, k), taken in zip(timed, seconds, strict=True)]
+        expected = [*first.seconds[1:], *(plan.seconds[1] for plan in others)]
+        likely = smoothed(seconds, expected)
+        worth = [self.planner.tau(tree, k) / taken / FASTER**k for (tree, k), taken in zip(timed, likely, strict=True)]
         best, own = worth.index(max(worth)) if worth else 0, len(first.trees)
         plan = first if best < own or not worth else others[best - own]
         if fitting(plan.seconds, left()) < len(plan.seconds):
@@ -180,6 +183,19 @@ class Automatic:
         if plan is first:
             again = [(one * other) ** 0.5 for one, other in zip([plain, *seconds], again, strict=False)]
         return plan, again[0], again[1:]
+
+
+def smoothed(timed: list[float], expected: list[float]) -> list[float]:
+    """Seconds of trees, half by what was timed of each and half by what its rows let expect; the timed ones alone where
+    nothing was expected.
+
+    Few steps of a tree can be timed, and a slow moment of the machine meets some trees more than others. What all took
+    against what was expected says how much a whole step adds.
+    """
+    if not timed or not expected:
+        return timed
+    pace = median(one / other for one, other in zip(timed, expected, strict=True))
+    return [(one * other * pace) ** 0.5 for one, other in zip(timed, expected, strict=True)]
 
 
 def _kept_in(path: Path | None, machine: str, found: Choice) -> bool:

@@ -34,7 +34,9 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Where all of them would take too long.
 FEW_ROWS = (1, 4, 16, 64)
 SWEEPS, SWEEP_SECONDS = 4, 0.6
-STEPS, STEP_SECONDS, WARM_UP_STEPS = 9, 0.8, 2
+STEPS, STEP_SECONDS = 9, 0.8
+# Turns that do not count: the first one verifies roots alone, and a GPU captures the second.
+WARM_UP_STEPS = {"cpu": 1, "cuda": 2}
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class StepClock:
         """
         step = self.steps.drafting(1, self.max_rows)
         state = self.state(step)
-        one = min(sum(self._rows(step, state, 1)) for _ in range(WARM_UP_STEPS))
+        one = min(sum(self._rows(step, state, 1)) for _ in range(2))
         # More rows take longer, some of them several times as long.
         numbers = ROWS if 2 * len(ROWS) * one < most_seconds else FEW_ROWS
         least: dict[int, list[float]] = {}
@@ -193,9 +195,10 @@ class StepClock:
         """Seconds of a step of each tree (None: plain decoding) with k offsets, taken in turns."""
         choose = Greedy(self.steps.ops)
         taken: list[list[float]] = []
+        warm_up = WARM_UP_STEPS[self.device.type]
         drafted: list[DraftTree | None] = [None for _ in trees]
         started = time.perf_counter()
-        for turn in range(WARM_UP_STEPS + STEPS):
+        for turn in range(warm_up + STEPS):
             taken.append([])
             for i, (tree, num_offsets) in enumerate(trees):
                 step = self.steps.drafting(num_offsets, self.max_rows)
@@ -209,9 +212,9 @@ class StepClock:
                 taken[-1].append(self._since(begin))
                 drafted[i] = state.tree
                 self.progress()
-            if turn >= WARM_UP_STEPS and self._since(started) > STEP_SECONDS:
+            if turn >= warm_up and self._since(started) > STEP_SECONDS:
                 break
-        return typical(np.array(taken[WARM_UP_STEPS:])).tolist()
+        return typical(np.array(taken[warm_up:])).tolist()
 
 
 def typical(taken: np.ndarray) -> np.ndarray:
@@ -225,5 +228,5 @@ def typical(taken: np.ndarray) -> np.ndarray:
 
 
 def fitting(seconds: list[float], left: float) -> int:
-    """How many of these steps, from the first on, can be timed in the seconds that are left."""
-    return sum((WARM_UP_STEPS + 1) * together <= left for together in accumulate(seconds))
+    """How many of these steps, from the first on, can be timed on a CPU in the seconds that are left."""
+    return sum((WARM_UP_STEPS["cpu"] + 1) * together <= left for together in accumulate(seconds))
