@@ -10,6 +10,9 @@ each position, and on what `firp::lookup_branch` would have found there. Three w
 - within: the tree keeps its size, and the branch takes the place of its last nodes and their pseudo rows. So it is on a
   GPU.
 - at most so many rows: a smaller tree is drafted where the text has a match, so that no step has more rows.
+
+Two occurrences give two branches: the second follows the best match after which another token came. The engine follows
+one.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import torch
 import typer
 from firp.bench.runner import TAU_FORMULA
 from firp.decoder.view import DecoderView
-from firp.drafting.lookup import MOST_BRANCH, Text, making_way
+from firp.drafting.lookup import LEAST_MATCH, MOST_BRANCH, MOST_MATCH, Text, making_way
 from firp.drafting.profile import ABSENT, AcceptanceProfile
 from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
@@ -43,7 +46,9 @@ class Trees(NamedTuple):
     """What is drafted: a tree, and another one with a branch of at most so many nodes where the text has a match.
 
     Attributes:
+        branch: nodes of each branch.
         within: the branch has the pseudo rows of the nodes whose place it takes.
+        occurrences: earlier occurrences that are followed, 1 or 2.
     """
 
     tree: tuple[int, int]
@@ -51,17 +56,18 @@ class Trees(NamedTuple):
     branch: int
     num_offsets: int
     within: bool = False
+    occurrences: int = 1
 
     @property
     def rows(self) -> tuple[int, int]:
         """Rows of a step without a match, and with one."""
         (nodes, lookahead), (fewer, looking) = self.tree, self.tree if self.within else self.matched
-        k, branch = self.num_offsets, 0 if self.within else self.branch
+        k, branch = self.num_offsets, 0 if self.within else self.branch * self.occurrences
         return nodes + lookahead * k, fewer + looking * k + branch
 
 
-def beside(nodes: int, lookahead: int, k: int) -> Trees:
-    return Trees((nodes, lookahead), (nodes, lookahead), MOST_BRANCH, k)
+def beside(nodes: int, lookahead: int, k: int, occurrences: int = 1) -> Trees:
+    return Trees((nodes, lookahead), (nodes, lookahead), MOST_BRANCH, k, occurrences=occurrences)
 
 
 def within(nodes: int, k: int) -> Trees:
@@ -72,6 +78,10 @@ def within(nodes: int, k: int) -> Trees:
 BESIDE = [beside(*size) for size in ((2, 2, 1), (4, 2, 2), (4, 3, 2), (8, 8, 3), (64, 64, 3))]
 # What remains of 64 nodes is a size that profiles know.
 WITHIN = [*(within(nodes, 3) for nodes in (8, 16, 32)), Trees((64, 64), (48, 48), MOST_BRANCH, 3, True)]
+TWO = [
+    *(beside(*size, occurrences=2) for size in ((2, 2, 1), (4, 3, 2), (8, 8, 3), (64, 64, 3))),
+    Trees((64, 64), (48, 48), MOST_BRANCH, 3, True, 2),
+]
 FEW_ROWS = [
     Trees((4, 3), (2, 1), 6, 2),
     Trees((4, 3), (3, 2), 3, 2),
@@ -81,21 +91,40 @@ FEW_ROWS = [
 ]
 
 
+def right(text: Text, end: int, wanted: list[int]) -> int:
+    """How many tokens of the branch after an earlier end are the answer's own."""
+    follows, count = text.tokens[end + 1 :], 0
+    while count < len(wanted) and follows[count % len(follows)] == wanted[count]:
+        count += 1
+    return count
+
+
+def second_end(text: Text) -> int | None:
+    """Where the best match ends after which another token came than the expected one: the longest, then the latest."""
+    tokens, last, best = text.tokens, len(text.tokens) - 1, (LEAST_MATCH - 1, -1)
+    for end in range(1, last):
+        if tokens[end] != tokens[last] or tokens[end + 1] == text.expected:
+            continue
+        length = 1
+        while length < MOST_MATCH and length <= end and tokens[end - length] == tokens[last - length]:
+            length += 1
+        best = max(best, (length, end))
+    return best[1] if best[0] >= LEAST_MATCH else None
+
+
 def found(answers: list[tuple[Tensor, list[int]]]) -> tuple[np.ndarray, np.ndarray]:
-    """At each position of the answers: whether the text up to there has a match, and how many tokens of its branch are
-    the answer's own."""
+    """At each position of the answers: whether the text up to there has a match, [P], and how many tokens of a branch
+    are the answer's own with one occurrence and with two, [P, 2].
+    """
     matches, held = [], []
     for prompt, answer in answers:
         text = Text(prompt.tolist())
         for place, token in enumerate(answer):
-            match, count = text.match, 0
-            if match:
-                follows = text.tokens[match.end + 1 :]
-                wanted = answer[place : place + MOST_BRANCH]
-                while count < len(wanted) and follows[count % len(follows)] == wanted[count]:
-                    count += 1
-            matches.append(match is not None)
-            held.append(count)
+            wanted = answer[place : place + MOST_BRANCH]
+            first = right(text, text.match.end, wanted) if text.match else 0
+            other = second_end(text) if text.match else None
+            matches.append(text.match is not None)
+            held.append((first, first if other is None else max(first, right(text, other, wanted))))
             text.append(token)
     return np.array(matches), np.array(held)
 
@@ -115,7 +144,7 @@ def replay(profile: AcceptanceProfile, trees: Trees, matches: np.ndarray, held: 
             (_, lookahead), branch = kinds[match]
             places = reached[match][starts[sequence] + source, up]
             own = int((places[1:] != ABSENT).cumprod().sum())
-            accepted = max(own, min(branch, int(held[at])))
+            accepted = max(own, min(branch, int(held[at, trees.occurrences - 1])))
             nearest = accepted
             if accepted <= own or not trees.within:
                 nearest = max(depth for depth in range(min(own, accepted) + 1) if places[depth] < lookahead)
@@ -134,7 +163,7 @@ def figures(profile: AcceptanceProfile, answers: list[tuple[Tensor, list[int]]])
         return tau_by_category(profile, replay(profile, trees, matches, held))
 
     made = {}
-    for name, group in (("beside", BESIDE), ("within", WITHIN), ("few rows", FEW_ROWS)):
+    for name, group in (("beside", BESIDE), ("within", WITHIN), ("two", TWO), ("few rows", FEW_ROWS)):
         made[name] = [
             {**trees._asdict(), "rows": trees.rows, "tau": tau(trees, matches), "without": tau(trees, none)}
             for trees in group

@@ -9,7 +9,7 @@ from firp.drafting.lookup import MOST_BRANCH, Lookup, Text
 from models import tiny_model, tiny_predictor
 from profiles import engine_with, made_profile, some_prompts
 
-from benchmarks.ablations.branches import BESIDE, FEW_ROWS, WITHIN, Trees, beside, found, main, replay
+from benchmarks.ablations.branches import BESIDE, FEW_ROWS, TWO, WITHIN, Trees, beside, found, main, replay, second_end
 
 TOKENS = 40
 
@@ -33,9 +33,29 @@ def test_what_is_found_is_what_the_op_would_draft(made):
         for place in range(len(answer)):
             text = Text(prompt.tolist() + answer[:place])
             assert matches[at] == (text.match is not None)
-            assert bool(held[at]) == (text.expected == answer[place])
+            assert bool(held[at, 0]) == (text.expected == answer[place])
+            assert held[at, 0] <= held[at, 1]
             at += 1
     assert at == len(held) and held.max() == MOST_BRANCH and not matches.all()
+
+
+@pytest.mark.parametrize(
+    "tokens, expected",
+    [
+        ([1, 2, 5, 1, 2, 6, 1, 2], 1),  # the latest is followed by 6
+        ([1, 2, 5, 1, 2, 6, 1, 2, 6, 1, 2], 1),
+        ([3, 1, 2, 5, 1, 2, 6, 3, 1, 2], 5),  # the longest first, then a shorter match with another token
+        ([1, 2, 5, 1, 2, 5, 1, 2], None),
+        ([1, 2, 3, 4], None),
+    ],
+)
+def test_a_second_occurrence_has_another_next_token(tokens, expected):
+    assert second_end(Text(tokens)) == expected
+
+
+def test_with_two_occurrences_the_better_one_counts():
+    _, held = found([(torch.tensor([1, 2, 5, 1, 2, 6, 1, 2]), [5, 1, 2]), (torch.tensor([1, 2, 1, 2]), [1, 2])])
+    assert held.tolist()[0] == [0, 3] and held.tolist()[3] == [2, 2]
 
 
 def test_without_branches_it_is_the_profiles_replay(made):
@@ -62,6 +82,7 @@ def test_rows_are_those_of_a_step():
     assert Trees((4, 3), (2, 1), 6, 2).rows == (10, 10) and beside(4, 2, 2).rows == (8, 16)
     assert all(trees.rows[0] == trees.rows[1] for trees in WITHIN) and max(FEW_ROWS[0].rows) == 10
     assert all(trees.tree == trees.matched for trees in BESIDE)
+    assert TWO[0].rows == (4, 20) and TWO[-1].rows == (256, 256)
 
 
 def test_the_command_keeps_a_part_for_each_file(tmp_path, capsys):
@@ -70,4 +91,4 @@ def test_the_command_keeps_a_part_for_each_file(tmp_path, capsys):
     for path in paths * 2:
         path.write_text('{"prompt": "w1 w2 w3 w1 w2 w3 w1 w2"}\n')
         main(path, tmp_path / "branches.json", limit=1, max_new_tokens=6, **named)
-    assert capsys.readouterr().out.count("with branches") == 4 * len([*BESIDE, *WITHIN, *FEW_ROWS])
+    assert capsys.readouterr().out.count("with branches") == 4 * len([*BESIDE, *WITHIN, *TWO, *FEW_ROWS])
