@@ -4,7 +4,8 @@ python -m benchmarks.baselines.train --data text.npz --output heads --steps 1000
 
 Each kind is trained at every rate of the sweep for `--sweep-steps`, then at the best for `--steps`. The best has the
 least held-out KL, offsets weighed as in the loss. Run the same command again to resume. `curves.json` holds every curve
-and the settings; `KIND/heads.safetensors` are the heads.
+and the settings; `KIND/heads.safetensors` are the heads. The kind "firp" is `firp train` itself, so that both learn
+from one text; `firp/` is then a predictor.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ from torch.nn import functional
 
 from benchmarks.baselines.heads import CURVES, KINDS, Heads
 from benchmarks.commands import run
+from benchmarks.document import digest
 
 EVALUATE_EVERY = 50
+FIRP = "firp"
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,17 @@ def exit_rows(view: DecoderView, batch: Batch, layer: int) -> tuple[Tensor, ...]
     return rows.inserted, batch.lengths, rows.final
 
 
-class HeadTrainer(Trainer):
+class SharedRows(Trainer):
+    """`firp train` with its rows in the folder above: all runs of a command read the same."""
+
+    def open_store(self) -> RowStore:
+        config = self.config
+        made_from = {name: getattr(config, name) for name in ("model", "data", "dtype")}
+        path = self.output.parent / ROWS
+        return RowStore(path, self.view, self.dataset, config.insertion_layer, config.max_length, made_from)
+
+
+class HeadTrainer(SharedRows):
     """`firp train` with heads in the predictor's place: same files, same order of batches and anchors, same schedule.
 
     An early exit starts from the ridge regression onto final hidden states, as maps do onto those of their own layer.
@@ -160,13 +173,6 @@ class HeadTrainer(Trainer):
             loss_view = with_head_of(self.view, tokens.to(self.device))
         return HeadObjective(self.view, loss_view, weights)
 
-    def open_store(self) -> RowStore:
-        """Rows in the folder above: all runs of a command read the same."""
-        config = self.config
-        made_from = {name: getattr(config, name) for name in ("model", "data", "dtype")}
-        path = self.output.parent / ROWS
-        return RowStore(path, self.view, self.dataset, config.insertion_layer, config.max_length, made_from)
-
     @torch.no_grad()
     def set_start(self) -> None:
         if self.config.kind == "early-exit" and self.config.ridge_tokens:
@@ -192,32 +198,34 @@ def weighed_kl(line: dict, decay: float) -> float:
 
 
 def train_kind(
-    config: HeadConfig, rates: list[float], sweep_steps: int, output: Path, device: str, deadline: float | None
+    config: TrainConfig, rates: list[float], sweep_steps: int, output: Path, device: str, deadline: float | None
 ) -> dict | None:
     """Sweep, then train at the best rate; what `curves.json` holds of the kind, or None where time was over."""
     trainer = None
+    kind, make = (config.kind, HeadTrainer) if isinstance(config, HeadConfig) else (FIRP, SharedRows)
 
-    def finishes(config: HeadConfig, folder: Path) -> bool:
+    def finishes(config: TrainConfig, folder: Path) -> bool:
         nonlocal trainer
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             return False
-        trainer = HeadTrainer(config, folder, device)
+        trainer = make(config, folder, device)
         return trainer.run(left, evaluate_every=EVALUATE_EVERY)
 
     found: dict = {"sweep": {}}
     for rate in rates if len(rates) > 1 else []:
-        folder = output / f"{config.kind}-sweep-{rate:g}"
+        folder = output / f"{kind}-sweep-{rate:g}"
         if not finishes(replace(config, learning_rate=rate, steps=sweep_steps), folder):
             return None
         found["sweep"][f"{rate:g}"] = curve(folder)
     last = {float(rate): weighed_kl(lines[-1], config.offset_decay) for rate, lines in found["sweep"].items()}
     best = min(last, key=last.__getitem__) if last else rates[0]
     chosen = replace(config, learning_rate=best)
-    if not finishes(chosen, output / config.kind):
+    if not finishes(chosen, output / kind):
         return None
-    settings = asdict(chosen) | {"data": Path(chosen.data).name}
-    found |= {"learning_rate": best, "curve": curve(output / config.kind), "settings": settings}
+    text = {"text": digest(trainer.dataset.tokens.tobytes()), "sequences": len(trainer.train_indices)}
+    settings = asdict(chosen) | {"data": Path(chosen.data).name} | text
+    found |= {"learning_rate": best, "curve": curve(output / kind), "settings": settings}
     found["environment"] = environment(trainer.model)
     return found
 
@@ -226,7 +234,7 @@ def main(
     data: Annotated[str, typer.Option(help="File written by `firp distill`.")],
     output: Annotated[Path, typer.Option(help="Folder of the runs and of curves.json.")],
     model: Annotated[str, typer.Option(help="Base model, as `firp train` takes it.")] = "smollm2-135m",
-    kinds: Annotated[str, typer.Option(help="Comma-separated: medusa, early-exit.")] = ",".join(KINDS),
+    kinds: Annotated[str, typer.Option(help="Comma-separated: medusa, early-exit, firp.")] = ",".join(KINDS),
     learning_rates: Annotated[str, typer.Option(help="Comma-separated peaks; one is taken as it is.")] = (
         "1e-4,3e-4,1e-3,3e-3"
     ),
@@ -248,21 +256,26 @@ def main(
     keep_rows: Annotated[bool, typer.Option(help="Keep the base model's rows beside the runs.")] = False,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which to stop with a checkpoint.")] = None,
 ) -> None:
-    """Train Medusa-1 and early-exit heads; defaults are those of `firp train`."""
+    """Train Medusa-1 and early-exit heads, and FIRP beside them; defaults are those of `firp train`."""
     try:
         rates = sorted({float(rate) for rate in learning_rates.split(",")})
     except ValueError as error:
         raise ValueError(f"learning_rates: got {learning_rates!r}, expected numbers: {error}") from error
     if not rates or not all(0 < rate < float("inf") for rate in rates):
         raise ValueError(f"learning_rates: got {learning_rates!r}, expected numbers above 0")
-    configs = [
-        HeadConfig(
-            model, data, insertion_layer, num_offsets, steps, batch_size, anchors, max_length, rates[0],
-            ridge_tokens=ridge_tokens, held_out=held_out, seed=seed, dtype=dtype, keep_rows=keep_rows, kind=kind,
-            loss_vocabulary=loss_vocabulary,
-        )
-        for kind in kinds.split(",")
-    ]  # fmt: skip
+    names = kinds.split(",")
+    if unknown := [kind for kind in names if kind not in (*KINDS, FIRP)]:
+        raise ValueError(f"kind: got {unknown[0]!r}, expected one of {', '.join((*KINDS, FIRP))}")
+    if FIRP in names and loss_vocabulary:
+        raise ValueError(f"loss_vocabulary: got {loss_vocabulary} with firp, expected 0: its loss is over all tokens")
+    common = {"ridge_tokens": ridge_tokens, "held_out": held_out, "seed": seed, "dtype": dtype, "keep_rows": keep_rows}
+    sizes = model, data, insertion_layer, num_offsets, steps, batch_size, anchors, max_length, rates[0]
+    configs: dict[str, TrainConfig] = {
+        kind: TrainConfig(*sizes, **common)
+        if kind == FIRP
+        else HeadConfig(*sizes, **common, kind=kind, loss_vocabulary=loss_vocabulary)
+        for kind in names
+    }
     if sweep_steps < 1:
         raise ValueError(f"sweep_steps: got {sweep_steps}, expected at least 1")
     if time_limit is not None and not time_limit >= 0:
@@ -272,12 +285,12 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         document = read_object(path) if path.is_file() else {}
-        for config in configs:
+        for kind, config in configs.items():
             found = train_kind(config, rates, sweep_steps, output, choose_device(device), deadline)
             if found is None:
                 print("time is over; run the same command again to go on")
                 raise typer.Exit(1)
-            document[config.kind] = found
+            document[kind] = found
             write_atomically(path, lambda staged: staged.write_text(json.dumps(document, indent=1) + "\n"))
     print(f"wrote {path}")
 
