@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.ablations.answers import Answers, answers_to, tau_by_category
-from benchmarks.ablations.losses import folder_of
+from benchmarks.ablations.trained import folder_of
 from benchmarks.commands import run
 from benchmarks.document import Document, digest
 

@@ -1,7 +1,7 @@
-"""What maps and transition learn from: other losses, weights of offsets, ranks and tokens before, at equal steps, text
-and anchors.
+"""What a predictor learns from, and its shape: losses, weights of offsets, transitions, k, insertion layers, and what
+its maps read, at equal steps, text and anchors.
 
-python -m benchmarks.ablations.losses --data text.npz --output runs
+python -m benchmarks.ablations.trained --data text.npz --output runs
 
 Each variant is `firp train` from the same closed-form start, with one thing changed. Held-out scores are always of
 the KL, and tau is replayed on the model's greedy answers to held-out prompts. Run the same command again
@@ -13,149 +13,32 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import firp
-import torch
 import typer
 from firp.bench.runner import TAU_FORMULA
 from firp.cli.options import choose_device
-from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import load_profile
-from firp.drafting.transition import UnitEmbeddings
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
 from firp.tools.files import locked
 from firp.train.config import TrainConfig
-from firp.train.data import frequent_tokens, load_dataset
-from firp.train.objective import Objective
-from firp.train.targets import divergence_of
+from firp.train.data import load_dataset
 from firp.train.trainer import LOG, PROFILE, Trainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
+from benchmarks.ablations.variants import VARIANTS, VariantTrainer
 from benchmarks.commands import run
 from benchmarks.document import Document, digest
 
-OUT = Path(__file__).parents[1] / "results/losses.json"
+OUT = Path(__file__).parents[1] / "results/trained.json"
 TREES = ((4, 2, 2), (8, 8, 3), (64, 64, 3))
-LISTED = 8192
-Divergence = Callable[[Tensor, Tensor], Tensor]
-
-
-def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half the L1 distance of two distributions, from scores [n, k, V]: [n, k]. It is what sampling rejects."""
-    return 0.5 * (student.softmax(-1) - teacher.softmax(-1)).abs().sum(-1)
-
-
-def choice_and_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """0.1 times the cross-entropy of the model's choice, and 0.9 times the L1 distance."""
-    choice = teacher.argmax(-1, keepdim=True)
-    entropy = -student.log_softmax(-1).gather(-1, choice)[..., 0]
-    return 0.1 * entropy + 1.8 * total_variation(student, teacher)
-
-
-def among(listed: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
-    """The KL of both distributions over the listed tokens alone."""
-    return divergence_of(student[..., listed], teacher[..., listed])
-
-
-def state_distance(states: Tensor, own: Tensor) -> Tensor:
-    """The squared distance of final states from the model's own, both [n, k, d], over the square of these: [n, k]."""
-    states, own = states.float(), own.float()
-    return (states - own).square().sum(-1) / own.square().sum(-1)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is learned, and settings of `firp train` that differ.
-
-    Attributes:
-        state_weight: of `state_distance` beside the divergence.
-        two_tokens: whether the transition reads the token before the one before, too.
-    """
-
-    divergence: Divergence = divergence_of
-    settings: dict = field(default_factory=dict)
-    state_weight: float = 0.0
-    two_tokens: bool = False
-
-
-VARIANTS = {
-    "KL": Variant(),
-    "total variation": Variant(total_variation),
-    "0.1 cross-entropy of the choice, 0.9 L1": Variant(choice_and_distance),
-    f"KL over {LISTED} tokens": Variant(among),
-    "KL, offset i weighs exp(-i / 4)": Variant(settings={"offset_decay": math.exp(-0.25)}),
-    "KL, no transition": Variant(settings={"transition_rank": 0}),
-    "KL, transition of rank 256": Variant(settings={"transition_rank": 256}),
-    "KL and the distance of states": Variant(state_weight=1.0),
-    "KL, transition over two tokens": Variant(two_tokens=True),
-}
-
-
-class TwoTokenPredictor(FirpPredictor):
-    """A predictor whose transition has a map [d, r] for the token before the one before."""
-
-    second: nn.Parameter
-
-    @property
-    def final_tensors(self) -> list[Tensor]:
-        return [*super().final_tensors, self.second]
-
-
-class TwoTokenObjective(Objective):
-    """The objective whose transition reads two tokens. The row of offset 1 knows the second one, its anchor's own."""
-
-    def query(self, predictor: FirpPredictor, before: Tensor) -> Tensor:
-        query = super().query(predictor, before)
-        further = cast(UnitEmbeddings, self.embeddings)(before[:, :-1]) @ cast(TwoTokenPredictor, predictor).second
-        return torch.cat([query[:, :1], query[:, 1:] + further], 1)
-
-
-class VariantTrainer(Trainer):
-    """`firp train` with the loss of a variant."""
-
-    def __init__(self, variant: Variant, config: TrainConfig, output: Path, device: str) -> None:
-        self.variant = variant
-        super().__init__(replace(config, **variant.settings), output, device)
-
-    def make_predictor(self) -> FirpPredictor:
-        if not self.variant.two_tokens:
-            return super().make_predictor()
-        config = self.config
-        made = TwoTokenPredictor.for_model(self.model, config.num_offsets, config.insertion_layer, **config.sizes)
-        made.second = nn.Parameter(torch.zeros(made.hidden_size, made.transition_rank))
-        return made.to(self.device)
-
-    def parameter_groups(self) -> list[dict]:
-        groups = super().parameter_groups()
-        if self.variant.two_tokens:
-            groups[1]["params"].append(self.predictor.second)
-        return groups
-
-    def write_result(self) -> None:
-        """No replay has drafts after two tokens."""
-        if not self.variant.two_tokens:
-            super().write_result()
-
-    def make_objective(self) -> Objective:
-        divergence = self.variant.divergence
-        if divergence is among:
-            size = self.model.config.vocab_size
-            listed = frequent_tokens(self.dataset, self.train_indices, min(LISTED, size), size)
-            divergence = functools.partial(among, listed.to(self.device))
-        made = super().make_objective()
-        kind = TwoTokenObjective if self.variant.two_tokens else Objective
-        weight = self.variant.state_weight
-        distance = (lambda states, own: weight * state_distance(states, own)) if weight else None
-        return kind(**vars(made) | {"divergence": divergence, "state_distance": distance})
 
 
 def folder_of(name: str, settings: dict) -> str:
@@ -172,7 +55,12 @@ def figures(make: Callable[[], Trainer]) -> dict:
     profile = load_profile(found) if found.exists() else None
     lines = [json.loads(line) for line in (trainer.output / LOG).read_text().splitlines()]
     scores = {name: lines[-1][name] for name in ("kl", "top1", "top4", "followed1", "followed4")}
-    tau = {f"{n}, {p}, {k}": profile and profile.tau(TreeConfig(n, p), k) for n, p, k in TREES}
+    offsets = trainer.config.num_offsets
+    trees = [*TREES, *((64, 64, k) for k in range(4, offsets + 1))]
+    tau = {
+        f"{n}, {p}, {k}": profile.tau(TreeConfig(n, p), k) if profile is not None and k <= offsets else None
+        for n, p, k in trees
+    }
     return {"start": lines[0]["kl"], **scores, "tau": tau, "seconds": round(trainer.seconds, 1)}
 
 
@@ -215,22 +103,16 @@ def main(
 
 
 def show(found: dict[str, dict]) -> None:
-    first = next(iter(found.values()))
-    offsets = range(1, 1 + len(first["kl"]))
+    """A line a variant: its first three offsets, and tau of `TREES`."""
+    offsets, trees = (1, 2, 3), [", ".join(map(str, tree)) for tree in TREES]
     table = Table(
-        "learned",
-        *(f"KL {j}" for j in offsets),
-        *(f"top-1 {j}" for j in offsets),
-        *(f"tau {tree}" for tree in first["tau"]),
+        "learned", *(f"KL {j}" for j in offsets), *(f"top-1 {j}" for j in offsets), *(f"tau {tree}" for tree in trees)
     )
     for name, figures in found.items():
-        accuracies = (f"{100 * share:.2f}" for share in figures["followed1"])
-        table.add_row(
-            name,
-            *(f"{x:.3f}" for x in figures["kl"]),
-            *accuracies,
-            *("" if x is None else f"{x:.3f}" for x in figures["tau"].values()),
-        )
+        kl = [f"{x:.3f}" for x in figures["kl"]]
+        accuracies = [f"{100 * share:.2f}" for share in figures["followed1"]]
+        taus = ("" if figures["tau"][tree] is None else f"{figures['tau'][tree]:.3f}" for tree in trees)
+        table.add_row(name, *((cells + [""])[j] for cells in (kl, accuracies) for j in range(3)), *taus)
     Console(highlight=False, width=160).print(table)
 
 

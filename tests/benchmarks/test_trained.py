@@ -1,4 +1,4 @@
-"""Losses of the maps: what each is, on scores that are easy to reckon with, and a command that goes on."""
+"""Variants of training: what each loss is, on scores that are easy to reckon with, and a command that goes on."""
 
 import json
 import math
@@ -9,31 +9,33 @@ import pytest
 import torch
 from firp.decoder.passes import real_rows
 from firp.decoder.view import DecoderView
+from firp.drafting.profile import load_profile
+from firp.train.config import TrainConfig
 from firp.train.objective import Objective
 from firp.train.targets import divergence_of
 from models import tiny_model, tiny_predictor
 
-from benchmarks.ablations import losses
+from benchmarks.ablations import trained, variants
 
 STUDENT = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
 TEACHER = torch.tensor([[[0.25, 0.5, 0.25]]]).log()
 
 
 def test_total_variation_is_half_the_distance():
-    assert losses.total_variation(STUDENT, TEACHER).item() == pytest.approx(0.25)
-    assert losses.total_variation(STUDENT, STUDENT).item() == 0
+    assert variants.total_variation(STUDENT, TEACHER).item() == pytest.approx(0.25)
+    assert variants.total_variation(STUDENT, STUDENT).item() == 0
 
 
 def test_the_mix_weighs_choice_and_distance():
     expected = 0.1 * math.log(4) + 0.9 * 0.5
-    assert losses.choice_and_distance(STUDENT, TEACHER).item() == pytest.approx(expected)
+    assert variants.choice_and_distance(STUDENT, TEACHER).item() == pytest.approx(expected)
 
 
 def test_a_listed_loss_knows_no_other_token():
     listed = torch.tensor([0, 2])
     moved = STUDENT + torch.tensor([0.0, 5.0, 0.0])
-    found = losses.among(listed, moved, TEACHER)
-    torch.testing.assert_close(found, losses.among(listed, STUDENT, TEACHER))
+    found = variants.among(listed, moved, TEACHER)
+    torch.testing.assert_close(found, variants.among(listed, STUDENT, TEACHER))
     torch.testing.assert_close(found, divergence_of(STUDENT[..., listed], TEACHER[..., listed]))
 
 
@@ -46,31 +48,31 @@ def command(tmp_path, monkeypatch, random_text):
         model.generation_config.eos_token_id = None
         return model, None
 
-    trained, run = [], losses.VariantTrainer.run
+    runs, run = [], variants.VariantTrainer.run
     monkeypatch.setattr("firp.train.trainer.load_model", load)
     monkeypatch.setattr("firp.load_model", load)
-    monkeypatch.setattr(losses.VariantTrainer, "run", lambda self: (trained.append(self.variant), run(self))[1])
-    kept = ("KL", "total variation", f"KL over {losses.LISTED} tokens", "KL, no transition")
+    monkeypatch.setattr(variants.VariantTrainer, "run", lambda self: (runs.append(self.variant), run(self))[1])
+    kept = ("KL", "total variation", f"KL over {variants.LISTED} tokens", "KL, no transition")
     fits = {"transition_rank": 8}
-    chosen = {name: losses.VARIANTS[name] for name in kept}
+    chosen = {name: trained.VARIANTS[name] for name in kept}
     small = {name: replace(variant, settings=fits | variant.settings) for name, variant in chosen.items()}
-    monkeypatch.setattr(losses, "VARIANTS", small)
+    monkeypatch.setattr(trained, "VARIANTS", small)
     data = random_text(40)
 
     def once() -> dict:
-        losses.main(
-            data, tmp_path / "runs", tmp_path / "losses.json", "tiny", insertion_layer=2, steps=4,
+        trained.main(
+            data, tmp_path / "runs", tmp_path / "trained.json", "tiny", insertion_layer=2, steps=4,
             batch_size=4, anchors=4, ridge_tokens=100, held_out=4, seed=0, dtype="float32", device="cpu",
         )  # fmt: skip
-        return json.loads((tmp_path / "losses.json").read_text())["parts"]
+        return json.loads((tmp_path / "trained.json").read_text())["parts"]
 
-    return once, trained
+    return once, runs
 
 
 def test_each_variant_learns_its_own_loss_and_is_scored_alike(command, tmp_path):
-    once, trained = command
+    once, runs = command
     parts = once()
-    assert list(parts) == list(losses.VARIANTS) and len(trained) == 4
+    assert list(parts) == list(trained.VARIANTS) and len(runs) == 4
     figures = {name: part["figures"] for name, part in parts.items()}
     starts = {tuple(found["start"]) for found in figures.values()}
     assert len(starts) == 1  # always the KL, of the same start
@@ -86,23 +88,23 @@ def test_each_variant_learns_its_own_loss_and_is_scored_alike(command, tmp_path)
 
 
 def test_a_second_run_trains_what_is_missing(command, tmp_path):
-    once, trained = command
+    once, runs = command
     whole = once()
-    document = json.loads((tmp_path / "losses.json").read_text())
+    document = json.loads((tmp_path / "trained.json").read_text())
     del document["parts"]["total variation"]
-    (tmp_path / "losses.json").write_text(json.dumps(document))
-    trained.clear()
+    (tmp_path / "trained.json").write_text(json.dumps(document))
+    runs.clear()
     again = once()
-    assert [variant.divergence for variant in trained] == [losses.total_variation]
+    assert [variant.divergence for variant in runs] == [variants.total_variation]
     assert again["total variation"]["figures"]["kl"] == whole["total variation"]["figures"]["kl"]
 
 
 def test_another_loss_or_text_has_a_folder_of_its_own():
     """A checkpoint knows neither, so it would be resumed as theirs."""
-    made = {losses.folder_of(name, {"data": text}) for name in ("KL", "KL, again") for text in ("one", "two")}
-    made.add(losses.folder_of("total variation", {"data": "one"}))
+    made = {trained.folder_of(name, {"data": text}) for name in ("KL", "KL, again") for text in ("one", "two")}
+    made.add(trained.folder_of("total variation", {"data": "one"}))
     assert len(made) == 5
-    assert losses.folder_of("KL", {"data": "one"}) in made
+    assert trained.folder_of("KL", {"data": "one"}) in made
 
 
 def test_scores_without_a_gradient_are_of_the_kl(monkeypatch):
@@ -112,11 +114,67 @@ def test_scores_without_a_gradient_are_of_the_kl(monkeypatch):
     model = tiny_model(1, vocab=11, dtype=torch.float32)
     view, predictor = DecoderView(model), tiny_predictor(model, 1)
     weights = torch.ones(predictor.num_offsets)
-    objective = Objective(view, predictor.insertion_layer, weights, None, True, losses.total_variation)
+    objective = Objective(view, predictor.insertion_layer, weights, None, True, variants.total_variation)
     tokens = torch.arange(10)[None]
     with torch.no_grad():
         real = real_rows(view, tokens, predictor.insertion_layer)
     for gradient in (True, False):
         with pytest.raises(ZeroDivisionError):
             objective(predictor, tokens, real, torch.tensor([[2]]), torch.tensor([[True]]), gradient)
-    assert seen == [losses.total_variation, divergence_of]
+    assert seen == [variants.total_variation, divergence_of]
+
+
+SHAPES = {"layers": variants.Variant(reads=(0.5, 0.0)), "units": variants.Variant(units=7)}
+
+
+@pytest.fixture
+def wide(tmp_path, monkeypatch, random_text):
+    """A trainer of a variant whose maps read more than a state, by name; None is `firp train` itself."""
+
+    def load(*_):
+        model = tiny_model(1, vocab=31, dtype=torch.float32)
+        model.generation_config.eos_token_id = None
+        return model, None
+
+    monkeypatch.setattr("firp.train.trainer.load_model", load)
+    config = TrainConfig(
+        "tiny", str(random_text(40)), 2, 2, 3, 4, 4, ridge_tokens=100, held_out=4, transition_rank=4
+    )  # fmt: skip
+    return lambda name: variants.VariantTrainer(SHAPES.get(name, variants.Variant()), config, tmp_path / name, "cpu")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_wide_maps_learn_and_have_a_tau(wide, name):
+    trainer = wide(name)
+    width = trainer.predictor.hidden_size
+    found = trained.figures(lambda: trainer)
+    assert trainer.predictor.weight[..., width:].abs().max() > 0 and found["tau"]["4, 2, 2"] >= 1
+    if name == "units":
+        assert not torch.equal(trainer.predictor.units, wide("units").predictor.units)
+    assert found["kl"] != found["start"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_maps_that_read_nothing_more_are_those_of_firp_train(wide, name):
+    plain, other = wide("plain"), wide(name)
+    with torch.no_grad():
+        plain.predictor.weight.add_(torch.randn(plain.predictor.weight.shape) * 0.1)
+        other.predictor.weight[..., : plain.predictor.hidden_size] = plain.predictor.weight
+    torch.testing.assert_close(plain.evaluate().kl, other.evaluate().kl)
+    for trainer in (plain, other):
+        trainer.output.mkdir(exist_ok=True)
+        trainer.write_result()
+    own, same = (load_profile(trainer.output / "acceptance.npz") for trainer in (plain, other))
+    assert (own.places == same.places).mean() > 0.99
+
+
+def test_further_states_stand_beside_the_first(wide):
+    trainer = wide("layers")
+    tokens = torch.arange(4, 16)[None]  # the embedding of token 0 is zero
+    rows = variants.wide_rows(trainer.source, trainer.view, tokens, 2)
+    real = real_rows(trainer.view, tokens, 2)
+    half = real_rows(trainer.view, tokens, 1).inserted
+    norm = real.inserted.norm(dim=-1, keepdim=True)
+    embedded = trainer.view.embed(tokens)
+    expected = [real.inserted, *(part * (norm / part.norm(dim=-1, keepdim=True)) for part in (half, embedded))]
+    torch.testing.assert_close(rows.inserted, torch.cat(expected, -1))

@@ -1,0 +1,79 @@
+"""What branches of earlier text are worth in decoding, by category: the engine as it is, and without them.
+
+python -m benchmarks.ablations.lookup --prompts prompts.jsonl
+
+One engine decodes greedily with the trees that it chooses on this machine, and with as many nodes of a branch as pay
+there; then the same engine without branches. Answers are compared with plain decoding, token for token.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+from unittest import mock
+
+import firp
+import torch
+import typer
+from firp.bench.runner import TAU_FORMULA
+from firp.drafting.lookup import Lookup
+from firp.tools.environment import environment
+from firp.tools.files import locked
+from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
+
+from benchmarks.commands import run
+from benchmarks.document import Document, digest
+from benchmarks.few_rows import decoded, generate, rows_of_steps, show
+
+OUT = Path(__file__).parents[1] / "results/lookup.json"
+
+
+class NoBranches(Lookup):
+    """It takes note of the text as ever, and adds nothing to a tree."""
+
+    def pays(self, sequences: list[int], prices: list[float]) -> int:
+        return 0
+
+
+def main(
+    prompts: Annotated[Path, typer.Option(help="JSONL of prompts; default: the project's.")] = OWN_PROMPTS,
+    json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = OUT,
+    model: Annotated[str, typer.Option(help="Base model.")] = "smollm2-135m",
+    predictor: Annotated[str | None, typer.Option(help="Default: the one shipped for the model.")] = None,
+    limit: Annotated[int, typer.Option(help="Prompts taken, spread evenly over the file.")] = 24,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 96,
+    dtype: Annotated[str, typer.Option(help="dtype of the base model.")] = "bfloat16",
+) -> None:
+    """Decode with and without branches, and report tau by category."""
+    chosen = load_prompts(prompts, limit)
+    base, tokenizer = firp.load_model(model, dtype, "cpu")
+    drafts = firp.default_predictor(model) if predictor is None else firp.load_predictor(predictor)
+    engine, plain = firp.Engine(base, drafts), firp.Engine(base)
+    if not engine.rungs(1):
+        raise ValueError("predictor: got one without an acceptance profile, expected one: it has no branches")
+    rows = rows_of_steps(engine)
+    settings = {
+        "model": model, "firp": drafts.fingerprint(), "limit": limit, "max_new_tokens": max_new_tokens, "dtype": dtype,
+        "prompts": digest(prompts.read_bytes()), "tau": TAU_FORMULA, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+    def figures(category: str) -> dict:
+        asked = [[{"role": "user", "content": one.turns[0]}] for one in chosen if one.category == category]
+        inputs = [torch.tensor(encode(tokenizer, conversation)) for conversation in asked]
+        answers = [generate(plain, text, max_new_tokens).sequences[0] for text in inputs]
+        made = {"with branches": decoded(engine, rows, inputs, answers, max_new_tokens)}
+        with mock.patch("firp.generation.loop.Lookup", NoBranches):
+            made["without"] = decoded(engine, rows, inputs, answers, max_new_tokens)
+        return made
+
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(json_path.parent):
+        document = Document(json_path, settings, environment(base))
+        for category in dict.fromkeys(prompt.category for prompt in chosen):
+            document.part(category, {}, functools.partial(figures, category))
+    show(document.figures)
+
+
+if __name__ == "__main__":
+    run(main)
