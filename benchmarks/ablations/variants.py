@@ -89,10 +89,10 @@ VARIANTS = {
     "KL and the distance of states": Variant(state_weight=1.0),
     "KL, transition over two tokens": Variant(two_tokens=True),
     **{f"KL, k = {k}": Variant(settings={"num_offsets": k}) for k in (2, 4, 5, 6)},
-    **{f"KL, t = {t}": Variant(settings={"insertion_layer": t}) for t in (5, 10, 15, 25, 29)},
     "KL, maps read t / 2 too": Variant(reads=(0.5,)),
     "KL, maps read t / 2 and the embedding too": Variant(reads=(0.5, 0.0)),
     "KL, maps read 1,024 units too": Variant(units=1024),
+    **{f"KL, t = {t}": Variant(settings={"insertion_layer": t}) for t in (29, 25, 15, 10, 5)},
 }
 
 
