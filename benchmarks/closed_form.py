@@ -42,10 +42,11 @@ class Source:
     units: Tensor | None = None
 
     def of(self, states: dict[int, Tensor]) -> Tensor:
-        """[..., s] from the hidden states [..., d] by layer."""
-        first, *others = (states[layer] for layer in self.layers)
+        """float32 [..., s] from the hidden states [..., d] by layer."""
+        first, *others = (states[layer].float() for layer in self.layers)
         norm = first.norm(dim=-1, keepdim=True)
-        parts = [first] + [other * (norm / other.norm(dim=-1, keepdim=True)) for other in others]
+        # An embedding may be zero, such as that of padding.
+        parts = [first] + [other * (norm / other.norm(dim=-1, keepdim=True).clamp(min=1e-6)) for other in others]
         if self.units is not None:
             parts.append(functional.silu(unit(first) @ self.units.T))
         return torch.cat(parts, -1)

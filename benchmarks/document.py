@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from firp.tools.files import check_writable, read_object, write_atomically
+from firp.train.data import TextDataset
 
 
 def digest(data: bytes) -> str:
@@ -16,8 +17,28 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def check(found: dict) -> None:
+def digest_of_text(dataset: TextDataset) -> str:
+    """A name for training text: its tokens, and where sequences and answers begin."""
+    return digest(b"".join(array.tobytes() for array in (dataset.tokens, dataset.offsets, dataset.prompt_lengths)))
+
+
+def make_folder(field: str, path: Path) -> None:
+    """Make a folder that an option names, where it is not there.
+
+    Raises:
+        ValueError: a file is in its place.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{field}: got {str(path)!r}, expected a folder, not a file or what is below one") from error
+
+
+def check(found: dict, fields: Sequence[str] = ()) -> None:
     """Whether an object that was read is a figure's JSON.
+
+    Args:
+        fields: that the figures of every part have.
 
     Raises:
         ValueError: it is not (what is missing is named).
@@ -28,6 +49,9 @@ def check(found: dict) -> None:
     for name, part in found["parts"].items():
         if not isinstance(part, dict) or not isinstance(part.get("figures"), dict) or not part["figures"]:
             raise ValueError(f"part {name!r}: got no figures")
+        for field in fields:
+            if field not in part["figures"]:
+                raise ValueError(f"part {name!r}: got figures without {field!r}")
 
 
 def same_settings(path: Path, kept: dict, given: dict) -> None:
@@ -42,6 +66,28 @@ def same_settings(path: Path, kept: dict, given: dict) -> None:
             raise ValueError(f"{name}: got {given.get(name)!r}, but {path} is of {made!r}; choose another or remove it")
 
 
+def keep_settings(path: Path, settings: dict, runs: Sequence[Path]) -> None:
+    """Keep what runs were begun with, for the calls that go on with them.
+
+    Args:
+        runs: folders that are there once a run was begun.
+
+    Raises:
+        ValueError: they were begun with other settings (the field is named), or nobody knows with which.
+    """
+    if path.is_file():
+        try:
+            kept = read_object(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; remove its folder to begin again") from error
+        same_settings(path, kept, json.loads(json.dumps(settings)))
+        return
+    if any(run.exists() for run in runs):
+        raise ValueError(f"output: got {path.parent} with a run of unknown settings, expected another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda staged: staged.write_text(json.dumps(settings, indent=1) + "\n"))
+
+
 class Document:
     """`path` holds `settings`, and for each part what it was made from, where, in which time, and its figures.
 
@@ -51,22 +97,23 @@ class Document:
         path: the JSON file; one that is damaged, or of other settings, is refused.
         settings: of all parts.
         environment: of this machine.
+        fields: that the figures of every part have.
 
     Raises:
         OSError: a file that could not be written.
         ValueError: a file that is no such document, or one of other settings (the field is named).
     """
 
-    def __init__(self, path: Path, settings: dict, environment: dict) -> None:
+    def __init__(self, path: Path, settings: dict, environment: dict, fields: Sequence[str] = ()) -> None:
         self.path, self.environment = path, environment
         self.settings = json.loads(json.dumps(settings))
         self.parts: dict[str, dict] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder("json", path.parent)
         check_writable(path)
         if path.is_file():
             try:
                 found = read_object(path)
-                check(found)
+                check(found, fields)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; remove it to begin again") from error
             same_settings(path, found["settings"], self.settings)

@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.commands import run
-from benchmarks.document import Document, digest
+from benchmarks.document import Document, digest, make_folder
 
 OUT = Path(__file__).parent / "results/few-rows.json"
 NUM_OFFSETS, BRANCH = 2, 3
@@ -75,6 +75,11 @@ def decoded(engine: firp.Engine, rows: list[int], prompts: list[Tensor], answers
     }  # fmt: skip
 
 
+def check_length(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+
+
 def generate(engine: firp.Engine, prompt: Tensor, most: int) -> FirpOutput:
     options = {"max_new_tokens": most, "do_sample": False, "return_dict_in_generate": True}
     return firp.generate(engine.model, prompt[None], engine=engine, **options)
@@ -90,6 +95,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="dtype of the base model.")] = "bfloat16",
 ) -> None:
     """Decode in steps of few rows, and report tau by category."""
+    check_length(max_new_tokens)
     chosen = load_prompts(prompts, limit)
     base, tokenizer = firp.load_model(model, dtype, "cpu")
     predictor = firp.default_predictor(model)
@@ -113,9 +119,9 @@ def main(
         answers = [generate(plain, text, max_new_tokens).sequences[0] for text in inputs]
         return {name: decoded(engine, rows[name], inputs, answers, max_new_tokens) for name, engine in engines.items()}
 
-    json_path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("json", json_path.parent)
     with locked(json_path.parent):
-        document = Document(json_path, settings, environment(base))
+        document = Document(json_path, settings, environment(base), list(engines))
         for category in dict.fromkeys(prompt.category for prompt in chosen):
             document.part(category, {}, functools.partial(figures, category))
     show(document.figures)

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.commands import run
-from benchmarks.document import Document, digest
+from benchmarks.document import Document, digest, make_folder
 
 OUT = Path(__file__).parent / "results/lossless.json"
 DTYPES = ("float32", "float64")
@@ -86,7 +86,7 @@ def main(
         found = [compared(engine, judge, text, max_new_tokens) for text in texts]
         return {"answers": [{"id": one.id, **of_it} for one, of_it in zip(named, found, strict=True)]}
 
-    json_path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("json", json_path.parent)
     document, made = Document(json_path, settings, environment(base)), []
     for category in dict.fromkeys(prompt.category for prompt in chosen):
         named = [prompt for prompt in chosen if prompt.category == category]

@@ -26,7 +26,7 @@ from benchmarks.ablations.held_out import HeldOut
 from benchmarks.ablations.units import gather, train_units
 from benchmarks.closed_form import BATCH, SEED, Source, solve
 from benchmarks.commands import run
-from benchmarks.document import Document, digest
+from benchmarks.document import Document, digest, make_folder
 
 OUT = Path(__file__).parents[1] / "results/ablations.json"
 OFFSETS, MOST_OFFSETS, UNITS = 3, 6, 1024
@@ -132,7 +132,7 @@ def main(
     """Solve and measure every variant."""
     if tokens < SHARES[0]:
         raise ValueError(f"tokens: got {tokens}, expected at least {SHARES[0]}")
-    json_path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("json", json_path.parent)
     with locked(json_path.parent):
         Ablations(data, model, insertion_layer, tokens, held_out, choose_device(device), json_path).run()
     print(f"wrote {json_path}")

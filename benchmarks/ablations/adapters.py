@@ -41,7 +41,7 @@ from transformers import PreTrainedModel
 from benchmarks.ablations.answers import Answers, answers_to, tau_by_category
 from benchmarks.ablations.trained import folder_of
 from benchmarks.commands import run
-from benchmarks.document import Document, digest
+from benchmarks.document import Document, digest, make_folder
 
 OUT = Path(__file__).parents[1] / "results/adapters.json"
 TREES = ((2, 2, 1), (3, 2, 2), (4, 2, 2), (8, 8, 3), (64, 64, 3))
@@ -204,7 +204,7 @@ def main(
         runs = output / folder_of(name, made_from)
         return figures(AdapterTrainer(rank if name == "adapters" else 0, config, runs, where), answers())
 
-    json_path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("json", json_path.parent)
     with locked(json_path.parent):
         document = Document(json_path, settings, environment(base))
         document.part("start", {}, lambda: {"tau": taus(DecoderView(base), start, answers())})

@@ -40,6 +40,7 @@ from benchmarks.commands import run
 from benchmarks.document import Document, digest
 
 OUT = Path(__file__).parents[1] / "results/branches.json"
+FIELDS = "positions", "matched", "trees"
 
 
 class Trees(NamedTuple):
@@ -100,7 +101,9 @@ def right(text: Text, end: int, wanted: list[int]) -> int:
 
 
 def second_end(text: Text) -> int | None:
-    """Where the best match ends after which another token came than the expected one: the longest, then the latest."""
+    """Where the best match ends after which another token came than the expected one, in all of the text: the longest,
+    then the latest.
+    """
     tokens, last, best = text.tokens, len(text.tokens) - 1, (LEAST_MATCH - 1, -1)
     for end in range(1, last):
         if tokens[end] != tokens[last] or tokens[end + 1] == text.expected:
@@ -182,6 +185,9 @@ def main(
 ) -> None:
     """Replay trees with and without branches of earlier text; each file of prompts is a part of the document."""
     drafts = firp.default_predictor(model) if predictor is None else firp.load_predictor(predictor)
+    most = max(trees.num_offsets for trees in (*BESIDE, *WITHIN, *TWO, *FEW_ROWS))
+    if drafts.num_offsets < most:
+        raise ValueError(f"predictor: got num_offsets {drafts.num_offsets}, expected at least {most}")
     chosen = load_prompts(prompts, limit)
     base, tokenizer = firp.load_model(model, dtype, "cpu")
     settings = {
@@ -196,7 +202,7 @@ def main(
         return figures(profile, [(text, answer) for text, answer, _ in answers])
 
     made_from = {"firp": drafts.fingerprint(), "prompts": digest(prompts.read_bytes())}
-    made = Document(json_path, settings, environment(base)).part(prompts.name, made_from, compute)
+    made = Document(json_path, settings, environment(base), FIELDS).part(prompts.name, made_from, compute)
     for name, group in made["trees"].items():
         for trees in group:
             nodes, lookahead = trees["tree"]

@@ -3,7 +3,8 @@
 python -m benchmarks.ablations.lookup --prompts prompts.jsonl
 
 One engine decodes greedily with the trees that it chooses on this machine, and with as many nodes of a branch as pay
-there; then the same engine without branches. Answers are compared with plain decoding, token for token.
+there; then the same engine without branches. Answers are compared with plain decoding, token for token. Each part
+holds the trees and their figures. Where these are of another first use, it is decoded again.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ import firp
 import torch
 import typer
 from firp.bench.runner import TAU_FORMULA
+from firp.drafting.choices import Rung
 from firp.drafting.lookup import Lookup
 from firp.tools.environment import environment
 from firp.tools.files import locked
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 
 from benchmarks.commands import run
-from benchmarks.document import Document, digest
-from benchmarks.few_rows import decoded, generate, rows_of_steps, show
+from benchmarks.document import Document, digest, make_folder
+from benchmarks.few_rows import check_length, decoded, generate, rows_of_steps, show
 
 OUT = Path(__file__).parents[1] / "results/lookup.json"
+WITH, WITHOUT = "with branches", "without"
 
 
 class NoBranches(Lookup):
@@ -46,33 +49,42 @@ def main(
     dtype: Annotated[str, typer.Option(help="dtype of the base model.")] = "bfloat16",
 ) -> None:
     """Decode with and without branches, and report tau by category."""
+    check_length(max_new_tokens)
     chosen = load_prompts(prompts, limit)
     base, tokenizer = firp.load_model(model, dtype, "cpu")
     drafts = firp.default_predictor(model) if predictor is None else firp.load_predictor(predictor)
-    engine, plain = firp.Engine(base, drafts), firp.Engine(base)
-    if not engine.rungs(1):
-        raise ValueError("predictor: got one without an acceptance profile, expected one: it has no branches")
-    rows = rows_of_steps(engine)
     settings = {
         "model": model, "firp": drafts.fingerprint(), "limit": limit, "max_new_tokens": max_new_tokens, "dtype": dtype,
         "prompts": digest(prompts.read_bytes()), "tau": TAU_FORMULA, "threads": torch.get_num_threads(),
     }  # fmt: skip
 
-    def figures(category: str) -> dict:
+    def figures(engine: firp.Engine, plain: firp.Engine, rows: list[int], category: str) -> dict:
         asked = [[{"role": "user", "content": one.turns[0]}] for one in chosen if one.category == category]
         inputs = [torch.tensor(encode(tokenizer, conversation)) for conversation in asked]
         answers = [generate(plain, text, max_new_tokens).sequences[0] for text in inputs]
-        made = {"with branches": decoded(engine, rows, inputs, answers, max_new_tokens)}
+        made = {WITH: decoded(engine, rows, inputs, answers, max_new_tokens)}
         with mock.patch("firp.generation.loop.Lookup", NoBranches):
-            made["without"] = decoded(engine, rows, inputs, answers, max_new_tokens)
+            made[WITHOUT] = decoded(engine, rows, inputs, answers, max_new_tokens)
         return made
 
-    json_path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("json", json_path.parent)
     with locked(json_path.parent):
-        document = Document(json_path, settings, environment(base))
+        document = Document(json_path, settings, environment(base), (WITH, WITHOUT))
+        engine, plain = firp.Engine(base, drafts), firp.Engine(base)
+        rungs = engine.rungs(1)
+        if not rungs:
+            raise ValueError("predictor: got one without an acceptance profile, expected one: it has no branches")
+        rows = rows_of_steps(engine)
+        made_from = {"num_offsets": engine.num_offsets, "rungs": [described(rung) for rung in rungs]}
         for category in dict.fromkeys(prompt.category for prompt in chosen):
-            document.part(category, {}, functools.partial(figures, category))
+            document.part(category, made_from, functools.partial(figures, engine, plain, rows, category))
     show(document.figures)
+
+
+def described(rung: Rung) -> dict:
+    """A tree, and what is known of it."""
+    branch = [round(1e3 * seconds, 3) for seconds in rung.branch_seconds]
+    return {"tree": str(rung.tree), "step_ms": round(1e3 * rung.seconds, 3), "tau": rung.tau, "branch_ms": branch}
 
 
 if __name__ == "__main__":

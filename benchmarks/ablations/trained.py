@@ -1,11 +1,12 @@
 """What a predictor learns from, and its shape: losses, weights of offsets, transitions, k, insertion layers, and what
-its maps read, at equal steps, text and anchors.
+its maps read, at equal steps and text.
 
 python -m benchmarks.ablations.trained --data text.npz --output runs
 
-Each variant is `firp train` from the same closed-form start, with one thing changed. Held-out scores are always of
-the KL, and tau is replayed on the model's greedy answers to held-out prompts. Run the same command again
-to go on with the variants that are missing; an interrupted one resumes from its checkpoint.
+Each variant is `firp train` from the closed form, with one thing changed. Another k has other anchors, held-out ones
+too, as all its targets are inside an answer; another t or further states have a closed form of their own. Held-out
+scores are always of the KL, and tau is replayed on the model's greedy answers to held-out prompts. Run the same command
+again to go on with the variants that are missing; an interrupted one resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import firp
+import torch
 import typer
 from firp.bench.runner import TAU_FORMULA
 from firp.cli.options import choose_device
+from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import load_profile
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
@@ -32,12 +35,14 @@ from firp.train.data import load_dataset
 from firp.train.trainer import LOG, PROFILE, Trainer
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from benchmarks.ablations.variants import VARIANTS, VariantTrainer
 from benchmarks.commands import run
-from benchmarks.document import Document, digest
+from benchmarks.document import Document, digest, make_folder
 
 OUT = Path(__file__).parents[1] / "results/trained.json"
+FIELDS = "kl", "followed1", "tau"
 TREES = ((4, 2, 2), (8, 8, 3), (64, 64, 3))
 
 
@@ -45,6 +50,15 @@ def folder_of(name: str, settings: dict) -> str:
     """A name for the run of a variant: another loss, text or setting has another one, and so no checkpoint of this."""
     made_from = json.dumps([name, settings], sort_keys=True).encode()
     return f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{hashlib.blake2b(made_from, digest_size=4).hexdigest()}"
+
+
+def check_variant(name: str, config: TrainConfig, model: PreTrainedModel) -> None:
+    """Refuse a variant that the model cannot have, before any other is trained."""
+    try:
+        with torch.device("meta"):
+            FirpPredictor.for_model(model, config.num_offsets, config.insertion_layer, **config.sizes)
+    except ValueError as error:
+        raise ValueError(f"variant {name!r}: {error}") from error
 
 
 def figures(make: Callable[[], Trainer]) -> dict:
@@ -91,9 +105,11 @@ def main(
     }  # fmt: skip
     where = choose_device(device)
     base, _ = firp.load_model(model, dtype, where)
-    json_path.parent.mkdir(parents=True, exist_ok=True)
+    for name, variant in VARIANTS.items():
+        check_variant(name, replace(config, **variant.settings), base)
+    make_folder("json", json_path.parent)
     with locked(json_path.parent):
-        document = Document(json_path, settings, environment(base))
+        document = Document(json_path, settings, environment(base), FIELDS)
         for name, variant in VARIANTS.items():
             make = functools.partial(
                 VariantTrainer, variant, config, output / folder_of(name, settings | variant.settings), where

@@ -130,7 +130,7 @@ class WidePredictor(FirpPredictor):
 
 
 class VariantTrainer(Trainer):
-    """`firp train` with the loss of a variant."""
+    """`firp train` with what a variant changes."""
 
     def __init__(self, variant: Variant, config: TrainConfig, output: Path, device: str) -> None:
         self.variant = variant
@@ -164,7 +164,7 @@ class VariantTrainer(Trainer):
         """What the maps read."""
         layer = self.config.insertion_layer
         units = self.predictor.units if isinstance(self.predictor, WidePredictor) else None
-        return Source((layer, *(int(layer * share) for share in self.variant.reads)), units)
+        return Source((layer, *(max(int(layer * share), int(share > 0)) for share in self.variant.reads)), units)
 
     def set_start(self) -> None:
         """The closed form; units begin at random, and the maps do not read them yet."""
@@ -173,6 +173,8 @@ class VariantTrainer(Trainer):
         config, state = self.config, Source(self.source.layers)
         unsolved = replace(config, ridge_tokens=0)
         set_start(self.predictor, unsolved, self.view, self.dataset, self.train_indices, self.ranks, self.progress)
+        if not config.ridge_tokens:
+            return
         order = BatchOrder(self.dataset, self.train_indices, config.batch_size, config.seed)
         partial, arguments = self.output / "start.partial.pt", (config.num_offsets, config.ridge_tokens)
         found = solve(self.view, self.dataset, order, {"maps": state}, *arguments, partial, ["start"])["maps"]
@@ -214,5 +216,5 @@ def wide_rows(source: Source, view: DecoderView, tokens: Tensor, insertion_layer
     with torch.no_grad():
         below = [layer for layer in source.layers if layer != insertion_layer]
         states = states_after(view, tokens, below, RecordingAttention(view.num_layers)) if below else {}
-    states = {layer: state.float() for layer, state in (states | {insertion_layer: real.inserted}).items()}
+    states |= {insertion_layer: real.inserted}
     return RealRows(source.of(states).to(real.inserted.dtype), real.final, real.recorded)

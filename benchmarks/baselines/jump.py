@@ -22,14 +22,14 @@ import typer
 from firp.cli.options import choose_device, integers
 from firp.generation.batch import stop_ids
 from firp.tools.environment import environment
-from firp.tools.files import read_object, write_atomically
+from firp.tools.files import write_atomically
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from firp.train.data import TextDataset, load_dataset, split_held_out
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands import run
-from benchmarks.document import digest, same_settings
+from benchmarks.document import digest, keep_settings, make_folder
 
 VERSION = "0.3.2"
 PREDICTORS, ADAPTATIONS = ("linear", "mlp"), ("frozen", "lora", "full")
@@ -54,21 +54,6 @@ def layers(num_layers: int) -> dict[str, int]:
     """Where its authors put a jump in 24 layers (m = 16, u = r = 17), at the same share of others."""
     target = round(16 * num_layers / 24)
     return {"target_layer": target, "source_layer": target + 1, "exit_layer": target + 1}
-
-
-def keep_settings(path: Path, settings: dict) -> None:
-    """Keep what a run was begun with, for the calls that go on with it.
-
-    Raises:
-        ValueError: it was begun with other settings (the field is named).
-    """
-    if path.is_file():
-        same_settings(path, read_object(path), settings)
-        return
-    if (path.parent / "run").exists():
-        raise ValueError(f"output: got {path.parent} with a run of unknown settings, expected another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda staged: staged.write_text(json.dumps(settings, indent=1) + "\n"))
 
 
 def summary(results: list[Any]) -> dict:
@@ -134,7 +119,8 @@ def main(
         "sequences": len(training), "held_out": held_out, "steps": steps, "batch_size": batch_size,
         "max_length": max_length, "predictor": predictor, "adaptation": adaptation, "seed": seed, "dtype": dtype,
     }  # fmt: skip
-    keep_settings(output / "settings.json", settings)
+    make_folder("output", output)
+    keep_settings(output / "settings.json", settings, [output / "run"])
     placed = layers(base.config.num_hidden_layers)
     config = economize.JumpConfig(**placed, predictor=predictor, adaptation=adaptation)
     drafting = economize.apply(base, config)

@@ -3,11 +3,15 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partialmethod
+from pathlib import Path
 
+import firp
 import numpy as np
 import pytest
 import torch
 import typer
+from firp.train.config import TrainConfig
 from models import tiny_model
 
 from benchmarks.baselines.compare import heads_in
@@ -108,7 +112,6 @@ def test_runs_of_a_command_share_their_rows(setup, tmp_path):
 
 
 def test_batches_and_anchors_are_those_of_firp_train(setup, tmp_path, monkeypatch):
-    from firp.train.config import TrainConfig
     from firp.train.trainer import Trainer
 
     seen = {}
@@ -167,8 +170,55 @@ def test_the_command_trains_every_kind_and_goes_on_after_a_limit(setup, tmp_path
     for changes, message in (
         ({"learning_rates": "1e-3,x"}, "learning_rates: got '1e-3,x', expected numbers"),
         ({"learning_rates": "0"}, "learning_rates: got '0', expected numbers above 0"),
-        ({"kinds": "medusa,hydra"}, "kind: got 'hydra', expected one of"),
+        ({"kinds": "medusa,hydra"}, "kinds: got 'medusa,hydra', expected one or more of medusa, early-exit, firp"),
+        ({"kinds": "medusa,medusa"}, "kinds: got 'medusa,medusa', expected .*, each once"),
+        ({"kinds": "firp", "loss_vocabulary": 5}, "loss_vocabulary: got 5 with firp, expected 0"),
         ({"insertion_layer": 9, "kinds": "early-exit"}, r"source_layer: got 9, expected 1\.\.4"),
     ):
         with pytest.raises(ValueError, match=message):
             main(**{**arguments, **changes, "output": tmp_path / "bad"}, time_limit=None)
+
+
+@pytest.fixture
+def train(setup, tmp_path, monkeypatch):
+    """The command with a transition that a tiny model can have, into one folder."""
+    monkeypatch.setattr(TrainConfig, "__init__", partialmethod(TrainConfig.__init__, transition_rank=4))
+    monkeypatch.setattr("firp.train.trainer.write_profile", lambda *_: None)
+    arguments = {
+        "data": setup().data, "output": tmp_path / "heads", "model": "tiny", "kinds": "firp", "learning_rates": "1e-3",
+        "sweep_steps": 2, "insertion_layer": 2, "num_offsets": 2, "steps": 4, "batch_size": 4, "anchors": 4,
+        "max_length": 32, "ridge_tokens": 200, "held_out": 4, "seed": 0, "dtype": "float32", "device": "cpu",
+        "keep_rows": False, "time_limit": None,
+    }  # fmt: skip
+    return lambda **changes: main(**arguments | changes)
+
+
+def test_firp_learns_beside_the_heads_from_their_text_alone(train, setup, tmp_path):
+    train()
+    train(kinds="medusa", learning_rates="1e-2", loss_vocabulary=5)
+    curves = json.loads((tmp_path / "heads/curves.json").read_text())
+    assert {kind: found["learning_rate"] for kind, found in curves.items()} == {"firp": 1e-3, "medusa": 1e-2}
+    assert len({found["settings"]["text"] for found in curves.values()}) == 1
+    assert firp.load_predictor(tmp_path / "heads/firp").weight.any()
+    assert set(heads_in(tmp_path / "heads")) == {"medusa"}
+    with pytest.raises(ValueError, match=r"seed: got 1, but .* is of 0"):
+        train(kinds="early-exit", seed=1)
+    path = Path(setup().data)
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"prompt_lengths": arrays["prompt_lengths"] + 1})
+    with pytest.raises(ValueError, match=r"text: got .*, but .*settings.json is of"):
+        train(kinds="early-exit")
+
+
+def test_a_run_of_unknown_settings_and_a_damaged_file_are_refused(train, tmp_path):
+    train()
+    (tmp_path / "heads/curves.json").write_text("{bad")
+    with pytest.raises(ValueError, match=r"curves.json: not JSON: .*; remove it, and the same command writes it again"):
+        train()
+    (tmp_path / "heads/settings.json").unlink()
+    with pytest.raises(ValueError, match=r"output: got .*heads with a run of unknown settings, expected another folder"):
+        train()
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ValueError, match=r"output: got .*, expected a folder, not a file"):
+            train(output=output)

@@ -17,7 +17,7 @@ from firp.drafting.choices import (
 )  # fmt: skip
 from firp.drafting.lookup import MOST_BRANCH
 from firp.drafting.profile import FILE_NAME, AcceptanceProfile, save_profile
-from firp.engine.automatic import ATTEMPTS, MOST_SECONDS, smoothed
+from firp.engine.automatic import ATTEMPTS, MOST_SECONDS, TRUSTED, smoothed
 from firp.engine.costs import FEW_ROWS, ROWS, Curves, StepClock, typical
 from firp.engine.plans import Estimate, Plan, Planner
 from firp.tools.hardware import machine_name
@@ -211,10 +211,10 @@ def test_a_larger_k_has_to_be_faster(predictor, monkeypatch, better, expected):
 
 
 def test_a_tree_counts_half_by_what_its_rows_let_expect():
-    """All whole steps add half, and one tree met a moment that was twice as slow."""
-    expected = [1.0, 2.0, 4.0]
-    found = smoothed([1.5, 6.0, 6.0], expected)
-    assert found == pytest.approx([1.5, 3.0 * 2**0.5, 6.0])
+    """All whole steps add half, and one tree met a slow moment. What is far from its estimate is believed."""
+    expected = [1.0, 2.0, 4.0, 4.0, 8.0]
+    found = smoothed([1.5, 3.0, 6.0, 6.0 * 1.04**2, 24.0], expected)
+    assert found == pytest.approx([1.5, 3.0, 6.0, 6.0 * 1.04, 24.0 / TRUSTED])
     assert smoothed([1.5, 3.0], []) == [1.5, 3.0] and smoothed([], expected[:0]) == []
 
 

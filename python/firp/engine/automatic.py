@@ -24,6 +24,8 @@ from firp.tools.hardware import machine_name, preemptions
 
 # Estimates and timed steps differ by at most this factor, or all is timed again where a call may still wait for it.
 STEADY, ATTEMPTS = 1.5, 3
+# An estimate moves a timed step by at most this factor: it may be wrong for the rows of one tree.
+TRUSTED = 1.05
 MOST_SECONDS = {"cpu": 3.0, "cuda": 60.0}
 # Preemptions of a thread in a second at most: 15 on an idle machine, 130 where another process wants the same cores.
 PREEMPTIONS = 60
@@ -186,8 +188,8 @@ class Automatic:
 
 
 def smoothed(timed: list[float], expected: list[float]) -> list[float]:
-    """Seconds of trees, half by what was timed of each and half by what its rows let expect; the timed ones alone where
-    nothing was expected.
+    """Seconds of trees, half by what was timed of each and half by what its rows let expect, but within `TRUSTED` of
+    what was timed; the timed ones alone where nothing was expected.
 
     Few steps of a tree can be timed, and a slow moment of the machine meets some trees more than others. What all took
     against what was expected says how much a whole step adds.
@@ -195,7 +197,8 @@ def smoothed(timed: list[float], expected: list[float]) -> list[float]:
     if not timed or not expected:
         return timed
     pace = median(one / other for one, other in zip(timed, expected, strict=True))
-    return [(one * other * pace) ** 0.5 for one, other in zip(timed, expected, strict=True)]
+    moved = ((pace * other / one) ** 0.5 for one, other in zip(timed, expected, strict=True))
+    return [one * min(max(factor, 1 / TRUSTED), TRUSTED) for one, factor in zip(timed, moved, strict=True)]
 
 
 def _kept_in(path: Path | None, machine: str, found: Choice) -> bool:

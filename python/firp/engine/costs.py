@@ -2,8 +2,8 @@
 
 On a CPU the layers are timed at a few numbers of rows, and so is the head: a step of N nodes and P * k pseudo rows
 takes the lower layers at N rows, the upper ones at N + P * k, and the head. The trees that this estimate ranks first
-are then timed as whole steps beside plain decoding, and these times are what counts. On a GPU, where a step is a
-captured graph, whole steps of trees of a few sizes are timed at once.
+are then timed as whole steps beside plain decoding, and both count. On a GPU, where a step is a captured graph, whole
+steps of trees of a few sizes are timed at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FEW_ROWS = (1, 4, 16, 64)
 SWEEPS, SWEEP_SECONDS = 4, 0.6
 STEPS, STEP_SECONDS = 9, 0.8
-# Turns that do not count: the first one verifies roots alone, and a GPU captures the second.
+# Turns that do not count: the first verifies roots alone. Captures are made in them.
 WARM_UP_STEPS = {"cpu": 1, "cuda": 2}
 
 

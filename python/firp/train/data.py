@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -106,7 +107,8 @@ def load_dataset(path: str | Path) -> TextDataset:
             dataset = TextDataset(arrays["tokens"], arrays["offsets"], arrays["prompt_lengths"])
         dataset.check()
     except Exception as error:
-        raise ValueError(f"data: cannot read {str(path)!r} as the output of `firp distill`: {error}") from error
+        reason = error if is_zipfile(path) else "it is no .npz file"
+        raise ValueError(f"data: cannot read {str(path)!r} as the output of `firp distill`: {reason}") from error
     return dataset
 
 
