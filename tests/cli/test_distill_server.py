@@ -40,8 +40,9 @@ def check(api, chat_model, tmp_path, cli):
     api.script.clear()
     code, out, err = cli("distill", *common)
     assert code == 0, err
-    asked = [body["messages"][0]["content"] for body in api.requests[before:]]
-    assert sorted(asked) == sorted(f"w{i} w{i}" for i in range(20) if i not in kept_ids)
+    # A request of the killed process may be read late: it is of a prompt without an answer, too.
+    asked = {body["messages"][0]["content"] for body in api.requests[before:]}
+    assert asked == {f"w{i} w{i}" for i in range(20) if i not in kept_ids}
     assert np.load(output)["ids"].tolist() == [str(i) for i in range(1, 21)]
     assert "20 answers" in out and "20 answers are text that was tokenized here" in out
     code, _, err = cli("distill", *common, "--batch-size", 4)
