@@ -1,4 +1,4 @@
-"""Run a script's command."""
+"""Run a script's command, and a check that several have."""
 
 from __future__ import annotations
 
@@ -23,3 +23,9 @@ def run(main: Callable[..., None]) -> None:
         text = " ".join(str(error).split())
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False)
         sys.exit(2)
+
+
+def check_length(max_new_tokens: int) -> None:
+    """Refuse answers of no token."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")

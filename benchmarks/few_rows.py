@@ -24,13 +24,13 @@ from firp.drafting.trees import TreeConfig
 from firp.generation.output import FirpOutput
 from firp.tools.environment import environment
 from firp.tools.files import locked
-from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
+from firp.tools.prompt_files import OWN_PROMPTS, Prompt, encode, load_prompts
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.commands import run
+from benchmarks.commands import check_length, run
 from benchmarks.document import Document, digest, make_folder
 
 OUT = Path(__file__).parent / "results/few-rows.json"
@@ -75,9 +75,10 @@ def decoded(engine: firp.Engine, rows: list[int], prompts: list[Tensor], answers
     }  # fmt: skip
 
 
-def check_length(max_new_tokens: int) -> None:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+def texts_of(prompts: list[Prompt], category: str, tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
+    """The tokens of each prompt of a category, through the chat template."""
+    asked = [[{"role": "user", "content": prompt.turns[0]}] for prompt in prompts if prompt.category == category]
+    return [torch.tensor(encode(tokenizer, conversation)) for conversation in asked]
 
 
 def generate(engine: firp.Engine, prompt: Tensor, most: int) -> FirpOutput:
@@ -114,8 +115,7 @@ def main(
     }  # fmt: skip
 
     def figures(category: str) -> dict:
-        asked = [[{"role": "user", "content": one.turns[0]}] for one in chosen if one.category == category]
-        inputs = [torch.tensor(encode(tokenizer, conversation)) for conversation in asked]
+        inputs = texts_of(chosen, category, tokenizer)
         answers = [generate(plain, text, max_new_tokens).sequences[0] for text in inputs]
         return {name: decoded(engine, rows[name], inputs, answers, max_new_tokens) for name, engine in engines.items()}
 

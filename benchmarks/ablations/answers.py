@@ -11,6 +11,8 @@ from firp.tools.prompt_files import Prompt, encode
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.commands import check_length
+
 # Prompt [T], new tokens, category: what `make_profile` takes.
 Answers = list[tuple[Tensor, list[int], str]]
 
@@ -23,8 +25,7 @@ def answers_to(
     Raises:
         ValueError: fewer tokens than one.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
+    check_length(max_new_tokens)
     texts = [torch.tensor(encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}])) for prompt in prompts]
     found = greedy_answers(firp.Engine(model), texts, max_new_tokens, 1)
     return [(text, answer, prompt.category) for text, answer, prompt in zip(texts, found, prompts, strict=True)]

@@ -18,15 +18,15 @@ import firp
 import torch
 import typer
 from firp.bench.runner import TAU_FORMULA
-from firp.drafting.choices import Rung
+from firp.drafting.choices import Choice
 from firp.drafting.lookup import Lookup
 from firp.tools.environment import environment
 from firp.tools.files import locked
-from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
+from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
 
-from benchmarks.commands import run
+from benchmarks.commands import check_length, run
 from benchmarks.document import Document, digest, make_folder
-from benchmarks.few_rows import check_length, decoded, generate, rows_of_steps, show
+from benchmarks.few_rows import decoded, generate, rows_of_steps, show, texts_of
 
 OUT = Path(__file__).parents[1] / "results/lookup.json"
 WITH, WITHOUT = "with branches", "without"
@@ -59,8 +59,7 @@ def main(
     }  # fmt: skip
 
     def figures(engine: firp.Engine, plain: firp.Engine, rows: list[int], category: str) -> dict:
-        asked = [[{"role": "user", "content": one.turns[0]}] for one in chosen if one.category == category]
-        inputs = [torch.tensor(encode(tokenizer, conversation)) for conversation in asked]
+        inputs = texts_of(chosen, category, tokenizer)
         answers = [generate(plain, text, max_new_tokens).sequences[0] for text in inputs]
         made = {WITH: decoded(engine, rows, inputs, answers, max_new_tokens)}
         with mock.patch("firp.generation.loop.Lookup", NoBranches):
@@ -75,16 +74,11 @@ def main(
         if not rungs:
             raise ValueError("predictor: got one without an acceptance profile, expected one: it has no branches")
         rows = rows_of_steps(engine)
-        made_from = {"num_offsets": engine.num_offsets, "rungs": [described(rung) for rung in rungs]}
+        measured = Choice(engine.num_offsets, None, {1: rungs}, "").as_document()["batches"]["1"]
+        made_from = {"num_offsets": engine.num_offsets, "rungs": measured}
         for category in dict.fromkeys(prompt.category for prompt in chosen):
             document.part(category, made_from, functools.partial(figures, engine, plain, rows, category))
     show(document.figures)
-
-
-def described(rung: Rung) -> dict:
-    """A tree, and what is known of it."""
-    branch = [round(1e3 * seconds, 3) for seconds in rung.branch_seconds]
-    return {"tree": str(rung.tree), "step_ms": round(1e3 * rung.seconds, 3), "tau": rung.tau, "branch_ms": branch}
 
 
 if __name__ == "__main__":

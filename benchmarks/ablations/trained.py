@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -52,13 +53,15 @@ def folder_of(name: str, settings: dict) -> str:
     return f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{hashlib.blake2b(made_from, digest_size=4).hexdigest()}"
 
 
-def check_variant(name: str, config: TrainConfig, model: PreTrainedModel) -> None:
-    """Refuse a variant that the model cannot have, before any other is trained."""
+def fits(name: str, config: TrainConfig, model: PreTrainedModel) -> bool:
+    """Whether the model can have a variant; one that it cannot is named."""
     try:
         with torch.device("meta"):
             FirpPredictor.for_model(model, config.num_offsets, config.insertion_layer, **config.sizes)
     except ValueError as error:
-        raise ValueError(f"variant {name!r}: {error}") from error
+        print(f"left out: {name}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def figures(make: Callable[[], Trainer]) -> dict:
@@ -105,12 +108,13 @@ def main(
     }  # fmt: skip
     where = choose_device(device)
     base, _ = firp.load_model(model, dtype, where)
-    for name, variant in VARIANTS.items():
-        check_variant(name, replace(config, **variant.settings), base)
+    chosen = {
+        name: variant for name, variant in VARIANTS.items() if fits(name, replace(config, **variant.settings), base)
+    }
     make_folder("json", json_path.parent)
     with locked(json_path.parent):
         document = Document(json_path, settings, environment(base), FIELDS)
-        for name, variant in VARIANTS.items():
+        for name, variant in chosen.items():
             make = functools.partial(
                 VariantTrainer, variant, config, output / folder_of(name, settings | variant.settings), where
             )

@@ -39,14 +39,15 @@ def test_a_listed_loss_knows_no_other_token():
     torch.testing.assert_close(found, divergence_of(STUDENT[..., listed], TEACHER[..., listed]))
 
 
+def load(*_):
+    model = tiny_model(1, vocab=31, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    return model, None
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, random_text):
     """The command on a tiny model, with few variants; its JSON, and how many trainings there were."""
-
-    def load(*_):
-        model = tiny_model(1, vocab=31, dtype=torch.float32)
-        model.generation_config.eos_token_id = None
-        return model, None
 
     runs, run = [], variants.VariantTrainer.run
     monkeypatch.setattr("firp.train.trainer.load_model", load)
@@ -99,6 +100,13 @@ def test_a_second_run_trains_what_is_missing(command, tmp_path):
     assert again["total variation"]["figures"]["kl"] == whole["total variation"]["figures"]["kl"]
 
 
+def test_a_variant_that_the_model_cannot_have_is_named_and_left_out(command, capsys):
+    once, runs = command
+    trained.VARIANTS["KL, t = 29"] = replace(trained.VARIANTS["KL"], settings={"insertion_layer": 29})
+    assert "KL, t = 29" not in once() and len(runs) == 4
+    assert "left out: KL, t = 29: insertion_layer: got 29, expected 1..3" in capsys.readouterr().err
+
+
 def test_another_loss_or_text_has_a_folder_of_its_own():
     """A checkpoint knows neither, so it would be resumed as theirs."""
     made = {trained.folder_of(name, {"data": text}) for name in ("KL", "KL, again") for text in ("one", "two")}
@@ -130,11 +138,6 @@ SHAPES = {"layers": variants.Variant(reads=(0.5, 0.0)), "units": variants.Varian
 @pytest.fixture
 def wide(tmp_path, monkeypatch, random_text):
     """A trainer of a variant whose maps read more than a state, by name; None is `firp train` itself."""
-
-    def load(*_):
-        model = tiny_model(1, vocab=31, dtype=torch.float32)
-        model.generation_config.eos_token_id = None
-        return model, None
 
     monkeypatch.setattr("firp.train.trainer.load_model", load)
     config = TrainConfig(
