@@ -15,7 +15,7 @@ import torch
 from firp.decoder.passes import RealRows, RecordingAttention, real_rows
 from firp.decoder.view import DecoderView
 from firp.drafting.predictor import FirpPredictor
-from firp.drafting.transition import UnitEmbeddings
+from firp.drafting.transition import UnitEmbeddings, make_tables
 from firp.train.config import TrainConfig
 from firp.train.data import BatchOrder, frequent_tokens, make_batch
 from firp.train.objective import Objective
@@ -25,6 +25,7 @@ from firp.train.trainer import PROFILE, Trainer
 from firp.train.worth import write_profile
 from torch import Tensor, nn
 
+from benchmarks.ablations.two_tokens import places_and_ranks
 from benchmarks.closed_form import Source, solve, states_after
 
 LISTED = 8192
@@ -104,6 +105,11 @@ class TwoTokenPredictor(FirpPredictor):
     @property
     def final_tensors(self) -> list[Tensor]:
         return [*super().final_tensors, self.second]
+
+    def second_table(self, view: DecoderView) -> Tensor:
+        """[V, r] in the model's dtype, as `token_tables` makes the first."""
+        maps = torch.stack([self.second, self.second])
+        return make_tables(view.embed, view.decoder.embed_tokens.weight.shape[0], maps, view.dtype, view.device)[0]
 
 
 class TwoTokenObjective(Objective):
@@ -189,13 +195,16 @@ class VariantTrainer(Trainer):
         return wide_rows(self.source, self.view, tokens, self.config.insertion_layer)
 
     def write_result(self) -> None:
-        """No replay has drafts after two tokens, and no file holds wide maps: these have a profile alone."""
+        """No file holds wide maps or a second table: their predictors have a profile alone."""
+        changed = {}
         if self.variant.wide:
-            rows = functools.partial(wide_rows, self.source)
-            with mock.patch("firp.drafting.recording.real_rows", rows):
-                write_profile(self.output / PROFILE, self.view, self.predictor, self.dataset, self.held_out_indices)
-        elif not self.variant.two_tokens:
-            super().write_result()
+            changed = {"real_rows": functools.partial(wide_rows, self.source)}
+        elif isinstance(self.predictor, TwoTokenPredictor):
+            changed = {"places_and_ranks": functools.partial(places_and_ranks, self.predictor.second_table(self.view))}
+        else:
+            return super().write_result()
+        with mock.patch.multiple("firp.drafting.recording", **changed):
+            write_profile(self.output / PROFILE, self.view, self.predictor, self.dataset, self.held_out_indices)
 
     def make_objective(self) -> Objective:
         divergence = self.variant.divergence

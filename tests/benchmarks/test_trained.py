@@ -137,13 +137,14 @@ SHAPES = {"layers": variants.Variant(reads=(0.5, 0.0)), "units": variants.Varian
 
 @pytest.fixture
 def wide(tmp_path, monkeypatch, random_text):
-    """A trainer of a variant whose maps read more than a state, by name; None is `firp train` itself."""
+    """A trainer of a variant that no predictor of the package is, by name; else it is `firp train` itself."""
 
     monkeypatch.setattr("firp.train.trainer.load_model", load)
     config = TrainConfig(
         "tiny", str(random_text(40)), 2, 2, 3, 4, 4, ridge_tokens=100, held_out=4, transition_rank=4
     )  # fmt: skip
-    return lambda name: variants.VariantTrainer(SHAPES.get(name, variants.Variant()), config, tmp_path / name, "cpu")
+    known = SHAPES | {"two tokens": variants.Variant(two_tokens=True)}
+    return lambda name: variants.VariantTrainer(known.get(name, variants.Variant()), config, tmp_path / name, "cpu")
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -155,6 +156,12 @@ def test_wide_maps_learn_and_have_a_tau(wide, name):
     if name == "units":
         assert not torch.equal(trainer.predictor.units, wide("units").predictor.units)
     assert found["kl"] != found["start"]
+
+
+def test_a_transition_over_two_tokens_learns_and_has_a_tau(wide):
+    trainer = wide("two tokens")
+    found = trained.figures(lambda: trainer)
+    assert trainer.predictor.second.abs().max() > 0 and found["tau"]["4, 2, 2"] >= 1
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -93,7 +93,8 @@ def make_profile(
         raise ValueError("answers: got none, expected at least one")
     transition = None if tables is None else (tables[0].cpu(), tables[1].cpu())
     categories = sorted({category for _, _, category in answers})
-    parts = [_found(record(view, predictor, p, a, MAX_RANKS), predictor.num_offsets, transition) for p, a, _ in answers]
+    recordings = [record(view, predictor, prompt, answer, MAX_RANKS) for prompt, answer, _ in answers]
+    parts = [places_and_ranks(recording, predictor.num_offsets, transition) for recording in recordings]
     return AcceptanceProfile(
         num_offsets=predictor.num_offsets,
         fingerprint=predictor.fingerprint(),
@@ -105,7 +106,7 @@ def make_profile(
     )
 
 
-def _found(
+def places_and_ranks(
     recording: Recording, num_offsets: int, transition: tuple[Tensor, Tensor] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`places` and `ranks` of one answer, as in `AcceptanceProfile`."""
