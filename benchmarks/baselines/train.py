@@ -147,7 +147,8 @@ def main(
             document = read_object(path) if path.is_file() else {}
         except ValueError as error:
             raise ValueError(f"{path}: {error}; remove it, and the same command writes it again") from error
-        for kind, config in configs.items():
+        for kind in sorted(configs, key=FIRP.__ne__):  # FIRP first: its transition may not fit a small model
+            config = configs[kind]
             found = train_kind(config, rates, sweep_steps, output, choose_device(device), deadline)
             if found is None:
                 print("time is over; run the same command again to go on")

@@ -48,7 +48,7 @@ def test_every_path_is_weighed_by_the_two_tokens_before():
                 query = source[history[-1]] + (second[history[-2]] if up + depth else 0)
                 weight = marginal * torch.tensor([math.exp(query @ target[token]) for token in choices])
                 for token, share in zip(choices, (weight / weight.sum() * marginal.sum()).tolist(), strict=True):
-                    joint[*path, token] = joint[path] * share
+                    joint[(*path, token)] = joint[path] * share
         order = sorted(joint, key=joint.get, reverse=True)
         own = tokens[position + up + 2 : position + OFFSETS + 2]
         for i, nodes in enumerate(NODES):
