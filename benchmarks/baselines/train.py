@@ -4,9 +4,9 @@ python -m benchmarks.baselines.train --data text.npz --output heads --steps 1000
 
 Each kind is trained at every rate of the sweep for `--sweep-steps`, then at the best for `--steps`. The best has the
 least held-out KL, offsets weighed as in the loss. Run the same command again to resume. `curves.json` holds every curve
-and the settings; `KIND/heads.safetensors` are the heads. The kind "firp" is `firp train` itself; `firp/` is then a
-predictor. All kinds in a folder learn from one text, held-out sequences, batches and anchors: `settings.json` holds
-these, and other ones are refused.
+and the settings; `KIND/heads.safetensors` are the heads. The kind "firp" is `firp train` itself, and "firp-update" an
+update over the maps of `firp/`, which stay as they are; both folders hold a predictor. All kinds in a folder learn from
+one text, held-out sequences, batches and anchors: `settings.json` holds these, and other ones are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from benchmarks.commands import run
 from benchmarks.document import digest_of_text, keep_settings, make_folder
 
 EVALUATE_EVERY = 50
-FIRP = "firp"
+FIRP, UPDATE = PREDICTORS = "firp", "firp-update"
+UPDATED = {"learning_rate": 0.0, "update_width": 512, "draft_vocabulary": 16_384}
 # Of a run, what all kinds in a folder have in common.
 SETTINGS = "settings.json"
 COMMON = ("model", "num_offsets", "batch_size", "anchors", "max_length", "held_out", "seed", "dtype")
@@ -55,7 +56,8 @@ def train_kind(
 ) -> dict | None:
     """Sweep, then train at the best rate; what `curves.json` holds of the kind, or None where time was over."""
     trainer = None
-    kind, make = (config.kind, HeadTrainer) if isinstance(config, HeadConfig) else (FIRP, SharedRows)
+    kind = config.kind if isinstance(config, HeadConfig) else UPDATE if config.update_width else FIRP
+    make = SharedRows if kind in PREDICTORS else HeadTrainer
 
     def finishes(config: TrainConfig, folder: Path) -> bool:
         nonlocal trainer
@@ -77,7 +79,8 @@ def train_kind(
     if not finishes(chosen, output / kind):
         return None
     text = {"text": digest_of_text(trainer.dataset), "sequences": len(trainer.train_indices)}
-    settings = asdict(chosen) | {"data": Path(chosen.data).name} | text
+    paths = {name: Path(path).name for name in ("data", "start_from") if (path := getattr(chosen, name))}
+    settings = asdict(chosen) | paths | text
     found |= {"learning_rate": best, "curve": curve(output / kind), "settings": settings}
     found["environment"] = environment(trainer.model)
     return found
@@ -87,7 +90,9 @@ def main(
     data: Annotated[str, typer.Option(help="File written by `firp distill`.")],
     output: Annotated[Path, typer.Option(help="Folder of the runs and of curves.json.")],
     model: Annotated[str, typer.Option(help="Base model, as `firp train` takes it.")] = "smollm2-135m",
-    kinds: Annotated[str, typer.Option(help="Comma-separated: medusa, early-exit, firp.")] = ",".join(KINDS),
+    kinds: Annotated[str, typer.Option(help="Comma-separated: medusa, early-exit, firp, firp-update.")] = ",".join(
+        KINDS
+    ),
     learning_rates: Annotated[str, typer.Option(help="Comma-separated peaks; one is taken as it is.")] = (
         "1e-4,3e-4,1e-3,3e-3"
     ),
@@ -119,18 +124,22 @@ def main(
     if not rates or not all(0 < rate < float("inf") for rate in rates):
         raise ValueError(f"learning_rates: got {learning_rates!r}, expected numbers above 0")
     names = kinds.split(",")
-    if len(set(names)) < len(names) or not set(names) <= {*KINDS, FIRP}:
-        raise ValueError(f"kinds: got {kinds!r}, expected one or more of {', '.join((*KINDS, FIRP))}, each once")
-    if FIRP in names and loss_vocabulary:
+    if len(set(names)) < len(names) or not set(names) <= {*KINDS, *PREDICTORS}:
+        raise ValueError(f"kinds: got {kinds!r}, expected one or more of {', '.join((*KINDS, *PREDICTORS))}, each once")
+    if {FIRP, UPDATE} & set(names) and loss_vocabulary:
         raise ValueError(f"loss_vocabulary: got {loss_vocabulary} with firp, expected 0: its loss is over all tokens")
+    if UPDATE in names and FIRP not in names and not (output / FIRP / "config.json").is_file():
+        raise ValueError(f"kinds: got {kinds!r}, expected {FIRP} with it: {output / FIRP} holds no predictor yet")
     others = {"ridge_tokens": ridge_tokens, "held_out": held_out, "seed": seed, "dtype": dtype, "keep_rows": keep_rows}
     sizes = model, data, insertion_layer, num_offsets, steps, batch_size, anchors, max_length, rates[0]
     configs: dict[str, TrainConfig] = {
         kind: TrainConfig(*sizes, **others)
-        if kind == FIRP
+        if kind in PREDICTORS
         else HeadConfig(*sizes, **others, kind=kind, loss_vocabulary=loss_vocabulary)
-        for kind in names
+        for kind in sorted(names, key=[*PREDICTORS, *KINDS].index)  # the model may be too small for a transition
     }
+    if UPDATE in configs:
+        configs[UPDATE] = replace(configs[UPDATE], start_from=str(output / FIRP), **UPDATED)
     if sweep_steps < 1:
         raise ValueError(f"sweep_steps: got {sweep_steps}, expected at least 1")
     if time_limit is not None and not time_limit >= 0:
@@ -147,9 +156,9 @@ def main(
             document = read_object(path) if path.is_file() else {}
         except ValueError as error:
             raise ValueError(f"{path}: {error}; remove it, and the same command writes it again") from error
-        for kind in sorted(configs, key=FIRP.__ne__):  # FIRP first: its transition may not fit a small model
-            config = configs[kind]
-            found = train_kind(config, rates, sweep_steps, output, choose_device(device), deadline)
+        for kind, config in configs.items():
+            own = [config.learning_rate] if kind == UPDATE else rates
+            found = train_kind(config, own, sweep_steps, output, choose_device(device), deadline)
             if found is None:
                 print("time is over; run the same command again to go on")
                 raise typer.Exit(1)

@@ -110,10 +110,12 @@ def exit_rows(view: DecoderView, batch: Batch, layer: int) -> tuple[Tensor, ...]
 
 
 class SharedRows(Trainer):
-    """`firp train` with its rows in the folder above: all runs of a command read the same."""
+    """`firp train` with its rows in the folder above: all runs of a command read the same, but for pseudo rows."""
 
     def open_store(self) -> RowStore:
         config = self.config
+        if config.keeps_pseudo_rows:
+            return super().open_store()
         made_from = {name: getattr(config, name) for name in ("model", "data", "dtype")}
         path = self.output.parent / ROWS
         return RowStore(path, self.view, self.dataset, config.insertion_layer, config.max_length, made_from)

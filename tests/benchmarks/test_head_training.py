@@ -210,6 +210,19 @@ def test_firp_learns_beside_the_heads_from_their_text_alone(train, setup, tmp_pa
         train(kinds="early-exit")
 
 
+def test_an_update_learns_over_maps_that_stay(train, tmp_path, monkeypatch):
+    small = {"learning_rate": 0.0, "update_width": 4, "draft_vocabulary": 8}
+    monkeypatch.setattr("benchmarks.baselines.train.UPDATED", small)
+    with pytest.raises(ValueError, match=r"kinds: got 'firp-update', expected firp with it: .* holds no predictor yet"):
+        train(kinds="firp-update")
+    train(kinds="firp-update,firp", keep_rows=True)
+    maps, updated = (firp.load_predictor(tmp_path / "heads" / kind) for kind in ("firp", "firp-update"))
+    assert torch.equal(maps.weight, updated.weight) and not torch.equal(maps.transition, updated.transition)
+    assert updated.update_outputs.any() and maps.update_outputs is None
+    settings = json.loads((tmp_path / "heads/curves.json").read_text())["firp-update"]["settings"]
+    assert settings["start_from"] == "firp" and settings["update_width"] == 4 and settings["steps"] == 4
+
+
 def test_a_run_of_unknown_settings_and_a_damaged_file_are_refused(train, tmp_path):
     train()
     (tmp_path / "heads/curves.json").write_text("{bad")
