@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.commands import run
-from benchmarks.document import digest, keep_settings, make_folder
+from benchmarks.document import digest_of_text, keep_settings, make_folder
 
 VERSION = "0.3.2"
 PREDICTORS, ADAPTATIONS = ("linear", "mlp"), ("frozen", "lora", "full")
@@ -79,6 +78,12 @@ def summary(results: list[Any]) -> dict:
     }  # fmt: skip
 
 
+def history_of(run: Path) -> list[dict]:
+    """What a run logged, by all its processes: a killed one may have logged steps that the next one took again."""
+    lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    return list({line["step"]: line for line in lines}.values())
+
+
 def main(
     data: Annotated[Path, typer.Option(help="File written by `firp distill`.")],
     output: Annotated[Path, typer.Option(help="Folder of the run and of jump.json.")],
@@ -115,7 +120,7 @@ def main(
     dataset.check_vocabulary(base.config.vocab_size)
     training, _ = split_held_out(dataset, held_out)
     settings = {
-        "economize": VERSION, "model": model, "data": data.name, "text": digest(dataset.tokens.tobytes()),
+        "economize": VERSION, "model": model, "data": data.name, "text": digest_of_text(dataset),
         "sequences": len(training), "held_out": held_out, "steps": steps, "batch_size": batch_size,
         "max_length": max_length, "predictor": predictor, "adaptation": adaptation, "seed": seed, "dtype": dtype,
     }  # fmt: skip
@@ -125,12 +130,11 @@ def main(
     config = economize.JumpConfig(**placed, predictor=predictor, adaptation=adaptation)
     drafting = economize.apply(base, config)
     source = SequenceSource(examples(dataset, training.tolist(), max_length), batch_size, seed=seed)
-    started = time.monotonic()
     trained = fit(
         drafting, source, steps=steps, batch_size=batch_size, output_dir=output / "run", resume=True, save_every=100,
         seed=seed,
     )  # fmt: skip
-    seconds = time.monotonic() - started
+    history = history_of(output / "run")
     drafting.eval() if hasattr(drafting, "eval") else None
     rows = [encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}]) for prompt in chosen]
     found: dict[str, dict] = {}
@@ -144,7 +148,7 @@ def main(
             **settings, **placed, "prompts": prompts.name, "limit": limit, "max_new_tokens": max_new_tokens,
         },
         "parameters": sum(parameter.numel() for parameter in drafting.technique_parameters()),
-        "training": {"steps": trained.steps, "seconds": round(seconds, 1), "history": trained.history},
+        "training": {"steps": trained.steps, "seconds": round(history[-1]["time"], 1), "history": history},
         "cycle_lengths": found,
     }  # fmt: skip
     write_atomically(output / "jump.json", lambda staged: staged.write_text(json.dumps(document, indent=1) + "\n"))

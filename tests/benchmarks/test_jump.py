@@ -71,6 +71,12 @@ def test_it_is_trained_decoded_and_counted(model, tmp_path, data, capsys):
     assert json.loads((tmp_path / "jump/jump.json").read_text())["cycle_lengths"] == document["cycle_lengths"]
 
 
+def test_steps_that_were_taken_again_are_told_once(tmp_path):
+    lines = [{"step": step, "loss": loss} for step, loss in ((0, 9.0), (50, 5.0), (100, 4.0), (50, 5.5), (100, 4.5))]
+    (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [(line["step"], line["loss"]) for line in jump.history_of(tmp_path)] == [(0, 9.0), (50, 5.5), (100, 4.5)]
+
+
 @installed
 def test_another_run_is_not_gone_on_with(model, tmp_path, data):
     jump.main(**options(tmp_path, data))
