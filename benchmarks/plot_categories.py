@@ -15,7 +15,7 @@ import typer
 from firp.tools.figures import cut
 
 ROOT = Path(__file__).parents[1]
-FIGURES = ROOT / "benchmarks/results/cpu-epyc-avx2-2026-11-28.json"
+FIGURES = ROOT / "benchmarks/results/cpu-epyc-avx2-2026-11-29.json"
 PICTURE = ROOT / "docs/assets/categories.svg"
 
 STYLE = """

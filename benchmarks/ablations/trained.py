@@ -95,8 +95,12 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the data order and of the anchors.")] = 0,
     dtype: Annotated[str, typer.Option(help="dtype of the base model.")] = "bfloat16",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A variant's name; more than once for several.")] = None,
 ) -> None:
-    """Train and measure every variant."""
+    """Train and measure every variant, or those that `only` names."""
+    for name in only or ():
+        if name not in VARIANTS:
+            raise ValueError(f"only: got {name!r}, expected one of {'; '.join(VARIANTS)}")
     config = TrainConfig(
         model, str(data), insertion_layer, 3, steps, batch_size, anchors, ridge_tokens=ridge_tokens, held_out=held_out,
         seed=seed, dtype=dtype,
@@ -109,7 +113,9 @@ def main(
     where = choose_device(device)
     base, _ = firp.load_model(model, dtype, where)
     chosen = {
-        name: variant for name, variant in VARIANTS.items() if fits(name, replace(config, **variant.settings), base)
+        name: variant
+        for name, variant in VARIANTS.items()
+        if (not only or name in only) and fits(name, replace(config, **variant.settings), base)
     }
     make_folder("json", json_path.parent)
     with locked(json_path.parent):

@@ -60,10 +60,10 @@ def command(tmp_path, monkeypatch, random_text):
     monkeypatch.setattr(trained, "VARIANTS", small)
     data = random_text(40)
 
-    def once() -> dict:
+    def once(**options) -> dict:
         trained.main(
             data, tmp_path / "runs", tmp_path / "trained.json", "tiny", insertion_layer=2, steps=4,
-            batch_size=4, anchors=4, ridge_tokens=100, held_out=4, seed=0, dtype="float32", device="cpu",
+            batch_size=4, anchors=4, ridge_tokens=100, held_out=4, seed=0, dtype="float32", device="cpu", **options,
         )  # fmt: skip
         return json.loads((tmp_path / "trained.json").read_text())["parts"]
 
@@ -98,6 +98,14 @@ def test_a_second_run_trains_what_is_missing(command, tmp_path):
     again = once()
     assert [variant.divergence for variant in runs] == [variants.total_variation]
     assert again["total variation"]["figures"]["kl"] == whole["total variation"]["figures"]["kl"]
+
+
+def test_only_the_named_variants_are_trained(command):
+    once, runs = command
+    assert list(once(only=["KL, no transition", "KL"])) == ["KL", "KL, no transition"] and len(runs) == 2
+    with pytest.raises(ValueError, match="only: got 'KL, no', expected one of KL; total variation;"):
+        once(only=["KL, no"])
+    assert len(runs) == 2 and list(once(only=["total variation"])) == ["KL", "KL, no transition", "total variation"]
 
 
 def test_a_variant_that_the_model_cannot_have_is_named_and_left_out(command, capsys):
