@@ -18,6 +18,7 @@ import torch
 import typer
 from firp.generation.batch import cut_after_stop, left_padded, stop_ids
 from firp.tools.environment import environment
+from firp.tools.figures import cut
 from firp.tools.files import write_atomically
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from rich.console import Console
@@ -87,7 +88,7 @@ def main(
             name,
             str(entry["tokens"]),
             f"{speed['median']:.1f} ({speed['min']:.1f}-{speed['max']:.1f})",
-            f"{median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})",
+            f"{cut(median(ratios))}x ({cut(min(ratios))}-{cut(max(ratios))})",
             f"{entry['sequences_identical_to_hf']}/{batch_size}",
             "-" if split is None else " / ".join(f"{seconds:.2f}" for seconds in split.values()),
         )

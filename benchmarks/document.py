@@ -54,16 +54,18 @@ def check(found: dict, fields: Sequence[str] = ()) -> None:
                 raise ValueError(f"part {name!r}: got figures without {field!r}")
 
 
-def same_settings(path: Path, kept: dict, given: dict) -> None:
+def same_settings(path: Path, kept: dict, given: dict, remedy: str = "choose another file or remove it") -> None:
     """Whether work that a file holds, done with the settings `kept`, may be gone on with.
+
+    Args:
+        remedy: what to do where it may not.
 
     Raises:
         ValueError: not with those given (the first that differs is named).
     """
     for name in {**given, **kept}:
         if kept.get(name) != given.get(name):
-            made = kept.get(name)
-            raise ValueError(f"{name}: got {given.get(name)!r}, but {path} is of {made!r}; choose another or remove it")
+            raise ValueError(f"{name}: got {given.get(name)!r}, but {path} is of {kept.get(name)!r}; {remedy}")
 
 
 def keep_settings(path: Path, settings: dict, runs: Sequence[Path]) -> None:
@@ -80,7 +82,7 @@ def keep_settings(path: Path, settings: dict, runs: Sequence[Path]) -> None:
             kept = read_object(path)
         except ValueError as error:
             raise ValueError(f"{path}: {error}; remove its folder to begin again") from error
-        same_settings(path, kept, json.loads(json.dumps(settings)))
+        same_settings(path, kept, json.loads(json.dumps(settings)), "choose another output folder")
         return
     if any(run.exists() for run in runs):
         raise ValueError(f"output: got {path.parent} with a run of unknown settings, expected another folder")
@@ -115,7 +117,7 @@ class Document:
                 found = read_object(path)
                 check(found, fields)
             except ValueError as error:
-                raise ValueError(f"{path}: {error}; remove it to begin again") from error
+                raise ValueError(f"{path}: {error}; choose another file, or remove it to begin again") from error
             same_settings(path, found["settings"], self.settings)
             self.parts = found["parts"]
 

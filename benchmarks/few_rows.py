@@ -23,6 +23,7 @@ from firp.drafting.choices import Choice, Rung
 from firp.drafting.trees import TreeConfig
 from firp.generation.output import FirpOutput
 from firp.tools.environment import environment
+from firp.tools.figures import cut
 from firp.tools.files import locked
 from firp.tools.prompt_files import OWN_PROMPTS, Prompt, encode, load_prompts
 from rich.console import Console
@@ -136,7 +137,7 @@ def show(found: dict[str, dict]) -> None:
     for category, figures in lines.items():
         cells = []
         for of_it in (figures[name] for name in names):
-            cells += [f"{of_it['tau']:.3f}", str(of_it["rows"]["most"]), f"{of_it['equal']} of {of_it['answers']}"]
+            cells += [cut(of_it["tau"], 3), str(of_it["rows"]["most"]), f"{of_it['equal']} of {of_it['answers']}"]
         table.add_row(category, *cells)
     Console(highlight=False).print(table)
     print(f"tau = {TAU_FORMULA}")

@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
 import firp
 from firp.tools.converted import WHEEL_MODELS
+from firp.tools.figures import cut
 from firp.tools.files import cache_dir, write_atomically
 from firp.tools.models import load_model
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
@@ -193,7 +194,7 @@ def main(
         table = Table("method", "tokens/s", "over llama.cpp", "answers equal to plain", title=name)
         for method, figures in found.items():
             ratios = figures["over_llama_cpp"]
-            spread = f"{median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+            spread = f"{cut(median(ratios))}x ({cut(min(ratios))}-{cut(max(ratios))})"
             equal = f"{figures['answers_equal_to_plain']} of {limit}"
             table.add_row(method, f"{median(figures['tokens_per_second']):.1f}", spread, equal)
         console.print(table)

@@ -21,6 +21,7 @@ import torch
 import typer
 from firp.bench.runner import TAU_FORMULA
 from firp.tools.environment import environment
+from firp.tools.figures import cut
 from firp.tools.prompt_files import OWN_PROMPTS, Prompt, encode, load_prompts
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -100,7 +101,7 @@ def main(
 def told(answers: list[dict]) -> str:
     equal, gap = sum(one["equal"] for one in answers), min(one["gap"] for one in answers)
     tokens, delivered, steps = (sum(one[name] for one in answers) for name in ("tokens", "delivered", "steps"))
-    shown = f"{equal} of {len(answers)} answers are the model's own, {tokens} tokens, tau {delivered / steps:.3f}"
+    shown = f"{equal} of {len(answers)} answers are the model's own, {tokens} tokens, tau {cut(delivered / steps, 3)}"
     return f"{shown}, least gap of two scores {gap:.1e}"
 
 

@@ -20,6 +20,7 @@ import typer
 from firp.cli.options import choose_device, integers
 from firp.engine.prefill import check_prompts
 from firp.tools.environment import environment
+from firp.tools.figures import cut
 from firp.tools.hardware import synchronize
 from transformers import PreTrainedModel
 
@@ -88,8 +89,8 @@ def main(
             found = document.part(f"{dtype}, {length} tokens", {}, compute)
             print(
                 f"{dtype}, {length} tokens: engine {1e3 * found['engine']:.1f} ms, Hugging Face "
-                f"{1e3 * found['hugging face']:.1f} ms, {found['ratio']:.2f}x "
-                f"({found['ratios'][0]:.2f}-{found['ratios'][-1]:.2f})"
+                f"{1e3 * found['hugging face']:.1f} ms, {cut(found['ratio'])}x "
+                f"({cut(found['ratios'][0])}-{cut(found['ratios'][-1])})"
             )
 
 

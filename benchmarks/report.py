@@ -10,6 +10,7 @@ import platform
 from pathlib import Path
 
 import torch
+from firp.tools.figures import cut
 from rich.console import Console
 from rich.table import Table
 
@@ -86,7 +87,7 @@ def print_table(entries: list[dict], console: Console) -> None:
             entry["implementation"],
             f"{taken['median']:.1f} ({taken['min']:.1f}-{taken['max']:.1f})",
             f"{entry['share_of_floor']:.0%}",
-            "-" if ratio is None else f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f}) {rival}",
+            "-" if ratio is None else f"{cut(ratio['median'])}x ({cut(ratio['min'])}-{cut(ratio['max'])}) {rival}",
         )
     console.print(table)
 

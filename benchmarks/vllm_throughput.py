@@ -148,14 +148,16 @@ def engine_options(model: Path, checkpoint: Path, dtype: str, batch: int, length
 
 
 def print_table(found: dict[str, dict], title: str, prompts: int, console: Console) -> None:
+    from firp.tools.figures import cut
+
     table = Table("method", "tokens/s", "over plain", "tau", "answers equal to plain", title=title)
     for name, figures in found.items():
         ratios = figures["over_plain"]
         table.add_row(
             name,
             f"{median(figures['tokens_per_second']):.1f}",
-            f"{median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})",
-            "-" if figures["tau"] is None else f"{figures['tau']:.2f}",
+            f"{cut(median(ratios))}x ({cut(min(ratios))}-{cut(max(ratios))})",
+            "-" if figures["tau"] is None else cut(figures["tau"]),
             f"{figures['answers_equal_to_plain']} of {prompts}",
         )
     console.print(table)

@@ -27,6 +27,7 @@ from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
+from firp.tools.figures import cut, raised
 from firp.tools.files import locked
 from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
 from firp.train.config import TrainConfig
@@ -220,9 +221,10 @@ def show(found: dict[str, dict]) -> None:
     )
     for name, figures in found.items():
         line = curve[0] if name == "start" else figures["curve"][-1]
-        shares = " ".join(f"{100 * share:.2f}" for share in line["followed1"])
-        taus = (f"{tau['all']:.3f}" for tau in figures["tau"].values())
-        table.add_row(name, str(figures.get("learned", "")), " ".join(f"{kl:.3f}" for kl in line["kl"]), shares, *taus)
+        losses = " ".join(raised(kl, 3) for kl in line["kl"])
+        shares = " ".join(cut(100 * share) for share in line["followed1"])
+        taus = (cut(tau["all"], 3) for tau in figures["tau"].values())
+        table.add_row(name, str(figures.get("learned", "")), losses, shares, *taus)
     Console(highlight=False, width=160).print(table)
 
 

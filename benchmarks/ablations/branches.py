@@ -32,6 +32,7 @@ from firp.drafting.recording import make_profile
 from firp.drafting.transition import token_tables
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
+from firp.tools.figures import cut
 from firp.tools.prompt_files import OWN_PROMPTS, load_prompts
 from torch import Tensor
 
@@ -207,7 +208,7 @@ def main(
         for trees in group:
             nodes, lookahead = trees["tree"]
             size = f"{nodes} nodes, {lookahead} lookahead nodes, k = {trees['num_offsets']}"
-            print(f"{name}: {size}: tau {trees['without']['all']:.3f}, with branches {trees['tau']['all']:.3f}")
+            print(f"{name}: {size}: tau {cut(trees['without']['all'], 3)}, with branches {cut(trees['tau']['all'], 3)}")
 
 
 if __name__ == "__main__":

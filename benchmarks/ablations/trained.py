@@ -30,6 +30,7 @@ from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import load_profile
 from firp.drafting.trees import TreeConfig
 from firp.tools.environment import environment
+from firp.tools.figures import cut, raised
 from firp.tools.files import locked
 from firp.train.config import TrainConfig
 from firp.train.data import load_dataset
@@ -112,6 +113,9 @@ def main(
     }  # fmt: skip
     where = choose_device(device)
     base, _ = firp.load_model(model, dtype, where)
+    last = base.config.num_hidden_layers - 1
+    if not 1 <= insertion_layer <= last:
+        raise ValueError(f"insertion_layer: got {insertion_layer}, expected 1..{last}")
     chosen = {
         name: variant
         for name, variant in VARIANTS.items()
@@ -135,9 +139,9 @@ def show(found: dict[str, dict]) -> None:
         "learned", *(f"KL {j}" for j in offsets), *(f"top-1 {j}" for j in offsets), *(f"tau {tree}" for tree in trees)
     )
     for name, figures in found.items():
-        kl = [f"{x:.3f}" for x in figures["kl"]]
-        accuracies = [f"{100 * share:.2f}" for share in figures["followed1"]]
-        taus = ("" if figures["tau"][tree] is None else f"{figures['tau'][tree]:.3f}" for tree in trees)
+        kl = [raised(x, 3) for x in figures["kl"]]
+        accuracies = [cut(100 * share) for share in figures["followed1"]]
+        taus = ("" if figures["tau"][tree] is None else cut(figures["tau"][tree], 3) for tree in trees)
         table.add_row(name, *((cells + [""])[j] for cells in (kl, accuracies) for j in range(3)), *taus)
     Console(highlight=False, width=160).print(table)
 

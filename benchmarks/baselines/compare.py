@@ -23,6 +23,7 @@ from firp.drafting.predictor import FirpPredictor
 from firp.drafting.profile import NODES, AcceptanceProfile, load_profile
 from firp.tools.environment import environment
 from firp.tools.figures import cut
+from firp.tools.files import locked
 from firp.tools.prompt_files import OWN_PROMPTS, Prompt, load_prompts
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.baselines.decode import HeadEngine
 from benchmarks.baselines.heads import Heads, load_heads
 from benchmarks.commands import run
-from benchmarks.document import Document, digest
+from benchmarks.document import Document, digest, make_folder
 
 BESIDE = ("ar", "hf", "prompt-lookup")
 
@@ -114,7 +115,7 @@ def print_table(document: Document, console: Console) -> None:
             speed, ratio = entry["tokens_per_second"]["median"], entry["speedup_vs_ar"]
             spread = f"{cut(ratio['median'])}x ({cut(ratio['min'])}-{cut(ratio['max'])})"
             tree = figures.get("trees", {}).get(method, "")
-            table.add_row(name, method, tree, f"{entry['tau']:.3f}", f"{speed:.1f}", spread)
+            table.add_row(name, method, tree, cut(entry["tau"], 3), cut(speed, 1), spread)
     console.print(table)
 
 
@@ -147,9 +148,7 @@ def main(
         "limit": limit, "max_new_tokens": max_new_tokens, "repeats": repeats, "tau": TAU_FORMULA,
         "device": base.device.type, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    document = Document(json_path, settings, environment(base))
     shared = (chosen, base, tokenizer, max_new_tokens, repeats)
-    document.part("any", {}, lambda: interleaved(make_methods(list(BESIDE), base, None, None), *shared))
 
     def part(size: int) -> dict:
         tree, k = best_tree(profile, size)
@@ -158,8 +157,12 @@ def main(
         trees = {"firp": own, **{kind: f"{size} nodes, k = {own.num_offsets}" for kind, own in trained.items()}}
         return interleaved(methods, *shared) | {"trees": trees}
 
-    for size in sizes:
-        document.part(str(size), made_from(drafts, trained), lambda size=size: part(size))
+    make_folder("json", json_path.parent)
+    with locked(json_path.parent):
+        document = Document(json_path, settings, environment(base))
+        document.part("any", {}, lambda: interleaved(make_methods(list(BESIDE), base, None, None), *shared))
+        for size in sizes:
+            document.part(str(size), made_from(drafts, trained), lambda size=size: part(size))
     print_table(document, Console(highlight=False))
 
 

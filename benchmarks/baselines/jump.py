@@ -21,13 +21,14 @@ import typer
 from firp.cli.options import choose_device, integers
 from firp.generation.batch import stop_ids
 from firp.tools.environment import environment
-from firp.tools.files import write_atomically
+from firp.tools.figures import cut
+from firp.tools.files import locked, write_atomically
 from firp.tools.prompt_files import OWN_PROMPTS, encode, load_prompts
 from firp.train.data import TextDataset, load_dataset, split_held_out
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands import run
+from benchmarks.commands import check_length, run
 from benchmarks.document import digest_of_text, keep_settings, make_folder
 
 VERSION = "0.3.2"
@@ -114,7 +115,15 @@ def main(
     for name, given, expected in (("predictor", predictor, PREDICTORS), ("adaptation", adaptation, ADAPTATIONS)):
         if given not in expected:
             raise ValueError(f"{name}: got {given!r}, expected one of {', '.join(expected)}")
+    for name, given, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("max_length", max_length, 2)):
+        if given < least:
+            raise ValueError(f"{name}: got {given}, expected at least {least}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: got {seed}, expected 0..{2**32 - 1}")
+    check_length(max_new_tokens)
     lengths = integers("cycle_lengths", cycle_lengths)
+    if min(lengths) < 1:
+        raise ValueError(f"cycle_lengths: got {min(lengths)}, expected at least 1 (1: no draft)")
     chosen, dataset = load_prompts(prompts, limit), load_dataset(data)
     base, tokenizer = firp.load_model(model, dtype, choose_device(device))
     dataset.check_vocabulary(base.config.vocab_size)
@@ -124,38 +133,40 @@ def main(
         "sequences": len(training), "held_out": held_out, "steps": steps, "batch_size": batch_size,
         "max_length": max_length, "predictor": predictor, "adaptation": adaptation, "seed": seed, "dtype": dtype,
     }  # fmt: skip
-    make_folder("output", output)
-    keep_settings(output / "settings.json", settings, [output / "run"])
     placed = layers(base.config.num_hidden_layers)
     config = economize.JumpConfig(**placed, predictor=predictor, adaptation=adaptation)
-    drafting = economize.apply(base, config)
-    source = SequenceSource(examples(dataset, training.tolist(), max_length), batch_size, seed=seed)
-    trained = fit(
-        drafting, source, steps=steps, batch_size=batch_size, output_dir=output / "run", resume=True, save_every=100,
-        seed=seed,
-    )  # fmt: skip
-    history = history_of(output / "run")
-    drafting.eval() if hasattr(drafting, "eval") else None
-    rows = [encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}]) for prompt in chosen]
-    found: dict[str, dict] = {}
-    for length in lengths:
-        options = {"decoding": economize.DecodeConfig(cycle_length=length), "stop": stop_ids(base)}
-        results = [drafting.decode(torch.tensor(row, device=base.device), max_new_tokens, **options) for row in rows]
-        found[str(length)] = summary(results)
-    document = {
-        "environment": environment(base),
-        "settings": {
-            **settings, **placed, "prompts": prompts.name, "limit": limit, "max_new_tokens": max_new_tokens,
-        },
-        "parameters": sum(parameter.numel() for parameter in drafting.technique_parameters()),
-        "training": {"steps": trained.steps, "seconds": round(history[-1]["time"], 1), "history": history},
-        "cycle_lengths": found,
-    }  # fmt: skip
-    write_atomically(output / "jump.json", lambda staged: staged.write_text(json.dumps(document, indent=1) + "\n"))
+    encoded = (encode(tokenizer, [{"role": "user", "content": prompt.turns[0]}]) for prompt in chosen)
+    rows = [torch.tensor(row, device=base.device) for row in encoded]
+    make_folder("output", output)
+    with locked(output):
+        keep_settings(output / "settings.json", settings, [output / "run"])
+        drafting = economize.apply(base, config)
+        source = SequenceSource(examples(dataset, training.tolist(), max_length), batch_size, seed=seed)
+        trained = fit(
+            drafting, source, steps=steps, batch_size=batch_size, output_dir=output / "run", resume=True,
+            save_every=100, seed=seed,
+        )  # fmt: skip
+        history = history_of(output / "run")
+        drafting.eval() if hasattr(drafting, "eval") else None
+        found: dict[str, dict] = {}
+        for length in lengths:
+            options = {"decoding": economize.DecodeConfig(cycle_length=length), "stop": stop_ids(base)}
+            results = [drafting.decode(row, max_new_tokens, **options) for row in rows]
+            found[str(length)] = summary(results)
+        document = {
+            "environment": environment(base),
+            "settings": {
+                **settings, **placed, "prompts": prompts.name, "limit": limit, "max_new_tokens": max_new_tokens,
+            },
+            "parameters": sum(parameter.numel() for parameter in drafting.technique_parameters()),
+            "training": {"steps": trained.steps, "seconds": round(history[-1]["time"], 1), "history": history},
+            "cycle_lengths": found,
+        }  # fmt: skip
+        write_atomically(output / "jump.json", lambda staged: staged.write_text(json.dumps(document, indent=1) + "\n"))
     table = Table("tokens of a cycle", "tau (per exact pass)", "draft steps", "tokens per forward of layers")
     for name, figures in found.items():
-        numbers = figures["tau"], figures["draft_steps"], figures["tokens_per_forward_of_layers"]
-        table.add_row(name, f"{numbers[0]:.3f}", str(numbers[1]), f"{numbers[2]:.3f}")
+        each = figures["tokens_per_forward_of_layers"]
+        table.add_row(name, cut(figures["tau"], 3), str(figures["draft_steps"]), cut(each, 3))
     Console(highlight=False).print(table)
 
 

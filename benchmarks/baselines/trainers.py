@@ -133,6 +133,8 @@ class HeadTrainer(SharedRows):
     def make_predictor(self) -> Heads:  # type: ignore[override]
         config = self.config
         layer = self.view.num_layers if config.kind == "medusa" else config.insertion_layer
+        if not 1 <= layer <= self.view.num_layers:
+            raise ValueError(f"insertion_layer: got {layer}, expected 1..{self.view.num_layers}")
         heads = Heads(config.kind, config.num_offsets, self.model.config.hidden_size, layer, config.model)
         heads.check_view(self.view)
         return heads.to(self.device)

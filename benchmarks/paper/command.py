@@ -12,7 +12,7 @@ from firp.cli.options import choose_device
 from firp.tools.files import locked, write_atomically
 from firp.tools.prompt_files import OWN_PROMPTS
 
-from benchmarks.document import check
+from benchmarks.document import check, make_folder
 from benchmarks.paper.setup import Setup
 
 OUT = Path(__file__).parents[1] / "results/paper"
@@ -45,7 +45,7 @@ def command(figures: dict[str, ModuleType], description: str) -> Callable[..., N
             out, model, dtype, choose_device(device), predictor, heads, prompts, limit, max_new_tokens, data,
             ridge_tokens, repeats,
         )  # fmt: skip
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder("out", out)
         with locked(out):
             for name in chosen:
                 if not plot_only:

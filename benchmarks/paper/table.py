@@ -10,6 +10,7 @@ from typing import Any
 import firp
 import torch
 from firp.bench.runner import TAU_FORMULA
+from firp.tools.figures import cut
 
 from benchmarks.baselines.compare import drafting_methods, interleaved, made_from
 from benchmarks.paper.setup import NAMES, Setup
@@ -40,7 +41,7 @@ def draw(document: dict, pyplot: Any) -> Any:
     rows = {name: part["methods"] for name, part in figures["categories"].items()} | {"all": figures["methods"]}
     names = [name for name in figures["methods"] if name != "ar"]
     cells = [
-        [f"{row[name]['tau']:.2f}, {row[name]['speedup_vs_ar']['median']:.2f}x" for name in names]
+        [f"{cut(row[name]['tau'])}, {cut(row[name]['speedup_vs_ar']['median'])}x" for name in names]
         for row in rows.values()
     ]
     drawn, axes = pyplot.subplots(figsize=(2 + 2 * len(names), 0.5 + 0.35 * len(rows)))

@@ -75,10 +75,10 @@ def test_a_part_is_computed_again_only_where_its_inputs_changed(tmp_path):
     with pytest.raises(ValueError, match=r"size: got \[2\], but .*f.json is of \[1\]"):
         part({"w": 2}, (2,))
     path.write_text('{"settings": {"size": [1]}, "parts": {"a": {"made_from": {}}}}')
-    with pytest.raises(ValueError, match="part 'a': got no figures; remove it"):
+    with pytest.raises(ValueError, match="part 'a': got no figures; choose another file, or remove it"):
         part({"w": 2})
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"f.json: .*; remove it to begin again"):
+    with pytest.raises(ValueError, match=r"f.json: .*, or remove it to begin again"):
         part({"w": 2})
     path.write_text("{}")
     with pytest.raises(ValueError, match="got no settings"):

@@ -173,7 +173,7 @@ def test_the_command_trains_every_kind_and_goes_on_after_a_limit(setup, tmp_path
         ({"kinds": "medusa,hydra"}, "kinds: got 'medusa,hydra', expected one or more of medusa, early-exit, firp"),
         ({"kinds": "medusa,medusa"}, "kinds: got 'medusa,medusa', expected .*, each once"),
         ({"kinds": "firp", "loss_vocabulary": 5}, "loss_vocabulary: got 5 with firp, expected 0"),
-        ({"insertion_layer": 9, "kinds": "early-exit"}, r"source_layer: got 9, expected 1\.\.4"),
+        ({"insertion_layer": 9, "kinds": "early-exit"}, r"insertion_layer: got 9, expected 1\.\.4"),
     ):
         with pytest.raises(ValueError, match=message):
             main(**{**arguments, **changes, "output": tmp_path / "bad"}, time_limit=None)

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from firp.tools.files import locked
 from models import hf_alone, tiny_model
 
 from benchmarks.baselines import jump
@@ -71,6 +72,13 @@ def test_it_is_trained_decoded_and_counted(model, tmp_path, data, capsys):
     assert json.loads((tmp_path / "jump/jump.json").read_text())["cycle_lengths"] == document["cycle_lengths"]
 
 
+@installed
+def test_a_second_process_is_refused(model, tmp_path, data):
+    (tmp_path / "jump").mkdir()
+    with locked(tmp_path / "jump"), pytest.raises(BlockingIOError, match="another process is at work in it"):
+        jump.main(**options(tmp_path, data))
+
+
 def test_steps_that_were_taken_again_are_told_once(tmp_path):
     lines = [{"step": step, "loss": loss} for step, loss in ((0, 9.0), (50, 5.0), (100, 4.0), (50, 5.5), (100, 4.5))]
     (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -90,8 +98,12 @@ def test_another_run_is_not_gone_on_with(model, tmp_path, data):
 
 @installed
 @pytest.mark.parametrize(
-    "name, value", [("predictor", "x"), ("adaptation", "x"), ("cycle_lengths", "2,a"), ("limit", 0)]
-)
+    "name, value",
+    [
+        ("predictor", "x"), ("adaptation", "x"), ("cycle_lengths", "2,a"), ("cycle_lengths", "0"), ("limit", 0),
+        ("max_new_tokens", 0), ("steps", -1), ("batch_size", 0), ("max_length", 0), ("seed", -1),
+    ],
+)  # fmt: skip
 def test_a_bad_option_is_named_before_training(model, tmp_path, data, name, value):
     with pytest.raises(ValueError, match=rf"^{name}: got '?{value}"):
         jump.main(**options(tmp_path, data, **{name: value}))

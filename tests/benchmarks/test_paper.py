@@ -9,6 +9,7 @@ import pytest
 import torch
 from firp.decoder.view import DecoderView
 from firp.drafting.recording import record
+from firp.tools.figures import cut
 from firp.train.targets import rank_of
 from models import update_predictor
 
@@ -245,9 +246,6 @@ def test_bad_arguments(setup, tmp_path):
 
 def test_the_page_shows_the_committed_figures():
     page = (command_module.OUT.parents[2] / "docs/paper.md").read_text()
-
-    def cut(value, digits):
-        return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
 
     parts = {
         name: json.loads((command_module.OUT / f"{name}.json").read_text())["parts"]

@@ -28,10 +28,6 @@ def test_every_category_is_drawn_with_its_own_figures(document):
     )
 
 
-def test_numbers_are_cut_not_rounded():
-    assert [cut(value) for value in (1.999, 1.0, 1.6948)] == ["1.99", "1.00", "1.69"]
-
-
 def test_a_file_without_figures_of_firp_is_refused(document):
     with pytest.raises(ValueError, match="categories: got none"):
         draw({**document, "categories": {}})

@@ -123,6 +123,14 @@ def test_other_settings_do_not_resume(setup, tmp_path):
         Trainer(setup(learning_rate=1e-5), tmp_path / "run", progress=False).run()
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+def test_another_number_of_steps_destroys_no_finished_run(setup, tmp_path, more):
+    Trainer(setup(), tmp_path / "run", progress=False).run()
+    steps = setup().steps
+    with pytest.raises(ValueError, match=f"steps: got {steps + more}, .* trained with {steps}; choose another output"):
+        Trainer(setup(steps=steps + more), tmp_path / "run", progress=False).run()
+
+
 def test_a_damaged_checkpoint_is_named(setup, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / CHECKPOINT).write_bytes(b"nonsense")

@@ -25,8 +25,8 @@ def print_table(document: dict, console: Console | None = None) -> None:
         table.add_row(
             name,
             str(entry["tokens"]),
-            f"{entry['tau']:.3f}",
-            f"{entry['tokens_per_second']['median']:.1f}",
+            cut(entry["tau"], 3),
+            cut(entry["tokens_per_second"]["median"], 1),
             _ratio(entry.get("speedup_vs_ar")),
             _ratio(entry.get("speedup_vs_hf")),
             "-" if identical is None else f"{identical['identical']}/{identical['total']}",
@@ -39,7 +39,7 @@ def print_table(document: dict, console: Console | None = None) -> None:
             entries = [part["methods"][name] for name in names]
             table.add_row(
                 category,
-                *(f"{entry['tau']:.2f}" for entry in entries),
+                *(cut(entry["tau"]) for entry in entries),
                 *("-" if "speedup_vs_ar" not in e else f"{cut(e['speedup_vs_ar']['median'])}x" for e in entries),
             )
         console.print(table)
@@ -65,7 +65,7 @@ def plot(document: dict, path: Path) -> None:
     above = [speed["max"] - speed["median"] for speed in speeds]
     figure, axes = pyplot.subplots(figsize=(1.6 * len(names) + 2, 4))
     bars = axes.bar(names, [speed["median"] for speed in speeds], yerr=[below, above], capsize=4)
-    axes.bar_label(bars, [f"tau {document['methods'][name]['tau']:.2f}" for name in names], padding=4)
+    axes.bar_label(bars, [f"tau {cut(document['methods'][name]['tau'])}" for name in names], padding=4)
     axes.set_ylabel("tokens per second")
     axes.set_title(f"{document['environment']['device']}, {document['environment']['dtype']}")
     figure.tight_layout()

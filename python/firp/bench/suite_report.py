@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from firp.bench.methods import Results, Run
 from firp.bench.suites import Suite, SuiteFile
+from firp.tools.figures import cut
 
 OVERALL = "overall"
 BASES = ("ar", "hf")
@@ -136,7 +137,7 @@ def _turn(run: Run, tokenizer: PreTrainedTokenizerBase) -> dict:
 
 def _spread(entry: dict, digits: int, unit: str = "") -> str:
     spread = "" if entry["std"] is None else f" ± {entry['std']:.{digits}f}"
-    return f"{entry['mean']:.{digits}f}{unit}{spread}"
+    return f"{cut(entry['mean'], digits)}{unit}{spread}"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -162,7 +163,7 @@ def print_suite(document: dict, suite: Suite, console: Console | None = None) ->
             table.add_row(
                 label,
                 name,
-                f"{entry['acceptance']:.4f}",
+                cut(entry["acceptance"], 4),
                 _spread(entry["tokens_per_second"], 2),
                 *(_spread(entry[f"speedup_vs_{base}"], 3, "x") for base in bases),
             )
@@ -173,14 +174,14 @@ def print_suite(document: dict, suite: Suite, console: Console | None = None) ->
             columns = *(suite.tasks[task] for task in tasks), "#Mean Accepted Tokens", "Overall"
             table = _table(f"Speedup over {base}", "Models", *columns)
             for name in methods:
-                ratios = [f"{summary[task][name][f'speedup_vs_{base}']['mean']:.2f}x" for task in (*tasks, OVERALL)]
-                accepted = f"{summary[OVERALL][name]['acceptance']:.2f}"
+                ratios = [f"{cut(summary[task][name][f'speedup_vs_{base}']['mean'])}x" for task in (*tasks, OVERALL)]
+                accepted = cut(summary[OVERALL][name]["acceptance"])
                 table.add_row(name, *ratios[:-1], accepted, ratios[-1])
             console.print(table)
     elif suite.name == "speed-bench":
         table = _table("Acceptance Length Report", "Model", *tasks, "Overall")
         for name in methods:
-            table.add_row(name, *(f"{summary[task][name]['acceptance']:.2f}" for task in (*tasks, OVERALL)))
+            table.add_row(name, *(cut(summary[task][name]["acceptance"]) for task in (*tasks, OVERALL)))
         console.print(table)
     missing = [task for task in suite.tasks if task not in summary]
     if missing and suite.name != "speed-bench":

@@ -20,6 +20,7 @@ from firp.decoder.rotary import context_limit
 from firp.engine.engine import Engine
 from firp.generation.generate import generate
 from firp.generation.metrics import StepEvent
+from firp.tools.figures import cut
 from firp.tools.prompt_files import encode
 
 HELP = (
@@ -110,7 +111,7 @@ def _answer(engine: Engine, ids: torch.Tensor, streamer: MarkingStreamer, asked:
             return f"{len(streamer.tokens)} tokens, stopped"
     stats = out.stats
     speed = stats.tokens / (time.perf_counter() - started)
-    return f"{stats.tokens} tokens, tau {stats.tau:.2f}, {speed:.1f} tokens/s"
+    return f"{stats.tokens} tokens, tau {cut(stats.tau)}, {cut(speed, 1)} tokens/s"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from firp.drafting.predictor import SHIPPED, FirpPredictor
 from firp.engine.memory import gib, plan_run
 from firp.engine.weights import weights_of
 from firp.tools.converted import WHEEL_MODELS, is_kept
+from firp.tools.figures import cut
 from firp.tools.hardware import available_memory, machine_name, usable_cores
 from firp.tools.models import check_source, load_config, parse_dtype
 from firp.tools.ranks import planned_heads
@@ -249,7 +250,7 @@ def _timed_steps(console: Console, drafter: FirpPredictor, dtype: str, device: t
                     str(tree.num_nodes), str(tree.num_lookahead), str(choice.num_offsets), tree.kind
                 )  # fmt: skip
                 row = f"{1e3 * rung.branch_seconds[0]:.2f} ms" if rung.branch_seconds else "-"
-                table.add_row(str(size), *shape, f"{1e3 * rung.seconds:.2f} ms", row, f"{rung.tau:.3f}")
+                table.add_row(str(size), *shape, f"{1e3 * rung.seconds:.2f} ms", row, cut(rung.tau, 3))
         console.print(table)
     console.print(f"kept in {path}; remove it to time steps again")
 

@@ -108,9 +108,7 @@ def _report(console: Console, shown: dict[str, Timed], repeats: list[dict[str, T
         ratios = sorted(run[name].speed / next(iter(run.values())).speed for run in runs)
         spread = f" ({cut(ratios[0])}-{cut(ratios[-1])})" if len(runs) > 1 and ratios[-1] > ratios[0] else ""
         speedup = f"{cut(median(ratios))}x{spread}" if len(runs[0]) > 1 else "-"
-        table.add_row(
-            name, str(out.stats.tokens), str(out.stats.steps), f"{out.stats.tau:.2f}", f"{speed:.1f}", speedup
-        )
+        table.add_row(name, str(out.stats.tokens), str(out.stats.steps), cut(out.stats.tau), cut(speed, 1), speedup)
     console.print(table)
     turns = f", median of {len(runs)} answers in turns" if len(runs) > 1 else ""
     console.print(

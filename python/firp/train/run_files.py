@@ -48,8 +48,9 @@ def read_checkpoint(path: Path, config: dict, device: torch.device) -> dict:
         for name, kind in FIELDS.items():
             if not isinstance(state[name], kind):
                 raise ValueError(f"{name}: got {type(state[name]).__name__}, expected {kind.__name__}")
-        if not 0 <= state["step"] <= config["steps"]:
-            raise ValueError(f"step: got {state['step']}, expected 0..{config['steps']} (steps)")
+        steps = state["config"].get("steps")
+        if isinstance(steps, int) and not 0 <= state["step"] <= steps:
+            raise ValueError(f"step: got {state['step']}, expected 0..{steps} (steps)")
     except Exception as error:
         raise ValueError(f"output: cannot read the checkpoint {path}: {error}; remove it to begin again") from error
     for name, value in config.items():

@@ -77,7 +77,7 @@ def print_tables(tuner: Tuner, name: str, console: Console | None = None) -> Non
                 str(candidate.num_nodes), str(candidate.num_lookahead), str(candidate.num_offsets), candidate.kind,
                 str(candidate.rows),
                 f"{1e3 * time.seconds:.2f} ({1e3 * min(time.repeats):.2f}-{1e3 * max(time.repeats):.2f})",
-                f"{point.tau:.3f}", f"{point.tokens_per_second:.1f}",
+                cut(point.tau, 3), cut(point.tokens_per_second, 1),
                 f"{cut(point.tokens_per_second / batch.plain.tokens_per_second)}x", _name(batch, point),
             )  # fmt: skip
         console.print(table)
