@@ -113,9 +113,8 @@ def main(
     }  # fmt: skip
     where = choose_device(device)
     base, _ = firp.load_model(model, dtype, where)
-    last = base.config.num_hidden_layers - 1
-    if not 1 <= insertion_layer <= last:
-        raise ValueError(f"insertion_layer: got {insertion_layer}, expected 1..{last}")
+    with torch.device("meta"):
+        FirpPredictor.for_model(base, 1, insertion_layer)  # a bad layer is no variant's fault: refused at once
     chosen = {
         name: variant
         for name, variant in VARIANTS.items()

@@ -122,8 +122,6 @@ def main(
         raise ValueError(f"seed: got {seed}, expected 0..{2**32 - 1}")
     check_length(max_new_tokens)
     lengths = integers("cycle_lengths", cycle_lengths)
-    if min(lengths) < 1:
-        raise ValueError(f"cycle_lengths: got {min(lengths)}, expected at least 1 (1: no draft)")
     chosen, dataset = load_prompts(prompts, limit), load_dataset(data)
     base, tokenizer = firp.load_model(model, dtype, choose_device(device))
     dataset.check_vocabulary(base.config.vocab_size)
